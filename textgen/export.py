@@ -1,0 +1,123 @@
+"""The form in which a model leaves: a folder that transformers opens, and the same folder read back here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from textgen.config import ModelConfig
+from textgen.files import Damaged, InputError, write_atomic
+from textgen.model import LanguageModel
+from textgen.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
+
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+WEIGHTS_FILE = "model.safetensors"
+DROPOUTS = ("dropout", "embedding_dropout")  # training only: the stock class has no such keys
+TIED_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with its tokenizer and the context it was trained at."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    seq_length: int
+
+
+def qwen3_config(model: ModelConfig, vocab_size: int, seq_length: int, end_id: int) -> dict[str, Any]:
+    """Return the `config.json` with which transformers builds the same model."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "attention_dropout": model.attention_dropout,
+        "bos_token_id": end_id,
+        "dtype": "float32",
+        "eos_token_id": end_id,
+        "head_dim": model.resolved_head_dim,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": model.initializer_range,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": seq_length,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_key_value_heads": model.resolved_num_key_value_heads,
+        "rms_norm_eps": model.rms_norm_eps,
+        # transformers 5 reads rope_parameters; older readers, vLLM and llama.cpp read rope_theta
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_theta": model.rope_theta,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "use_cache": True,
+        "vocab_size": vocab_size,
+    }
+
+
+def write_description(
+    folder: Path, model: ModelConfig, tokenizer: Tokenizer, vocab_size: int, seq_length: int
+) -> list[str]:
+    """Write all of a model's folder but its weights: configuration and tokenizer. Return the files' names."""
+    end_id = tokenizer.token_to_id(end_token(tokenizer))
+    config = qwen3_config(model, vocab_size, seq_length, end_id)
+    generation = {"bos_token_id": end_id, "eos_token_id": end_id, "do_sample": True, "max_length": seq_length}
+    write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_atomic(folder / GENERATION_CONFIG_FILE, json.dumps(generation, indent=2) + "\n")
+    return [CONFIG_FILE, GENERATION_CONFIG_FILE, *save_tokenizer(tokenizer, folder, seq_length)]
+
+
+def weights(model: LanguageModel) -> dict[str, Tensor]:
+    """Return the tensors that are stored: in fp32 on the CPU, a tied head left out."""
+    tied = {TIED_HEAD} if model.config.tie_word_embeddings else set()
+    return {
+        name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
+
+
+def write_weights(model: LanguageModel, path: Path) -> None:
+    """Write the weights with safetensors: the same weights give the same bytes."""
+    write_atomic(path, save(weights(model), metadata={"format": "pt"}))
+
+
+def read_weights(model: LanguageModel, path: Path) -> None:
+    """Fill the model from a file of `write_weights`.
+
+    Raises:
+        Damaged: the file is cut off or holds other tensors.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except Exception as error:  # the Rust library's own class, or a shape that differs
+        raise Damaged(f"{path} is damaged: {error}") from error
+    tied = [TIED_HEAD] if model.config.tie_word_embeddings else []
+    if missing != tied or unexpected:
+        raise Damaged(f"{path} is damaged: tensors missing {missing}, unexpected {unexpected}")
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Return the model of a published or a training folder, ready to evaluate.
+
+    Raises:
+        InputError: the folder holds no model.
+        Damaged: it holds one that cannot be read.
+    """
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"{folder}: there is no model here ({CONFIG_FILE} and {WEIGHTS_FILE})")
+    try:
+        stored = json.loads((folder / CONFIG_FILE).read_bytes())
+        known = {key: stored[key] for key in ModelConfig.model_fields if key not in DROPOUTS}
+        config = ModelConfig.model_validate(known)
+        vocab_size, seq_length = stored["vocab_size"], stored["max_position_embeddings"]
+    except (ValueError, KeyError) as error:
+        raise Damaged(f"{folder / CONFIG_FILE} is damaged: {error!r}") from error
+    model = LanguageModel(config, vocab_size)
+    read_weights(model, folder / WEIGHTS_FILE)
+    return LoadedModel(model.to(device).eval(), load_tokenizer(folder / TOKENIZER_FILE), seq_length)

@@ -1,0 +1,175 @@
+"""Files that can be trusted: sha256, atomic writes, manifests, and folders that are built once and verified."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+log = logging.getLogger(__name__)
+
+KEY_LENGTH = 16  # hex digits of a sha256 that name a folder: 64 bits
+
+
+class Damaged(Exception):
+    """A file is missing or is not what its manifest says."""
+
+
+class InputError(ValueError):
+    """The user's mistake, in one line that names the value and the rule."""
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_key(*parts: Any) -> str:
+    """Return the folder name of what is made from `parts` (anything that JSON can hold)."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a folder's entries, before returning."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `path` so that a reader sees the old bytes or the new ones, never a part of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private to its owner
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).rename(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder`, whole and on disk, if the block does not raise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            flush(path)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    flush(folder.parent)
+
+
+def set_aside(path: Path, reason: Exception) -> Path:
+    """Rename a damaged file or folder out of the way, name it in the log, and return its new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    log.warning("%s; set aside as %s", reason, aside)
+    return aside
+
+
+def verify(folder: Path, sha256_by_file: Mapping[str, str]) -> None:
+    """Check that the files of a folder have these sha256.
+
+    Raises:
+        Damaged: a file is missing or differs; the message names it.
+    """
+    for name, expected in sha256_by_file.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{path} is missing")
+        if (actual := sha256_file(path)) != expected:
+            raise Damaged(f"{path} is damaged: its sha256 is {actual[:12]}…, its manifest says {expected[:12]}…")
+
+
+class Manifest(BaseModel):
+    """What a stage made: the files with their sha256, and where they came from. Kept in the folder it describes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    FILE: ClassVar[str] = "manifest.json"
+
+    key: str
+    path: str = Field("", description="the folder, as this process reaches it; not part of the stored manifest")
+
+    def sha256_by_file(self) -> dict[str, str]:
+        """Return the sha256 of every file that the manifest vouches for."""
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into its folder, with a sha256 of itself."""
+        content = self.model_dump(mode="json", exclude={"path"})
+        digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+        write_atomic(folder / self.FILE, json.dumps({**content, "manifest_sha256": digest}, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a folder's manifest and verify every file it names.
+
+        Raises:
+            Damaged: the manifest or a file is missing or is not what was written.
+        """
+        path = folder / cls.FILE
+        try:
+            content = json.loads(path.read_bytes())
+            digest = content.pop("manifest_sha256")
+            if hashlib.sha256(canonical_json(content).encode()).hexdigest() != digest:
+                raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
+            manifest = cls.model_validate({**content, "path": str(folder)})
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+            raise Damaged(f"{path} is damaged: it cannot be read as a {cls.__name__}") from error
+        verify(folder, manifest.sha256_by_file())
+        return manifest
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+def build_once(folder: Path, manifest_type: type[M], build: Callable[[Path], M]) -> M:
+    """Return the manifest of `folder`, after `build` has filled it if it is absent or damaged.
+
+    Of several processes one builds and the others wait for it. A damaged folder is set aside, never deleted.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            try:
+                return manifest_type.read(folder)
+            except Damaged as damage:
+                set_aside(folder, damage)
+        with new_folder(folder) as temporary:
+            build(temporary).write(temporary)
+        return manifest_type.read(folder)

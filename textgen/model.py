@@ -1,0 +1,163 @@
+"""The Transformer: attention, MLP, block, model, from PyTorch primitives in the shape and names of Qwen3.
+
+Dimensions: B batch, T time, C channels (hidden size), H attention heads, K key-value heads, D head dim, V vocabulary.
+A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and gives the same fp32 logits bit for bit.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textgen.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Written out: F.rms_norm rounds otherwise, and in bf16 the logits would leave the stock class's by 0.5.
+        x_fp32 = x.float()
+        normed = x_fp32 * torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary_tables(config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines [T, D] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+    head_dim = config.resolved_head_dim
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    angles = torch.arange(length, dtype=torch.float, device=device)[:, None] * frequencies
+    angles_TD = torch.cat((angles, angles), dim=-1)
+    return angles_TD.cos().to(dtype), angles_TD.sin().to(dtype)
+
+
+def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of a head's channels by its position's angle."""
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos_TD + torch.cat((-second, first), dim=-1) * sin_TD
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries, normed queries and keys, and rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, D = config.hidden_size, config.resolved_head_dim
+        H, K = config.num_attention_heads, config.resolved_num_key_value_heads
+        self.head_dim, self.dropout, self.grouped = D, config.attention_dropout, H != K
+        self.q_proj = nn.Linear(C, H * D, bias=False)
+        self.k_proj = nn.Linear(C, K * D, bias=False)
+        self.v_proj = nn.Linear(C, K * D, bias=False)
+        self.o_proj = nn.Linear(H * D, C, bias=False)
+        self.q_norm = RMSNorm(D, config.rms_norm_eps)
+        self.k_norm = RMSNorm(D, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q_BHTD = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        k_BKTD = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        v_BKTD = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        out_BHTD = F.scaled_dot_product_attention(
+            rotate(q_BHTD, cos_TD, sin_TD),
+            rotate(k_BKTD, cos_TD, sin_TD),
+            v_BKTD,
+            is_causal=True,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.grouped,
+        )
+        return self.o_proj(out_BHTD.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normed before and added to the residual stream after."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos_TD, sin_TD))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states: the embedding, the blocks, the last norm."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        x = self.dropout(self.embed_tokens(ids_BT))
+        cos_TD, sin_TD = rotary_tables(self.config, ids_BT.shape[1], x.device, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos_TD, sin_TD)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only Transformer with a next-token head."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.model = Decoder(config, vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.initialize()
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Return the logits [B, T, V] of the token after each of `ids_BT`."""
+        return self.lm_head(self.model(ids_BT))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw new weights from torch's global generator: every matrix normal, every norm 1.
+
+        What writes to the residual stream is scaled down by the number of writers (Radford et al. 2019, section 2.3).
+        The embedding is drawn at 1 / C where the head is tied to it: the last norm undoes its scale in the stream, and
+        a wider one would have each token predict itself, far above the loss ln V of a model that knows nothing.
+        """
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(parameter, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
+            elif parameter is self.model.embed_tokens.weight and self.config.tie_word_embeddings:
+                nn.init.normal_(parameter, std=min(std, 1 / self.config.hidden_size))
+            else:
+                nn.init.normal_(parameter, std=std)
+
+
+def next_token_loss(model: nn.Module, x_BT: Tensor, y_BT: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the cross-entropy in nats of the targets `y_BT` given `x_BT`: their mean, their sum, or each ("none")."""
+    logits_BTV = model(x_BT)
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten(), reduction=reduction)

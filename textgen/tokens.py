@@ -1,0 +1,182 @@
+"""Token streams in data/processed: one 1-D tensor a split, and the blocks and shifted targets cut from it."""
+
+import io
+from array import array
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
+from textgen.corpus import RawManifest, read_rows
+from textgen.files import InputError, Manifest, build_once, content_key, sha256_file, write_atomic
+from textgen.tokenizer import (
+    TOKENIZER_FILE,
+    UNKNOWN,
+    build_tokenizer,
+    encode_rows,
+    fetch_gpt2_file,
+    load_tokenizer,
+    save_tokenizer,
+)
+
+TOKENS_VERSION = 1  # of the algorithm; a change makes every tokens key new
+UINT16_IDS = 2**16
+
+
+class TokensSplit(BaseModel):
+    """One split's stream, and the counts of the text it came from (the denominators of perplexity)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    sha256: str
+    bytes: int  # of the file
+    tokens: int
+    unknown: int  # tokens that stand for a word outside the vocabulary
+    rows: int
+    words: int
+    text_bytes: int
+
+
+class TokensManifest(Manifest):
+    """The token streams of a corpus and the tokenizer that made them."""
+
+    raw_key: str
+    raw_sha256: dict[str, str]
+    tokenizer: TokenizerConfig
+    tokenizer_sha256: dict[str, str]
+    vocab_size: int
+    dtype: str
+    splits: dict[str, TokensSplit]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return {**self.tokenizer_sha256, **{split.file: split.sha256 for split in self.splits.values()}}
+
+
+def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None) -> str:
+    """Return the key of the tokens: the algorithm, the raw text and what defines the tokenizer."""
+    text = {split: raw.splits[split].sha256 for split in SPLITS}
+    match config.kind:
+        case "gpt2":
+            assert gpt2_file is not None
+            definition = {"kind": config.kind, "sha256": sha256_file(gpt2_file)}
+        case "bpe":
+            definition = {"kind": config.kind, "vocab_size": config.vocab_size}
+        case "word":
+            definition = {"kind": config.kind}
+    return content_key(TOKENS_VERSION, text, definition)
+
+
+def tokenize(raw: RawManifest, config: TokenizerConfig, root: Path) -> TokensManifest:
+    """Tokenize the corpus into `root`/processed and return its manifest; tokens that are there are only verified.
+
+    Raises:
+        InputError: the tokenizer file is absent or no tokenizer.
+        SourceUnavailable: GPT-2's tokenizer could not be had from the Hub.
+    """
+    gpt2_file = fetch_gpt2_file(config, root)
+    folder = root / "processed" / tokens_key(raw, config, gpt2_file)
+
+    def build(temporary: Path) -> TokensManifest:
+        rows_by_split = {split: read_rows(raw, split) for split in SPLITS}
+        tokenizer = build_tokenizer(config, rows_by_split["train"], gpt2_file)
+        vocab_size = tokenizer.get_vocab_size()
+        dtype = dtype_for(vocab_size)
+        tokenizer_files = save_tokenizer(tokenizer, temporary)
+        unknown_id = tokenizer.token_to_id(UNKNOWN) if config.kind == "word" else None
+        splits = {}
+        for split, rows in rows_by_split.items():
+            stream = _encode_stream(tokenizer, rows, dtype, split)
+            path = temporary / f"{split}.pt"
+            save_tensor(stream, path)
+            known_unknown = sum(text.split().count(UNKNOWN) for text in rows) if unknown_id is not None else 0
+            splits[split] = TokensSplit(
+                file=path.name,
+                sha256=sha256_file(path),
+                bytes=path.stat().st_size,
+                tokens=len(stream),
+                unknown=int((stream == unknown_id).sum()) - known_unknown if unknown_id is not None else 0,
+                rows=raw.splits[split].rows,
+                words=raw.splits[split].words,
+                text_bytes=raw.splits[split].text_bytes,
+            )
+        return TokensManifest(
+            key=folder.name,
+            raw_key=raw.key,
+            raw_sha256={split: raw.splits[split].sha256 for split in SPLITS},
+            tokenizer=config,
+            tokenizer_sha256={name: sha256_file(temporary / name) for name in tokenizer_files},
+            vocab_size=vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            splits=splits,
+        )
+
+    return build_once(folder, TokensManifest, build)
+
+
+def dtype_for(vocab_size: int) -> torch.dtype:
+    """Return the narrowest type that holds every id of a vocabulary.
+
+    Raises:
+        InputError: no type of a stream does.
+    """
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise InputError(f"tokenizer: a vocabulary of {vocab_size:,} ids is over the {MAX_VOCAB_SIZE:,} of int32")
+    return torch.uint16 if vocab_size <= UINT16_IDS else torch.int32
+
+
+def _encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, split: str) -> Tensor:
+    """Return the ids of all rows, each tokenized on its own, as one tensor [N] of `dtype`."""
+    stream = array("H" if dtype == torch.uint16 else "i")
+    progress = tqdm(encode_rows(tokenizer, rows), f"tokenize {split}", total=len(rows), unit="row", disable=None)
+    for ids in progress:
+        stream.extend(ids)
+    return torch.frombuffer(stream, dtype=dtype) if stream else torch.empty(0, dtype=dtype)
+
+
+def save_tensor(tensor: Tensor, path: Path) -> None:
+    """Save with `torch.save`, through memory: given a path, it would write the file's name into its bytes."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_stream(manifest: TokensManifest, split: str) -> Tensor:
+    """Return a split's ids [N], mapped from the disk and not read into memory."""
+    return torch.load(manifest.folder / manifest.splits[split].file, mmap=True, weights_only=True)
+
+
+def load_manifest_tokenizer(manifest: TokensManifest) -> Tokenizer:
+    """Return the tokenizer that made the tokens."""
+    return load_tokenizer(manifest.folder / TOKENIZER_FILE)
+
+
+def block_count(tokens: int, seq_length: int) -> int:
+    """Return how many blocks of `seq_length` inputs, each with a target after it, `tokens` tokens hold."""
+    return max(0, (tokens - 1) // seq_length)
+
+
+def take_blocks(stream_N: Tensor, seq_length: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets [B, L] (int64) of the blocks `indices` [B]; a target is the token after its input."""
+    positions_BL = indices[:, None] * seq_length + torch.arange(seq_length)
+    span_B1 = torch.cat((positions_BL, positions_BL[:, -1:] + 1), dim=1)
+    ids_B1 = stream_N[span_B1].long()
+    return ids_B1[:, :-1], ids_B1[:, 1:]
+
+
+def check_length(manifest: TokensManifest, seq_length: int) -> None:
+    """Check that each split holds a block.
+
+    Raises:
+        InputError: a split is too short for `seq_length`.
+    """
+    for name, split in manifest.splits.items():
+        if block_count(split.tokens, seq_length) == 0:
+            raise InputError(
+                f"data.seq_length={seq_length}: the {name} split has only {split.tokens:,} tokens; "
+                "it needs one more than data.seq_length"
+            )
