@@ -40,6 +40,11 @@ class Progress(BaseModel):
     curve: list[Validation] = []
 
     @property
+    def last_validated(self) -> int:
+        """Return the step of the last validation, -1 before the first."""
+        return self.curve[-1].step if self.curve else -1
+
+    @property
     def best(self) -> Validation:
         """Return the validation with the lowest loss, the earliest of equals."""
         return min(self.curve, key=lambda validation: validation.loss_nats)
@@ -59,7 +64,7 @@ class StateManifest(Manifest):
 def save_state(
     out: Path, key: str, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
 ) -> None:
-    """Write the state of `progress.step` under `out`/states, whole or not at all, and drop all but the newest `keep`."""
+    """Write the state of `progress.step` under `out`/states, whole or not at all; keep the newest `keep`."""
     folder = out / STATES_FOLDER / f"step-{progress.step:08d}"
     if folder.exists():
         return
@@ -81,7 +86,7 @@ def save_state(
 
 
 def restore_state(out: Path, key: str, model: LanguageModel, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the newest state that verifies and return its progress; a damaged one is set aside. None: there is none."""
+    """Restore the newest state that verifies and return its progress, or None; a damaged one is set aside."""
     for folder in reversed(_states(out)):
         try:
             manifest = StateManifest.read(folder)
@@ -97,9 +102,7 @@ def restore_state(out: Path, key: str, model: LanguageModel, optimizer: torch.op
     return None
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], steps: list[float]
-) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], steps: list[float]) -> None:
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

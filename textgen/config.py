@@ -113,7 +113,7 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The optimisation. A step is one optimizer step over batch_size × gradient_accumulation_steps sequences."""
+    """The optimisation. A step is one optimizer step over batch_size * gradient_accumulation_steps sequences."""
 
     batch_size: int = Field(32, ge=1, description="sequences in one forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -154,9 +154,7 @@ class TrainingConfig(Section):
                 f"training.learning_rate={self.learning_rate}"
             )
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
-            raise rule(
-                f"training.warmup_steps={self.warmup_steps} is not below training.max_steps={self.max_steps}"
-            )
+            raise rule(f"training.warmup_steps={self.warmup_steps} is not below training.max_steps={self.max_steps}")
         return self
 
 

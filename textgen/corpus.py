@@ -139,7 +139,7 @@ def _folder_name(source: dict[str, Any]) -> str:
 
 
 def _match(split: str, pattern: str) -> list[Path]:
-    paths = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+    paths = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]  # noqa: PTH207
     if not paths:
         raise InputError(f"data.files.{split}={pattern!r}: no file matches")
     if all(path.stat().st_size == 0 for path in paths):
@@ -152,7 +152,7 @@ def _sha256_source(path: Path) -> str:
     return _sha256_unchanged(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sha256_unchanged(path: Path, size: int, mtime_ns: int) -> str:
     """Return the sha256 of a source file, read once a process while its size and time stay; text must be UTF-8."""
     digest, decode = hashlib.sha256(), None
@@ -187,9 +187,7 @@ def _load(source: dict[str, Any], data: DataConfig, cache: str) -> "DatasetDict"
             return _read(lambda: load_dataset(data.path, data.dataset_config, cache_dir=cache))
         case _:
             name, config, commit = data.dataset_name, data.dataset_config, source["revision"]
-            return ask_hub(
-                name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache)
-            )
+            return ask_hub(name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache))
 
 
 def _read(load: Any) -> Any:
@@ -250,11 +248,12 @@ def standard_library() -> dict[str, Path]:
 def python_docs() -> dict[str, list[str]]:
     """Return the docstrings of the standard library, a document a module, in three splits.
 
-    A paragraph appears once in the corpus, and no paragraph of validation or test occurs within the text of train (white
-    space aside), so what is measured there was not seen.
+    A paragraph appears once in the corpus, and no paragraph of validation or test occurs within the text of train,
+    white space aside: what is measured there was not seen.
     """
     modules = {name: list(_paragraphs(path)) for name, path in standard_library().items()}
-    by_size = sorted((name for name in modules if modules[name]), key=lambda name: (-sum(map(len, modules[name])), name))
+    sizes = {name: sum(map(len, paragraphs)) for name, paragraphs in modules.items() if paragraphs}
+    by_size = sorted(sizes, key=lambda name: (-sizes[name], name))
     documents: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
     for name in sorted(by_size):
         card = by_size.index(name) % MODULES_IN_A_HAND
@@ -288,4 +287,3 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 def _folded(paragraph: str) -> str:
     return " ".join(paragraph.split())
-

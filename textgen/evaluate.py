@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from textgen.config import Config
 from textgen.device import autocast, choose_device
-from textgen.export import WEIGHTS_FILE, load_model
-from textgen.files import Manifest, build_once, content_key, sha256_file
+from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
+from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
 from textgen.model import LanguageModel, next_token_loss
-from textgen.tokens import TokensManifest, TokensSplit, block_count, load_stream
+from textgen.tokens import TextCounts, TokensManifest, block_count, encode_stream, load_stream
 
 EVALUATION_VERSION = 1  # of the protocols; a change makes every evaluation key new
 LARGEST_EXPONENT = math.log(sys.float_info.max)
@@ -27,11 +27,11 @@ Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how 
 class SplitMetrics(BaseModel):
     """What a model makes of one split.
 
-    `loss_nats` is the mean over `tokens_scored`. The rates for words and bytes spread that mean over all `tokens` of the
-    split: word_perplexity = exp(loss_nats × tokens / (words + rows)), where a row's end counts as a word, as `<eos>` does
-    in published word-level results; bits_per_byte = loss_nats × tokens / (bytes × ln 2), bytes of the raw text in UTF-8.
-    bits_per_byte is null where unknown words make the tokens an incomplete account of the bytes, word_perplexity where the text has so few
-    white spaces that no float holds it.
+    `loss_nats` is the mean over `tokens_scored`. The rates for words and bytes spread that mean over all `tokens` of
+    the split: word_perplexity = exp(loss_nats * tokens / (words + rows)), where a row's end counts as a word, as the
+    `<eos>` of published word-level results does; bits_per_byte = loss_nats * tokens / (bytes * ln 2), bytes of the raw
+    text in UTF-8. bits_per_byte is null where unknown words make the tokens an incomplete account of the bytes,
+    word_perplexity where the text has so few white spaces that no float holds it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,7 +72,7 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
         model = load_model(checkpoint, device).model
         splits = {}
         for name in EVALUATED:
-            windows = sliding_windows if config.evaluation.protocol == "sliding" else blocks
+            windows = WINDOWS[config.evaluation.protocol]
             with autocast(device, config.training.precision):
                 nats, scored = score(
                     model,
@@ -102,6 +102,30 @@ def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Confi
     return content_key(EVALUATION_VERSION, checkpoint_sha256, tokens.key, config.data.seq_length, protocol, numerics)
 
 
+def evaluate_text(loaded: LoadedModel, text_file: Path, protocol: str, batch_size: int) -> SplitMetrics:
+    """Measure a model on a text file, a row a line, with a stride of half its context.
+
+    Raises:
+        InputError: the file is absent, is not UTF-8, or holds fewer than two tokens.
+    """
+    try:
+        rows = text_file.read_text("utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(f"--text {text_file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--text {text_file}: byte {error.start} is not UTF-8") from None
+    ids_N, unknown = encode_stream(loaded.tokenizer, rows, torch.int32, "text")
+    if len(ids_N) < 2:
+        raise InputError(f"--text {text_file}: {len(ids_N)} tokens; perplexity needs two")
+    seq_length = min(loaded.seq_length, len(ids_N) - 1)
+    windows = WINDOWS[protocol](len(ids_N), seq_length, max(1, seq_length // 2))
+    nats, scored = score(loaded.model, ids_N, list(windows), batch_size, "evaluate text")
+    words = sum(len(row.split()) for row in rows)
+    text_bytes = sum(len(row.encode()) for row in rows)
+    counts = TextCounts(tokens=len(ids_N), unknown=unknown, rows=len(rows), words=words, text_bytes=text_bytes)
+    return summarize(nats, scored, counts)
+
+
 def blocks(tokens: int, seq_length: int, stride: int | None = None, limit: int | None = None) -> Iterator[Window]:
     """Yield the disjoint blocks of a stream, all of each scored; with a `limit`, that many spread over the stream."""
     count = block_count(tokens, seq_length)
@@ -122,6 +146,9 @@ def sliding_windows(tokens: int, seq_length: int, stride: int) -> Iterator[Windo
         step = min(stride, tokens - 1 - end)
         end += step
         yield end - seq_length, seq_length, step
+
+
+WINDOWS = {"sliding": sliding_windows, "blocks": blocks}
 
 
 @torch.no_grad()
@@ -159,7 +186,7 @@ def _batches(windows: list[Window], batch_size: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def summarize(nats: float, scored: int, split: TokensSplit) -> SplitMetrics:
+def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
     """Return the metrics of a split of which `scored` tokens took `nats` in all."""
     loss_nats = nats / scored
     split_nats = loss_nats * split.tokens

@@ -121,3 +121,31 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     model = LanguageModel(config, vocab_size)
     read_weights(model, folder / WEIGHTS_FILE)
     return LoadedModel(model.to(device).eval(), load_tokenizer(folder / TOKENIZER_FILE), seq_length)
+
+
+class Refused(Exception):
+    """A model may not be published: stock transformers does not give the same."""
+
+
+def check_with_transformers(folder: Path, rows: list[str]) -> None:
+    """Check that transformers opens `folder` and gives the same ids and, in fp32, the same logits bit for bit.
+
+    Raises:
+        Refused: it does not.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ours = load_model(folder)
+    stock_tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids: list[int] = []
+    for row in rows:
+        row_ids = ours.tokenizer.encode(row).ids
+        if stock_tokenizer(row)["input_ids"] != row_ids:
+            raise Refused(f"{folder}: transformers tokenizes {row[:40]!r}… otherwise")
+        ids += row_ids
+    ids_1T = torch.tensor([ids[: ours.seq_length]])
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        difference = (stock(ids_1T).logits - ours.model(ids_1T)).abs().max().item()
+    if difference != 0:
+        raise Refused(f"{folder}: transformers' logits differ by up to {difference}")

@@ -18,7 +18,7 @@ UNKNOWN = "<unk>"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GPT2_REPO = "openai-community/gpt2"
-GPT2_WAYS_ON = "tokenizer.path=FOLDER for a local copy of its tokenizer.json, or tokenizer.kind=bpe, trained on your text"
+GPT2_WAYS_ON = "tokenizer.path=FOLDER for a local copy of its tokenizer.json, or tokenizer.kind=bpe for your own"
 
 
 class GPT2Manifest(Manifest):

@@ -27,19 +27,24 @@ TOKENS_VERSION = 1  # of the algorithm; a change makes every tokens key new
 UINT16_IDS = 2**16
 
 
-class TokensSplit(BaseModel):
-    """One split's stream, and the counts of the text it came from (the denominators of perplexity)."""
+class TextCounts(BaseModel):
+    """How much a text is: the denominators of perplexity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int
+    unknown: int  # tokens that stand for a word outside the vocabulary
+    rows: int
+    words: int  # separated by whitespace
+    text_bytes: int  # in UTF-8
+
+
+class TokensSplit(TextCounts):
+    """One split's stream, and the counts of the text it came from."""
 
     file: str
     sha256: str
     bytes: int  # of the file
-    tokens: int
-    unknown: int  # tokens that stand for a word outside the vocabulary
-    rows: int
-    words: int
-    text_bytes: int
 
 
 class TokensManifest(Manifest):
@@ -87,19 +92,17 @@ def tokenize(raw: RawManifest, config: TokenizerConfig, root: Path) -> TokensMan
         vocab_size = tokenizer.get_vocab_size()
         dtype = dtype_for(vocab_size)
         tokenizer_files = save_tokenizer(tokenizer, temporary)
-        unknown_id = tokenizer.token_to_id(UNKNOWN) if config.kind == "word" else None
         splits = {}
         for split, rows in rows_by_split.items():
-            stream = _encode_stream(tokenizer, rows, dtype, split)
+            stream, unknown = encode_stream(tokenizer, rows, dtype, split)
             path = temporary / f"{split}.pt"
             save_tensor(stream, path)
-            known_unknown = sum(text.split().count(UNKNOWN) for text in rows) if unknown_id is not None else 0
             splits[split] = TokensSplit(
                 file=path.name,
                 sha256=sha256_file(path),
                 bytes=path.stat().st_size,
                 tokens=len(stream),
-                unknown=int((stream == unknown_id).sum()) - known_unknown if unknown_id is not None else 0,
+                unknown=unknown,
                 rows=raw.splits[split].rows,
                 words=raw.splits[split].words,
                 text_bytes=raw.splits[split].text_bytes,
@@ -129,13 +132,20 @@ def dtype_for(vocab_size: int) -> torch.dtype:
     return torch.uint16 if vocab_size <= UINT16_IDS else torch.int32
 
 
-def _encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, split: str) -> Tensor:
-    """Return the ids of all rows, each tokenized on its own, as one tensor [N] of `dtype`."""
+def encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, label: str) -> tuple[Tensor, int]:
+    """Return the ids of all rows, each tokenized on its own, as one tensor [N], and how many are unknown words.
+
+    A word that is `<unk>` in the text itself, as in WikiText's word-level release, is not unknown.
+    """
     stream = array("H" if dtype == torch.uint16 else "i")
-    progress = tqdm(encode_rows(tokenizer, rows), f"tokenize {split}", total=len(rows), unit="row", disable=None)
-    for ids in progress:
+    for ids in tqdm(encode_rows(tokenizer, rows), f"tokenize {label}", total=len(rows), unit="row", disable=None):
         stream.extend(ids)
-    return torch.frombuffer(stream, dtype=dtype) if stream else torch.empty(0, dtype=dtype)
+    ids_N = torch.frombuffer(stream, dtype=dtype) if stream else torch.empty(0, dtype=dtype)
+    unknown_id = tokenizer.token_to_id(UNKNOWN)
+    if unknown_id is None:
+        return ids_N, 0
+    written = sum(text.count(UNKNOWN) for text in rows)
+    return ids_N, int((ids_N == unknown_id).sum()) - written
 
 
 def save_tensor(tensor: Tensor, path: Path) -> None:

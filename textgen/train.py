@@ -132,23 +132,23 @@ def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetr
     )
     bar = tqdm(total=steps, initial=progress.step, desc="train", unit="step", disable=None)
     while True:
-        if progress.step % training.eval_every == 0 or progress.step == steps:
-            if not progress.curve or progress.curve[-1].step < progress.step:
-                model.eval()
-                with autocast(device, training.precision):
-                    nats, scored = score(model, validation_N, validation_windows, config.evaluation.batch_size)
-                model.train()
-                validation = Validation(
-                    step=progress.step,
-                    tokens=progress.step * tokens_per_step,
-                    train_loss_nats=loss_sum.item() / loss_count if loss_count else None,
-                    loss_nats=nats / scored,
-                )
-                progress.curve.append(validation)
-                loss_sum, loss_count = torch.zeros((), device=device), 0
-                if progress.best is validation:
-                    write_weights(model, out / WEIGHTS_FILE)
-                on_metrics(progress.step, {"validation/loss_nats": validation.loss_nats})
+        evaluation_due = progress.step % training.eval_every == 0 or progress.step == steps
+        if evaluation_due and progress.last_validated < progress.step:
+            model.eval()
+            with autocast(device, training.precision):
+                nats, scored = score(model, validation_N, validation_windows, config.evaluation.batch_size)
+            model.train()
+            validation = Validation(
+                step=progress.step,
+                tokens=progress.step * tokens_per_step,
+                train_loss_nats=loss_sum.item() / loss_count if loss_count else None,
+                loss_nats=nats / scored,
+            )
+            progress.curve.append(validation)
+            loss_sum, loss_count = torch.zeros((), device=device), 0
+            if progress.best is validation:
+                write_weights(model, out / WEIGHTS_FILE)
+            on_metrics(progress.step, {"validation/loss_nats": validation.loss_nats})
         if progress.step and (progress.step % training.checkpoint_every == 0 or progress.step == steps):
             progress.seconds = seconds_before + time.monotonic() - started
             save_state(out, key, model, optimizer, progress, training.keep_checkpoints)

@@ -1,0 +1,144 @@
+"""The parent flow: fetch, tokenize, train, evaluate, publish; and the command `python -m flows.train_flow`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from rich.console import Console
+from rich.table import Table
+
+from tasks.evaluate import evaluate
+from tasks.fetch import fetch
+from tasks.publish import publish
+from tasks.stage import run_stage
+from tasks.tokenize import tokenize
+from tasks.train import train
+from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
+from textgen.config import Config, load_config
+from textgen.corpus import source_key
+from textgen.device import choose_device
+from textgen.export import Refused
+from textgen.files import InputError
+from textgen.hub import SourceUnavailable
+from textgen.tokenizer import find_gpt2_file
+from textgen.train import Diverged
+
+log = logging.getLogger("flows.train_flow")  # not __main__, whose lines nobody shows
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
+
+
+@flow(name="train-flow")
+def train_flow(config: Config) -> dict[str, Any]:
+    """Make a published language model out of a corpus and return what each stage made.
+
+    A stage whose inputs did not change is not run again.
+    """
+    root = config.root
+    raw, fetched = run_stage(fetch, root, config=config)
+    tokens, tokenized = run_stage(tokenize, root, config=config, raw=raw)
+    checkpoint, trained = run_stage(train, root, config=config, tokens=tokens)
+    metrics, evaluated = run_stage(evaluate, root, config=config, checkpoint=checkpoint, tokens=tokens)
+    published, publication = run_stage(
+        publish, root, config=config, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
+    )
+    reports = {
+        "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
+    }  # fmt: skip
+    return {
+        "run_id": str(flow_run.id),
+        "config": config.model_dump(mode="json"),
+        "raw": raw.model_dump(mode="json"),
+        "tokens": tokens.model_dump(mode="json"),
+        "checkpoint": checkpoint.model_dump(mode="json"),
+        "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
+        "published": published.model_dump(mode="json"),
+        "stages": {name: report.model_dump() for name, report in reports.items()},
+    }
+
+
+def summarize(result: dict[str, Any]) -> None:
+    """Print a run's summary: stages, metrics, samples, and what to do next."""
+    console = Console(soft_wrap=True, highlight=False)
+    stages = Table("stage", "seconds", "cached", title="Stages", title_justify="left")
+    for name, report in result["stages"].items():
+        stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
+    console.print(stages)
+
+    perplexities = Table(
+        "split", "loss (nats)", "token perplexity", "word perplexity", "bits a byte",
+        title="Perplexity", title_justify="left",
+    )  # fmt: skip
+    for name, split in result["metrics"].items():
+        figures = [split["loss_nats"], split["token_perplexity"], split["word_perplexity"], split["bits_per_byte"]]
+        perplexities.add_row(name, *("-" if figure is None else f"{figure:.4f}" for figure in figures))
+    console.print(perplexities)
+
+    published = result["published"]
+    for sample in published["samples"]:
+        console.print(f"{sample['prompt']} ▸{sample['continuation']}\n", markup=False)
+    verdict = "now the champion" if published["promoted"] else "not promoted"
+    console.print(f"{published['name']} {published['version']}: {verdict} ({published['reason']})")
+    console.print(f"Model: {published['path']}")
+    console.print(f'Next:  python -m textgen generate {published["path"]} --prompt "Return the"', markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow from the command line and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.train_flow", description=__doc__)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        check_inputs(config)
+        set_up_console()
+        log.info("starting Prefect, on a temporary server unless PREFECT_API_URL names one")
+        result = train_flow(config)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return USER_MISTAKE
+    except (SourceUnavailable, Refused, Diverged) as error:
+        print(error, file=sys.stderr)
+        return FAILURE
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        summarize(result)
+    return 0
+
+
+def set_up_console() -> None:
+    """Show our own lines on stderr and not Prefect's, which are in the run's log; `main` says what failed."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.name.startswith("prefect"))
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("textgen", "tasks", "flows"):
+        logging.getLogger(name).addHandler(console)
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def check_inputs(config: Config) -> None:
+    """Check what can be checked before a server starts: local files and the device.
+
+    Raises:
+        InputError: one of them is absent or unusable.
+    """
+    choose_device(config.training.device)
+    source_key(config.data, config.root)
+    find_gpt2_file(config.tokenizer, config.root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""One thin Prefect task a stage: the library's function, with retries and a result cached under its content key."""
+
+import os
+
+# Read by Prefect when it is imported, so set before any task imports it.
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks,flows")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow first start is no failure

@@ -1,0 +1,28 @@
+"""The task that measures perplexity."""
+
+from tasks.stage import stage
+from tasks.tracking import track
+from textgen import evaluate as evaluation
+from textgen.config import Config
+from textgen.evaluate import Metrics
+from textgen.tokens import TokensManifest
+from textgen.train import CheckpointManifest
+
+
+def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> str:
+    return evaluation.evaluation_key(checkpoint.weights_sha256, tokens, config)
+
+
+@stage(key)
+def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> Metrics:
+    """Measure the checkpoint on validation and test and return the metrics."""
+    metrics = evaluation.evaluate(checkpoint.folder, tokens, config)
+    with track(config, checkpoint.key, "evaluate") as run:
+        run.summarize(
+            {
+                f"{split}/{name}": value
+                for split, figures in metrics.splits.items()
+                for name, value in figures.model_dump().items()
+            }
+        )
+    return metrics

@@ -1,0 +1,16 @@
+"""The task that freezes the corpus."""
+
+from tasks.stage import stage
+from textgen import corpus
+from textgen.config import Config
+from textgen.corpus import RawManifest
+
+
+def key(config: Config) -> str | None:
+    return corpus.source_key(config.data, config.root)
+
+
+@stage(key, retries=True)
+def fetch(config: Config) -> RawManifest:
+    """Freeze the corpus in data/raw and return its manifest."""
+    return corpus.fetch(config.data, config.root)

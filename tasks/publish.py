@@ -1,0 +1,25 @@
+"""The task that publishes the checkpoint."""
+
+from tasks.stage import stage
+from textgen import registry
+from textgen.config import Config
+from textgen.corpus import RawManifest
+from textgen.evaluate import Metrics
+from textgen.files import content_key
+from textgen.registry import PublishedManifest
+from textgen.tokens import TokensManifest
+from textgen.train import CheckpointManifest
+
+
+def key(
+    config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
+) -> str:
+    return content_key(registry.PUBLISH_VERSION, config.name, checkpoint.weights_sha256)
+
+
+@stage(key)
+def publish(
+    config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
+) -> PublishedManifest:
+    """Publish the checkpoint as the next version in data/models and return its manifest."""
+    return registry.publish(checkpoint, metrics, tokens, raw, config)

@@ -1,0 +1,85 @@
+"""What every stage shares: its retries, its cache key, and the check of a cached result before it is believed."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import TaskRunContext
+from prefect.states import State
+from pydantic import BaseModel, ConfigDict
+
+from textgen.files import Damaged, Manifest
+from textgen.hub import SourceUnavailable
+
+log = logging.getLogger(__name__)
+
+NETWORK_RETRY_SECONDS = [1, 5, 15]
+CACHE_FOLDER = "cache"
+
+
+class StageReport(BaseModel):
+    """How long a stage took and whether its result was there already."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: float
+    cached: bool
+
+
+def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a failed task may succeed at a second try: only a Hub that did not answer this time."""
+    try:
+        state.result()
+    except SourceUnavailable as error:
+        log.warning("%s", error)
+        return error.transient
+    except Exception:  # every other failure is final, and is reported where the flow reads the result
+        return False
+    return False
+
+
+def stage(key: Callable[..., str | None], retries: bool = False) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+    """Return a decorator: a task whose JSON result is cached under `key`, called with the task's own arguments."""
+
+    def cache_key(context: TaskRunContext, arguments: dict[str, Any]) -> str | None:
+        content = key(**arguments)
+        return f"{context.task.name}-{content}" if content is not None else None
+
+    def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+        return task(
+            cache_key_fn=cache_key,
+            persist_result=True,
+            result_serializer="json",
+            retries=len(NETWORK_RETRY_SECONDS) if retries else 0,
+            retry_delay_seconds=NETWORK_RETRY_SECONDS if retries else 0,
+            retry_condition_fn=is_transient if retries else None,
+        )(function)
+
+    return decorate
+
+
+def run_stage(stage_task: Task[..., Any], root: Path, **arguments: Any) -> tuple[Any, StageReport]:
+    """Run a stage and return its manifest and report.
+
+    Prefect's cache checks that a result was recorded, not that the files it names are still what they were: a hit that
+    does not verify is run again.
+    """
+    started = time.monotonic()
+    stage_task = stage_task.with_options(result_storage=root.resolve() / CACHE_FOLDER)
+    state = stage_task(**arguments, return_state=True)
+    manifest: Manifest = state.result()
+    cached = state.name == "Cached"
+    if cached:
+        try:
+            type(manifest).read(manifest.folder)
+        except Damaged as damage:
+            log.warning("%s: the cached result of %s is not believed", damage, stage_task.name)
+            manifest = stage_task.with_options(refresh_cache=True)(**arguments)
+            cached = False
+    report = StageReport(seconds=time.monotonic() - started, cached=cached)
+    log.info("%s: %s", stage_task.name, "cached" if cached else f"{report.seconds:.1f} seconds")
+    return manifest, report

@@ -1,0 +1,21 @@
+"""The task that turns text into token streams."""
+
+from tasks.stage import stage
+from textgen import tokens
+from textgen.config import Config
+from textgen.corpus import RawManifest
+from textgen.tokenizer import find_gpt2_file
+from textgen.tokens import TokensManifest
+
+
+def key(config: Config, raw: RawManifest) -> str | None:
+    gpt2_file = find_gpt2_file(config.tokenizer, config.root)
+    if config.tokenizer.kind == "gpt2" and gpt2_file is None:
+        return None  # not fetched yet
+    return tokens.tokens_key(raw, config.tokenizer, gpt2_file)
+
+
+@stage(key, retries=True)
+def tokenize(config: Config, raw: RawManifest) -> TokensManifest:
+    """Tokenize the corpus into data/processed and return the manifest of its tokens."""
+    return tokens.tokenize(raw, config.tokenizer, config.root)

@@ -1,0 +1,122 @@
+"""The command line of the library: `python -m textgen train | evaluate | generate`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from textgen.config import Config, load_config
+from textgen.files import Damaged, InputError
+
+USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
+FAILURE = 1
+INTERRUPTED = 130
+MODEL_HELP = "a published or a training folder, NAME@champion or NAME@v3"
+ROOT_HELP = "the storage folder that has models/"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m textgen", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_generate(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return USER_MISTAKE
+    except Damaged as error:
+        print(error, file=sys.stderr)
+        return FAILURE
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("train", help="train a model on tokens that are there")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--tokens", type=Path, required=True, help="a folder of data/processed")
+    parser.add_argument("--out", type=Path, required=True, help="the training folder; one that is there is continued")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--json", action="store_true", help="print the checkpoint's manifest")
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from textgen.tokens import TokensManifest
+    from textgen.train import train
+
+    config = load_config(options.config, options.overrides)
+    manifest = train(TokensManifest.read(options.tokens), config, options.out, on_metrics=lambda step, metrics: None)
+    best = next(point for point in manifest.curve if point.step == manifest.best_step)
+    print(
+        manifest.model_dump_json(indent=2)
+        if options.json
+        else f"{manifest.path}: best at step {best.step} of {manifest.steps}, {best.loss_nats:.4f} nats on validation"
+    )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("evaluate", help="measure a model's perplexity")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="in UTF-8, a row a line")
+    parser.add_argument("--protocol", choices=["sliding", "blocks"], default=Config().evaluation.protocol)
+    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from textgen.device import choose_device
+    from textgen.evaluate import evaluate_text
+    from textgen.export import load_model
+    from textgen.registry import resolve
+
+    loaded = load_model(resolve(options.model, options.root), choose_device("auto"))
+    metrics = evaluate_text(loaded, options.text, options.protocol, Config().evaluation.batch_size)
+    if options.json:
+        print(metrics.model_dump_json(indent=2))
+    else:
+        for name, value in metrics.model_dump().items():
+            print(f"{name:18} {'-' if value is None else value}")
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("generate", help="continue a prompt")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--max-tokens", type=int, default=100)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest tokens; 0: from all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of probability P")
+    parser.add_argument("--seed", type=int, help="the same seed draws the same text")
+    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.set_defaults(run=_generate)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from textgen.export import load_model
+    from textgen.generate import SamplingConfig, generate
+    from textgen.registry import resolve
+
+    try:
+        sampling = SamplingConfig(**{name: getattr(options, name) for name in SamplingConfig.model_fields})
+    except ValidationError as error:
+        details = error.errors()[0]
+        flag = str(details["loc"][0]).replace("_", "-")
+        raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
+    loaded = load_model(resolve(options.model, options.root))
+    print(options.prompt + generate(loaded, options.prompt, sampling))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

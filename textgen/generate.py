@@ -1,0 +1,76 @@
+"""Sampling: a prompt in, its continuation out, one token at a time."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from textgen.export import LoadedModel
+from textgen.tokenizer import end_token
+
+
+class SamplingConfig(BaseModel):
+    """How the next token is drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 keep every token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(100, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+
+
+@torch.no_grad()
+def generate(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) -> str:
+    """Return the continuation of `prompt`, without the prompt; it ends at the end-of-text token or at `max_tokens`.
+
+    The model sees the last `seq_length` tokens. An empty prompt starts after an end of text.
+    """
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    end_id = loaded.tokenizer.token_to_id(end_token(loaded.tokenizer))
+    ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end_id]
+    device, prompt_length = next(loaded.model.parameters()).device, len(ids)
+    for _ in range(sampling.max_tokens):
+        context_1T = torch.tensor([ids[-loaded.seq_length :]], device=device)
+        logits_V = loaded.model(context_1T)[0, -1].float().cpu()
+        next_id = sample(logits_V, sampling, generator)
+        if next_id == end_id:
+            break
+        ids.append(next_id)
+    # The whole is decoded and cut: the first new token may end a character that the prompt began.
+    start = loaded.tokenizer.decode(ids[:prompt_length], skip_special_tokens=False)
+    whole = loaded.tokenizer.decode(ids, skip_special_tokens=False)
+    return whole[len(start) :] if whole.startswith(start) else loaded.tokenizer.decode(ids[prompt_length:])
+
+
+def sample(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+    """Draw one token id from logits [V]."""
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    logits_V = keep_top_p(keep_top_k(logits_V / sampling.temperature, sampling.top_k), sampling.top_p)
+    return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
+
+
+def keep_top_k(logits_V: Tensor, top_k: int) -> Tensor:
+    """Return the logits with all below the `top_k`-th largest at -inf (Fan et al. 2018, arXiv:1805.04833)."""
+    if top_k == 0:
+        return logits_V
+    smallest_kept = logits_V.topk(min(top_k, logits_V.numel())).values[-1]
+    return logits_V.masked_fill(logits_V < smallest_kept, -torch.inf)
+
+
+def keep_top_p(logits_V: Tensor, top_p: float) -> Tensor:
+    """Return the logits with all outside the smallest set of probability `top_p` at -inf.
+
+    Nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+    """
+    if top_p == 1:
+        return logits_V
+    ascending, order = logits_V.sort()
+    outside = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    outside[-1] = False  # the likeliest stays
+    return logits_V.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), -torch.inf)
