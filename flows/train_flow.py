@@ -40,14 +40,11 @@ def train_flow(config: Config) -> dict[str, Any]:
 
     A stage whose inputs did not change is not run again.
     """
-    root = config.root
-    raw, fetched = run_stage(fetch, root, config=config)
-    tokens, tokenized = run_stage(tokenize, root, config=config, raw=raw)
-    checkpoint, trained = run_stage(train, root, config=config, tokens=tokens)
-    metrics, evaluated = run_stage(evaluate, root, config=config, checkpoint=checkpoint, tokens=tokens)
-    published, publication = run_stage(
-        publish, root, config=config, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
-    )
+    raw, fetched = run_stage(fetch, config)
+    tokens, tokenized = run_stage(tokenize, config, raw=raw)
+    checkpoint, trained = run_stage(train, config, tokens=tokens)
+    metrics, evaluated = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens)
+    published, publication = run_stage(publish, config, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw)
     reports = {
         "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
     }  # fmt: skip
@@ -99,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         check_inputs(config)
-        set_up_console()
         log.info("starting Prefect, on a temporary server unless PREFECT_API_URL names one")
         result = train_flow(config)
     except InputError as error:
@@ -141,4 +137,5 @@ def check_inputs(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    set_up_console()
     sys.exit(main())

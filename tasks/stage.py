@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
@@ -12,7 +11,8 @@ from prefect.context import TaskRunContext
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
-from textgen.files import Damaged, Manifest
+from textgen.config import Config
+from textgen.files import Damaged, Manifest, content_key
 from textgen.hub import SourceUnavailable
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,14 @@ def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 def stage(key: Callable[..., str | None], retries: bool = False) -> Callable[[Callable[..., Any]], Task[..., Any]]:
-    """Return a decorator: a task whose JSON result is cached under `key`, called with the task's own arguments."""
+    """Return a decorator: a task whose JSON result is cached under `key` of the task's own arguments."""
 
     def cache_key(context: TaskRunContext, arguments: dict[str, Any]) -> str | None:
-        content = key(**arguments)
-        return f"{context.task.name}-{content}" if content is not None else None
+        content, root = key(**arguments), arguments["config"].root
+        if content is None:
+            return None
+        # A result holds paths: where the storage was moved, or is reached from elsewhere, it is another result.
+        return f"{context.task.name}-{content_key(content, str(root), str(root.resolve()))}"
 
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         return task(
@@ -62,15 +65,15 @@ def stage(key: Callable[..., str | None], retries: bool = False) -> Callable[[Ca
     return decorate
 
 
-def run_stage(stage_task: Task[..., Any], root: Path, **arguments: Any) -> tuple[Any, StageReport]:
+def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> tuple[Any, StageReport]:
     """Run a stage and return its manifest and report.
 
     Prefect's cache checks that a result was recorded, not that the files it names are still what they were: a hit that
     does not verify is run again.
     """
     started = time.monotonic()
-    stage_task = stage_task.with_options(result_storage=root.resolve() / CACHE_FOLDER)
-    state = stage_task(**arguments, return_state=True)
+    stage_task = stage_task.with_options(result_storage=config.root.resolve() / CACHE_FOLDER)
+    state = stage_task(config=config, **arguments, return_state=True)
     manifest: Manifest = state.result()
     cached = state.name == "Cached"
     if cached:
@@ -78,7 +81,7 @@ def run_stage(stage_task: Task[..., Any], root: Path, **arguments: Any) -> tuple
             type(manifest).read(manifest.folder)
         except Damaged as damage:
             log.warning("%s: the cached result of %s is not believed", damage, stage_task.name)
-            manifest = stage_task.with_options(refresh_cache=True)(**arguments)
+            manifest = stage_task.with_options(refresh_cache=True)(config=config, **arguments)
             cached = False
     report = StageReport(seconds=time.monotonic() - started, cached=cached)
     log.info("%s: %s", stage_task.name, "cached" if cached else f"{report.seconds:.1f} seconds")

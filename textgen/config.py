@@ -27,7 +27,7 @@ def rule(message: str) -> PydanticCustomError:
 class Section(BaseModel):
     """A section of the configuration: frozen, typed strictly, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataConfig(Section):

@@ -144,7 +144,7 @@ def encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, lab
     unknown_id = tokenizer.token_to_id(UNKNOWN)
     if unknown_id is None:
         return ids_N, 0
-    written = sum(text.count(UNKNOWN) for text in rows)
+    written = sum(row.split().count(UNKNOWN) for row in rows)
     return ids_N, int((ids_N == unknown_id).sum()) - written
 
 

@@ -1,0 +1,95 @@
+"""What several test files share: a corpus of a few thousand characters, its tokens, and tiny models."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from textgen import corpus
+from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
+from textgen.export import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
+from textgen.files import InputError
+from textgen.model import LanguageModel
+from textgen.tokens import TokensManifest, load_manifest_tokenizer, tokenize
+from textgen.train import CheckpointManifest, train
+
+SHARED = Path(__file__).parents[2] / "shared"
+WORDS = "the a small old river tower naïve 塔 lamp winds under over across reads writes 3.14 42 , . ; and but".split()
+ROWS = {"train": 120, "validation": 20, "test": 20}
+TINY = {
+    "data": {"seq_length": 16},
+    "model": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "training": {
+        "batch_size": 8, "max_steps": 20, "warmup_steps": 4, "learning_rate": 1e-2, "min_learning_rate": 1e-3,
+        "log_every": 5, "eval_every": 5, "checkpoint_every": 5, "device": "cpu",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_accounts() -> None:
+    """Forget the developer's own Weights & Biases and Hugging Face settings."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "HUGGING"))]:
+        del os.environ[name]
+
+
+def tiny_config(**sections: dict) -> Config:
+    """Return the configuration of a tiny training on the CPU, with other values where `sections` has them."""
+    return parse_config({**TINY, **{name: {**TINY.get(name, {}), **values} for name, values in sections.items()}})
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Config]:
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> corpus.RawManifest:
+    """Return a frozen corpus of random sentences."""
+    folder, source = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for split in SPLITS:
+        rows = [" ".join(source.choices(WORDS, k=source.randint(4, 12))) + "\n" for _ in range(ROWS[split])]
+        (folder / f"{split}.txt").write_text("".join(rows), "utf-8")
+    files = {split: str(folder / f"{split}.txt") for split in SPLITS}
+    return corpus.fetch(DataConfig(files=files), folder / "data")
+
+
+@pytest.fixture(scope="session")
+def make_tokens(raw: corpus.RawManifest) -> Callable[[str], TokensManifest]:
+    """Return a function from the kind of a tokenizer to the corpus's tokens; gpt2 skips where its file is absent."""
+
+    def make(kind: str) -> TokensManifest:
+        settings: dict = {"bpe": {"vocab_size": 300}, "word": {}, "gpt2": {"path": str(SHARED / "gpt2-tokenizer")}}
+        try:
+            return tokenize(raw, TokenizerConfig(kind=kind, **settings[kind]), raw.folder.parents[2])
+        except InputError:
+            if kind == "gpt2" and not SHARED.exists():
+                pytest.skip(f"{SHARED} is not on this machine")
+            raise
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens(make_tokens: Callable[[str], TokensManifest]) -> TokensManifest:
+    return make_tokens("bpe")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokens: TokensManifest, tmp_path_factory: pytest.TempPathFactory) -> CheckpointManifest:
+    """Return a finished training; a test that changes its files copies them first."""
+    return train(tokens, tiny_config(), tmp_path_factory.mktemp("training") / "out", lambda step, figures: None)
+
+
+@pytest.fixture(scope="session")
+def opinionated(tokens: TokensManifest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoadedModel]:
+    """Return a model, and its folder, whose wide random weights make every token of the context matter."""
+    folder = tmp_path_factory.mktemp("opinionated")
+    config = tiny_config(model={"initializer_range": 0.5, "tie_word_embeddings": False}).model
+    torch.manual_seed(0)
+    write_weights(LanguageModel(config, tokens.vocab_size), folder / WEIGHTS_FILE)
+    write_description(folder, config, load_manifest_tokenizer(tokens), tokens.vocab_size, seq_length=32)
+    return folder, load_model(folder)

@@ -1,0 +1,134 @@
+"""Files that can be trusted: atomic writes, manifests that notice a changed byte, folders built once."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from textgen.files import Damaged, Manifest, build_once, new_folder, sha256_file, write_atomic
+
+
+class Notes(Manifest):
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+
+def fill(temporary: Path) -> Notes:
+    (temporary / "note.txt").write_text("a note")
+    with (temporary.parent / "builds.log").open("a") as log:
+        log.write("built\n")
+    return Notes(key="k", sha256={"note.txt": sha256_file(temporary / "note.txt")})
+
+
+def fill_slowly(temporary: Path) -> Notes:
+    time.sleep(0.5)  # long enough for the other process to come to the lock
+    return fill(temporary)
+
+
+def build_in_process(folder: Path) -> None:
+    build_once(folder, Notes, fill_slowly)
+
+
+def never_finish(folder: Path) -> None:
+    with new_folder(folder) as temporary:
+        (temporary / "half").write_text("half")
+        (folder.parent / "started").touch()
+        time.sleep(600)
+
+
+def builds(parent: Path) -> int:
+    return len((parent / "builds.log").read_text().splitlines())
+
+
+def test_a_folder_is_built_once_and_verified_after(tmp_path):
+    first = build_once(tmp_path / "k", Notes, fill)
+    assert build_once(tmp_path / "k", Notes, fill) == first
+    assert builds(tmp_path) == 1
+    assert first.folder == tmp_path / "k"
+
+
+@pytest.mark.parametrize("file", ["note.txt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_folder_is_named_set_aside_and_rebuilt(tmp_path, caplog, file, damage):
+    path = build_once(tmp_path / "k", Notes, fill).folder / file
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.unlink()
+    with pytest.raises(Damaged, match=file):
+        Notes.read(tmp_path / "k")
+    assert build_once(tmp_path / "k", Notes, fill).sha256 == Notes.read(tmp_path / "k").sha256
+    assert builds(tmp_path) == 2
+    assert str(path) in caplog.text
+    assert (tmp_path / "k.damaged-1").is_dir()
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    path = build_once(tmp_path / "k", Notes, fill).folder / Notes.FILE
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 1
+        path.write_bytes(data)
+        try:
+            changed = Notes.read(tmp_path / "k")
+        except Damaged:
+            continue
+        path.write_bytes(whole)
+        assert changed == Notes.read(tmp_path / "k"), f"byte {position} changed what was read"
+
+
+def test_two_processes_at_once_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=build_in_process, args=(tmp_path / "k",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert builds(tmp_path) == 1
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path):
+    def fail(temporary: Path) -> Notes:
+        (temporary / "half").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        build_once(tmp_path / "k", Notes, fail)
+    assert [path.name for path in tmp_path.iterdir()] == [".k.lock"]
+
+
+def test_a_killed_build_is_not_taken_for_a_folder(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=never_finish, args=(tmp_path / "k",))
+    process.start()
+    while not (tmp_path / "started").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "k").exists()
+    assert build_once(tmp_path / "k", Notes, fill).sha256
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_bytes(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,189 @@
+"""Tokenizers, token streams and the blocks cut from them."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from textgen import tokens
+from textgen.config import SPLITS, DataConfig, TokenizerConfig
+from textgen.corpus import RawManifest, fetch, read_rows
+from textgen.files import InputError
+from textgen.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, train_bpe
+from textgen.tokens import (
+    block_count,
+    check_length,
+    dtype_for,
+    load_manifest_tokenizer,
+    load_stream,
+    take_blocks,
+    tokenize,
+)
+
+SHARED = Path(__file__).parents[2] / "shared"
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "Übung", "naïve", "12", "x_y"]
+BPE = TokenizerConfig(kind="bpe", vocab_size=300)
+
+
+def write_corpus(folder: Path, seed: int = 0) -> DataConfig:
+    draw = random.Random(seed)
+    for split in SPLITS:
+        rows = [" ".join(draw.choices(WORDS, k=12)) for _ in range(40)]
+        (folder / f"{split}.txt").write_text("\n\n".join(rows) + "\n")
+    return DataConfig(files={split: str(folder / f"{split}.txt") for split in SPLITS})
+
+
+@pytest.fixture
+def raw(tmp_path) -> RawManifest:
+    return fetch(write_corpus(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("seq_length", [1, 2, 7])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_blocks_and_targets_are_those_of_the_definition(seq_length, blocks, extra):
+    count = max(0, blocks * seq_length + 1 + extra)
+    stream = torch.arange(100, 100 + count).to(torch.uint16)
+    expected = max(0, (count - 1) // seq_length)
+    assert block_count(count, seq_length) == expected
+    for i in range(expected):
+        x, y = take_blocks(stream, seq_length, torch.tensor([i]))
+        ids = stream.long()
+        assert x[0].tolist() == ids[i * seq_length : (i + 1) * seq_length].tolist()
+        assert y[0].tolist() == ids[i * seq_length + 1 : (i + 1) * seq_length + 1].tolist()
+        assert len(x[0]) == len(y[0]) == seq_length
+
+
+def test_blocks_are_taken_in_the_order_asked():
+    x, _ = take_blocks(torch.arange(10), 3, torch.tensor([2, 0]))
+    assert x.tolist() == [[6, 7, 8], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, torch.uint16), (2**16 + 1, torch.int32)])
+def test_ids_are_stored_in_the_narrowest_type_that_holds_them(vocab_size, dtype):
+    assert dtype_for(vocab_size) == dtype
+
+
+def test_a_vocabulary_over_int32_is_refused():
+    with pytest.raises(InputError, match="int32"):
+        dtype_for(2**31 + 1)
+
+
+def test_the_highest_id_survives_the_stream(tmp_path):
+    stream = torch.tensor([0, 2**16 - 1, 1], dtype=torch.int32).to(torch.uint16)
+    tokens.save_tensor(stream, tmp_path / "ids.pt")
+    loaded = torch.load(tmp_path / "ids.pt", mmap=True, weights_only=True)
+    assert take_blocks(loaded, 2, torch.tensor([0]))[0].tolist() == [[0, 2**16 - 1]]
+
+
+def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):
+    manifest = tokenize(raw, BPE, tmp_path)
+    tokenizer = load_manifest_tokenizer(manifest)
+    rows = read_rows(raw, "test")
+    stream = load_stream(manifest, "test")
+    assert stream.dim() == 1
+    assert stream.tolist() == [id for row in rows for id in tokenizer.encode(row).ids]
+    assert tokenizer.decode(stream.tolist()) == "".join(rows)
+    assert manifest.splits["test"].tokens == len(stream)
+
+
+def test_the_same_text_gives_the_same_bytes(raw, tmp_path):
+    first = tokenize(raw, BPE, tmp_path / "a")
+    second = tokenize(raw, BPE, tmp_path / "b")
+    assert first.folder != second.folder
+    assert first.sha256_by_file() == second.sha256_by_file()
+
+
+def test_bpe_learns_from_the_train_split_alone(raw, tmp_path):
+    tokenizer = load_manifest_tokenizer(tokenize(raw, BPE, tmp_path))
+    assert tokenizer.to_str() == train_bpe(read_rows(raw, "train"), BPE.vocab_size).to_str()
+
+
+def test_bpe_writes_any_text_in_at_most_its_vocabulary():
+    tokenizer = train_bpe(["the cat sat on the mat\n"] * 50, 300)
+    text = "日本語 \x00\t🙂 the  cat\r\n"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.get_vocab_size() <= 300
+    assert tokenizer.token_to_id(END_OF_TEXT) is not None
+
+
+def test_words_are_ranked_by_frequency_and_each_row_ends():
+    tokenizer = collect_words(["b a b\n", "", "c <unk>\n"])
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary, key=vocabulary.get) == ["<unk>", END_OF_ROW, "b", "a", "c"]
+    ids = list(encode_rows(tokenizer, ["a d\n", "", "<unk> c"]))
+    assert ids == [[3, 0, 1], [1], [0, 4, 1]]
+
+
+def test_only_words_outside_the_vocabulary_count_as_unknown(tmp_path):
+    for split, text in {"train": "a b <unk>\n", "validation": "a <unk>\n", "test": "a <unk> new newer\n"}.items():
+        (tmp_path / f"{split}.txt").write_text(text)
+    raw = fetch(DataConfig(files={split: str(tmp_path / f"{split}.txt") for split in SPLITS}), tmp_path)
+    manifest = tokenize(raw, TokenizerConfig(kind="word"), tmp_path)
+    assert {name: split.unknown for name, split in manifest.splits.items()} == {"train": 0, "validation": 0, "test": 2}
+
+
+def test_nothing_changed_nothing_is_built(raw, tmp_path, monkeypatch):
+    first = tokenize(raw, BPE, tmp_path)
+    monkeypatch.setattr(tokens, "build_tokenizer", None)
+    assert tokenize(raw, BPE, tmp_path) == first
+
+
+def test_a_change_of_the_text_the_tokenizer_or_the_algorithm_alone_is_a_miss(raw, tmp_path, monkeypatch):
+    keys = [tokenize(raw, BPE, tmp_path).key]
+    (tmp_path / "other").mkdir()
+    keys.append(tokenize(fetch(write_corpus(tmp_path / "other", seed=1), tmp_path), BPE, tmp_path).key)
+    keys.append(tokenize(raw, TokenizerConfig(kind="bpe", vocab_size=301), tmp_path).key)
+    keys.append(tokenize(raw, TokenizerConfig(kind="word"), tmp_path).key)
+    monkeypatch.setattr(tokens, "TOKENS_VERSION", tokens.TOKENS_VERSION + 1)
+    keys.append(tokenize(raw, BPE, tmp_path).key)
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_setting_that_does_not_change_the_tokens_is_no_miss(raw, tmp_path):
+    a, b = (TokenizerConfig(kind="word", vocab_size=size) for size in (300, 400))
+    assert tokenize(raw, a, tmp_path) == tokenize(raw, b, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["train.pt", "test.pt", "tokenizer.json"])
+def test_a_flipped_byte_is_named_set_aside_and_rebuilt(raw, tmp_path, caplog, file):
+    manifest = tokenize(raw, BPE, tmp_path)
+    path = manifest.folder / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert tokenize(raw, BPE, tmp_path) == manifest
+    assert str(path) in caplog.text
+    assert (manifest.folder.with_name(f"{manifest.key}.damaged-1") / file).read_bytes() == bytes(data)
+
+
+def test_a_sequence_longer_than_a_split_is_refused(raw, tmp_path):
+    manifest = tokenize(raw, BPE, tmp_path)
+    shortest = min(split.tokens for split in manifest.splits.values())
+    check_length(manifest, shortest - 1)
+    with pytest.raises(InputError, match=f"data.seq_length={shortest}"):
+        check_length(manifest, shortest)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not json"])
+def test_a_tokenizer_file_that_is_none_is_refused(raw, tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        tokenize(raw, TokenizerConfig(kind="gpt2", path=str(tmp_path)), tmp_path / "data")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+def test_wikitext_2_is_tokenized_in_seconds_with_the_published_counts(tmp_path):
+    raw = fetch(DataConfig(path=str(SHARED / "wikitext"), dataset_config="wikitext-2-v1"), tmp_path)
+    started = time.monotonic()
+    gpt2 = tokenize(raw, TokenizerConfig(path=str(SHARED / "gpt2-tokenizer")), tmp_path)
+    seconds = time.monotonic() - started
+    assert (gpt2.vocab_size, gpt2.dtype) == (50_257, "uint16")
+    assert seconds < 30, "6 s on two quiet cores; slower machines get room here"
+    word = tokenize(raw, TokenizerConfig(kind="word"), tmp_path)
+    assert word.vocab_size == 33_278
+    counts = {name: (split.tokens, split.unknown) for name, split in word.splits.items()}
+    assert counts == {"train": (2_088_628, 0), "validation": (217_646, 0), "test": (245_569, 0)}
