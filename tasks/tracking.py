@@ -13,6 +13,7 @@ from textgen.config import Config, TrackingConfig
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_SECONDS = 30
+_unreachable = False  # the server did not answer this process: the stages after do not wait for it again
 
 
 class Tracker:
@@ -42,6 +43,7 @@ class Tracker:
         return self._run
 
     def _open(self) -> Any:
+        global _unreachable
         import wandb
         from wandb.errors import CommError, UsageError
 
@@ -56,13 +58,15 @@ class Tracker:
             "dir": self.config.root,
             "settings": wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
         }
-        mode = choose_mode(self.config.tracking)
+        mode = "offline" if _unreachable else choose_mode(self.config.tracking)
         try:
             return wandb.init(mode=mode, **options)
         except (CommError, UsageError) as error:
             if mode == "offline":
                 raise
             log.warning("Weights & Biases: %s; recording offline", " ".join(str(error).split()))
+            _unreachable = True
+            wandb.teardown()  # the failed run still holds its id
             return wandb.init(mode="offline", **options)
 
     def close(self, failed: bool) -> None:
@@ -93,8 +97,9 @@ def _has_key() -> bool:
     import wandb
     from requests.utils import get_netrc_auth
 
-    settings = wandb.setup().settings
-    return bool(settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url))
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url) is not None
 
 
 def _flow_run_id() -> str | None:

@@ -116,7 +116,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         known = {key: stored[key] for key in ModelConfig.model_fields if key not in DROPOUTS}
         config = ModelConfig.model_validate(known)
         vocab_size, seq_length = stored["vocab_size"], stored["max_position_embeddings"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder / CONFIG_FILE} is damaged: {error!r}") from error
     model = LanguageModel(config, vocab_size)
     read_weights(model, folder / WEIGHTS_FILE)
@@ -134,18 +134,20 @@ def check_with_transformers(folder: Path, rows: list[str]) -> None:
         Refused: it does not.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     ours = load_model(folder)
     stock_tokenizer = AutoTokenizer.from_pretrained(folder)
     ids: list[int] = []
     for row in rows:
         row_ids = ours.tokenizer.encode(row).ids
-        if stock_tokenizer(row)["input_ids"] != row_ids:
+        if stock_tokenizer(row, verbose=False)["input_ids"] != row_ids:
             raise Refused(f"{folder}: transformers tokenizes {row[:40]!r}… otherwise")
         ids += row_ids
     ids_1T = torch.tensor([ids[: ours.seq_length]])
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     with torch.no_grad():
-        difference = (stock(ids_1T).logits - ours.model(ids_1T)).abs().max().item()
+        difference = (stock(ids_1T, use_cache=False).logits - ours.model(ids_1T)).abs().max().item()
     if difference != 0:
         raise Refused(f"{folder}: transformers' logits differ by up to {difference}")

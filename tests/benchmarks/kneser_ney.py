@@ -1,6 +1,6 @@
 """The baseline: an interpolated Kneser-Ney trigram model of a token stream, and its perplexity on another.
 
-Run: python tests/benchmarks/kneser_ney.py data/processed/KEY
+Run: python -m tests.benchmarks.kneser_ney data/processed/KEY
 Kneser & Ney 1995, in the interpolated form of Chen & Goodman 1999 (section 3), one discount n1 / (n1 + 2 n2) an order.
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from textgen.tokens import TokensManifest, load_stream
+
+DISCOUNT_WITHOUT_SINGLETONS = 0.5  # the estimate is undefined there; any in (0, 1) leaves unseen tokens some mass
 
 
 class Order:
@@ -26,7 +28,7 @@ class Order:
             self.continuations[ngram[:-1]] += 1
         once = sum(count == 1 for count in counts.values())
         twice = sum(count == 2 for count in counts.values())
-        self.discount = once / (once + 2 * twice) if once else 0.0
+        self.discount = once / (once + 2 * twice) if once else DISCOUNT_WITHOUT_SINGLETONS
 
 
 class KneserNeyTrigram:

@@ -1,0 +1,108 @@
+"""`python -m flows.train_flow` as a user runs it: the default corpus, WikiText-2, and no network."""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.kneser_ney import KneserNeyTrigram
+from textgen.tokens import TokensManifest, load_stream
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+KNESER_NEY_MARGIN = 1.15
+MEMORY_LIMIT_GB = 3
+UNREACHABLE_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Return an environment with an empty home: no account, no caches, no Prefect database."""
+    folder = tmp_path_factory.mktemp("home")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_", "PREFECT_"))}
+    yield {**kept, "HOME": str(folder), "PREFECT_HOME": str(folder / "prefect")}
+
+
+def run(home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.train_flow", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True)
+
+
+def succeed(home: dict[str, str], *arguments: str) -> dict[str, Any]:
+    done = run(home, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_default_run_comes_near_a_kneser_ney_trigram_and_is_cached_after(home, tmp_path, record_property):
+    root = f"storage.root={tmp_path / 'data'}"
+    started = time.monotonic()
+    result = succeed(home, root)
+    record_property("seconds", time.monotonic() - started)
+    started = time.monotonic()
+    again = succeed(home, root)
+    record_property("cached_seconds", time.monotonic() - started)
+    assert all(report["cached"] for report in again["stages"].values())
+    assert again["published"] == result["published"]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 < MEMORY_LIMIT_GB
+
+    tokens = TokensManifest.read(Path(result["tokens"]["path"]))
+    trigram = KneserNeyTrigram(load_stream(tokens, "train").tolist(), tokens.vocab_size)
+    baseline = trigram.perplexity(load_stream(tokens, "test").tolist())
+    record_property("kneser_ney", baseline)
+    assert result["metrics"]["test"]["token_perplexity"] < KNESER_NEY_MARGIN * baseline
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+def test_wikitext_2_runs_through_to_a_published_model(home, tmp_path):
+    result = succeed(
+        home,
+        "--config", "configs/wikitext2.yaml", f"data.path={SHARED / 'wikitext'}", "data.dataset_config=wikitext-2-v1",
+        f"tokenizer.path={SHARED / 'gpt2-tokenizer'}", f"storage.root={tmp_path / 'data'}", "data.seq_length=64",
+        "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}",
+        "training={max_steps: 200, warmup_steps: 20, batch_size: 8, eval_every: 100, eval_blocks: 64}",
+        "evaluation={protocol: blocks, batch_size: 16}",
+    )  # fmt: skip
+    counts = {name: (split["rows"], split["words"]) for name, split in result["raw"]["splits"].items()}
+    assert counts == {"train": (36_718, 2_051_910), "validation": (3_760, 213_886), "test": (4_358, 241_211)}
+    assert result["metrics"]["test"]["words"] + result["metrics"]["test"]["rows"] == 245_569
+    assert result["published"]["name"] == "wikitext2"
+    prompt = [
+        sys.executable,
+        "-m",
+        "textgen",
+        "generate",
+        result["published"]["path"],
+        "--prompt",
+        " = Robert",
+        "--seed",
+        "1",
+    ]
+    written = subprocess.run(
+        [*prompt, "--max-tokens", "5"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert written.startswith(" = Robert")
+
+
+def test_without_a_hub_one_message_says_what_was_tried_and_the_two_ways_on(home, tmp_path):
+    with socket.socket() as unused:  # bound and not listening: refused at once
+        unused.bind(("127.0.0.1", 0))
+        offline = {**home, "HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}"}
+        started = time.monotonic()
+        done = run(offline, "--config", "configs/wikitext2.yaml", f"storage.root={tmp_path / 'data'}")
+        seconds = time.monotonic() - started
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    for part in ("Salesforce/wikitext", "Hugging Face Hub", "data.path=", "data.dataset_name=python-docs"):
+        assert part in last
+    assert "Traceback" not in done.stderr
+    assert seconds < UNREACHABLE_SECONDS
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and "cache" not in path.parts]
