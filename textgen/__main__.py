@@ -1,6 +1,7 @@
 """The command line of the library: `python -m textgen train | evaluate | generate`."""
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from textgen.config import Config, load_config
+from textgen.config import Config, EvaluationConfig, load_config
 from textgen.files import Damaged, InputError
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
@@ -68,7 +69,9 @@ def _train(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="measure a model's perplexity")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="in UTF-8, a row a line")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
+    )
     parser.add_argument("--protocol", choices=["sliding", "blocks"], default=Config().evaluation.protocol)
     parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true")
@@ -77,17 +80,24 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from textgen.device import choose_device
-    from textgen.evaluate import evaluate_text
+    from textgen.evaluate import evaluate_splits, evaluate_text
     from textgen.export import load_model
-    from textgen.registry import resolve
+    from textgen.registry import read_tokens, resolve
 
-    loaded = load_model(resolve(options.model, options.root), choose_device("auto"))
-    metrics = evaluate_text(loaded, options.text, options.protocol, Config().evaluation.batch_size)
-    if options.json:
-        print(metrics.model_dump_json(indent=2))
+    folder = resolve(options.model, options.root)
+    loaded = load_model(folder, choose_device("auto"))
+    evaluation = EvaluationConfig(protocol=options.protocol)
+    if options.text is not None:
+        splits = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        for name, value in metrics.model_dump().items():
-            print(f"{name:18} {'-' if value is None else value}")
+        splits = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, max(1, loaded.seq_length // 2))
+    if options.json:
+        print(json.dumps({name: metrics.model_dump(mode="json") for name, metrics in splits.items()}, indent=2))
+        return
+    for name, metrics in splits.items():
+        print(name)
+        for figure, value in metrics.model_dump().items():
+            print(f"  {figure:18} {'-' if value is None else value}")
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:

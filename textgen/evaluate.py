@@ -1,5 +1,6 @@
 """Perplexity: of a token, of a word, and bits a byte, each with its text, context and denominator stated."""
 
+import io
 import math
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen.config import Config
+from textgen.config import Config, EvaluationConfig
 from textgen.device import autocast, choose_device
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
@@ -69,19 +70,8 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
 
     def measure(_: Path) -> Metrics:
         device = choose_device(config.training.device)
-        model = load_model(checkpoint, device).model
-        splits = {}
-        for name in EVALUATED:
-            windows = WINDOWS[config.evaluation.protocol]
-            with autocast(device, config.training.precision):
-                nats, scored = score(
-                    model,
-                    load_stream(tokens, name),
-                    list(windows(tokens.splits[name].tokens, config.data.seq_length, stride)),
-                    config.evaluation.batch_size,
-                    f"evaluate {name}",
-                )
-            splits[name] = summarize(nats, scored, tokens.splits[name])
+        with autocast(device, config.training.precision):
+            splits = evaluate_splits(load_model(checkpoint, device), tokens, config.evaluation, stride)
         return Metrics(
             key=key,
             checkpoint_sha256=sha256,
@@ -95,6 +85,20 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
     return build_once(checkpoint / "evaluations" / key, Metrics, measure)
 
 
+def evaluate_splits(
+    loaded: LoadedModel, tokens: TokensManifest, evaluation: EvaluationConfig, stride: int
+) -> dict[str, SplitMetrics]:
+    """Measure a model on validation and test, in the context it was trained at."""
+    splits = {}
+    for name in EVALUATED:
+        split = tokens.splits[name]
+        windows = list(WINDOWS[evaluation.protocol](split.tokens, loaded.seq_length, stride))
+        ids_N = load_stream(tokens, name)
+        nats, scored = score(loaded.model, ids_N, windows, evaluation.batch_size, f"evaluate {name}")
+        splits[name] = summarize(nats, scored, split)
+    return splits
+
+
 def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Config) -> str:
     """Return the key of an evaluation: the algorithm, the weights, the tokens and the protocol."""
     protocol = config.evaluation.model_dump(mode="json")
@@ -102,14 +106,14 @@ def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Confi
     return content_key(EVALUATION_VERSION, checkpoint_sha256, tokens.key, config.data.seq_length, protocol, numerics)
 
 
-def evaluate_text(loaded: LoadedModel, text_file: Path, protocol: str, batch_size: int) -> SplitMetrics:
+def evaluate_text(loaded: LoadedModel, text_file: Path, evaluation: EvaluationConfig) -> SplitMetrics:
     """Measure a model on a text file, a row a line, with a stride of half its context.
 
     Raises:
         InputError: the file is absent, is not UTF-8, or holds fewer than two tokens.
     """
     try:
-        rows = text_file.read_text("utf-8").splitlines(keepends=True)
+        rows = list(io.StringIO(text_file.read_text("utf-8")))  # at \n alone, as the corpus is cut
     except OSError as error:
         raise InputError(f"--text {text_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -118,8 +122,8 @@ def evaluate_text(loaded: LoadedModel, text_file: Path, protocol: str, batch_siz
     if len(ids_N) < 2:
         raise InputError(f"--text {text_file}: {len(ids_N)} tokens; perplexity needs two")
     seq_length = min(loaded.seq_length, len(ids_N) - 1)
-    windows = WINDOWS[protocol](len(ids_N), seq_length, max(1, seq_length // 2))
-    nats, scored = score(loaded.model, ids_N, list(windows), batch_size, "evaluate text")
+    windows = WINDOWS[evaluation.protocol](len(ids_N), seq_length, max(1, seq_length // 2))
+    nats, scored = score(loaded.model, ids_N, list(windows), evaluation.batch_size, "evaluate text")
     words = sum(len(row.split()) for row in rows)
     text_bytes = sum(len(row.encode()) for row in rows)
     counts = TextCounts(tokens=len(ids_N), unknown=unknown, rows=len(rows), words=words, text_bytes=text_bytes)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,29 +35,45 @@ def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
         SourceUnavailable: the Hub, or the way to it, failed; `ways_on` ends its message.
         InputError: the repository has no such configuration.
     """
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
     try:
         return ask()
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            transient = status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
-        elif isinstance(error, DatasetNotFoundError | OfflineModeIsEnabled) or "offline mode" in str(error).lower():
-            transient = False
-        elif isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
-            transient = True  # cut, refused or timed out; `datasets` turns a 503 and a 429 into FileNotFoundError
-        elif isinstance(error, ValueError):  # an unknown configuration
+        if isinstance(error, ValueError) and not isinstance(error, OSError | JSONDecodeError):  # no such configuration
             raise InputError(f"{name}: {' '.join(str(error).split())}") from error
-        else:
+        if (found := find_cause(error)) is None:
             raise
-        reason = " ".join(str(error).split()).split(" (Request ID")[0]
+        cause, transient = found
+        reason = re.split(r" \(Request ID| For more information check:", " ".join(str(cause).split()))[0]
         raise SourceUnavailable(
-            f"{name} could not be had from the Hugging Face Hub ({type(error).__name__}: {reason}). "
+            f"{name} could not be had from the Hugging Face Hub ({type(cause).__name__}: {reason}). "
             f"Two ways on: {ways_on}",
             transient,
         ) from error
+
+
+def find_cause(error: Exception) -> tuple[BaseException, bool] | None:
+    """Return the exception that says why the Hub did not give what was asked, and whether that can pass.
+
+    It may lie under others: `datasets` makes a FileNotFoundError of a 404, of a 503, of a 429 and of being offline.
+    None: something else went wrong.
+    """
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import FileNotFoundDatasetsError
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status is not None:
+            return cause, status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
+        if isinstance(cause, OfflineModeIsEnabled | FileNotFoundDatasetsError | EmptyDatasetError):
+            return cause, False
+        if OfflineModeIsEnabled.__name__ in str(cause):  # `datasets` drops the exception and keeps its name
+            return cause, False
+        if type(cause).__module__.startswith("httpx"):
+            return cause, True  # no such host, refused, cut, timed out
+        cause = cause.__cause__ or cause.__context__
+    return (error, True) if isinstance(error, OSError | JSONDecodeError) else None
 
 
 def pinned(folder: Path, revision: str | None) -> str | None:

@@ -42,6 +42,7 @@ class PublishedManifest(Manifest):
     promoted: bool
     reason: str
     checkpoint_sha256: str
+    tokens_key: str
     raw_sha256: dict[str, str]
     bits_per_byte: float | None  # on validation
     samples: list[Sample]
@@ -111,6 +112,7 @@ def _publish_next(
             promoted=promoted,
             reason=reason,
             checkpoint_sha256=checkpoint.weights_sha256,
+            tokens_key=tokens.key,
             raw_sha256=tokens.raw_sha256,
             bits_per_byte=bits_per_byte,
             samples=samples,
@@ -188,6 +190,24 @@ def resolve(name: str, root: Path) -> Path:
         there = ", ".join(f"v{number}" for number in _numbers(home)) or "no version"
         raise InputError(f"{name!r}: no such model; {home} has {there}")
     return home / chosen
+
+
+def read_tokens(folder: Path, root: Path) -> TokensManifest:
+    """Return the tokens that the model of a published or a training folder was trained on.
+
+    Raises:
+        InputError: the folder does not say, or the tokens are no longer under `root`.
+        Damaged: the tokens are not what they were.
+    """
+    for manifest_type in (PublishedManifest, CheckpointManifest):
+        try:
+            home = root / "processed" / manifest_type.read(folder).tokens_key
+        except Damaged:
+            continue
+        if not home.is_dir():
+            raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
+        return TokensManifest.read(home)
+    raise InputError(f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text")
 
 
 def read_champion(home: Path) -> str | None:
