@@ -84,14 +84,15 @@ def test_attention_is_a_masked_softmax_over_rotated_normed_queries_and_keys(shap
         torch.testing.assert_close(out, naive_attention(attention, x, config), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_those_of_transformers_qwen3_bit_for_bit(shape, tied):
+def test_logits_equal_those_of_transformers_qwen3_bit_for_bit(shape, tied, dtype):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    ours = perturbed(new_model(**shape, tie_word_embeddings=tied)).eval()
+    ours = perturbed(new_model(**shape, tie_word_embeddings=tied)).to(dtype).eval()
     stock_config = Qwen3Config(**qwen3_config(ours.config, VOCAB_SIZE, seq_length=64, end_id=0))
-    stock = Qwen3ForCausalLM._from_config(stock_config, attn_implementation="sdpa").eval()
+    stock = Qwen3ForCausalLM._from_config(stock_config, attn_implementation="sdpa").to(dtype).eval()
     stock.load_state_dict(ours.state_dict())
     for batch, length in [(1, 1), (3, 5), (2, 33)]:
         ids_BT = random_ids(batch, length)

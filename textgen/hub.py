@@ -54,13 +54,16 @@ def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
 def find_cause(error: Exception) -> tuple[BaseException, bool] | None:
     """Return the exception that says why the Hub did not give what was asked, and whether that can pass.
 
-    It may lie under others: `datasets` makes a FileNotFoundError of a 404, of a 503, of a 429 and of being offline.
-    None: something else went wrong.
+    It may lie under others: `datasets` makes a FileNotFoundError of a 404, of a 503 and of a 429.
+    None: it was not the Hub, but a full disk or a mistake in the code.
     """
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import FileNotFoundDatasetsError
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    from_the_hub = isinstance(error, OSError | JSONDecodeError) or type(error).__module__.startswith("httpx")
+    if not from_the_hub or getattr(error, "errno", None) is not None:  # the system's own errors have a number
+        return None
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -73,7 +76,7 @@ def find_cause(error: Exception) -> tuple[BaseException, bool] | None:
         if type(cause).__module__.startswith("httpx"):
             return cause, True  # no such host, refused, cut, timed out
         cause = cause.__cause__ or cause.__context__
-    return (error, True) if isinstance(error, OSError | JSONDecodeError) else None
+    return error, True
 
 
 def pinned(folder: Path, revision: str | None) -> str | None:

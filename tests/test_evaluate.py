@@ -1,0 +1,164 @@
+"""Perplexity: every token scored once, in the context that is promised, over the right denominators."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import textgen.evaluate
+from textgen.config import EvaluationConfig
+from textgen.corpus import read_rows
+from textgen.evaluate import blocks, evaluate, evaluate_text, score, sliding_windows, summarize
+from textgen.export import LoadedModel, load_model
+from textgen.files import InputError
+from textgen.tokens import TextCounts, load_stream
+
+# length of the stream, of a sequence, stride
+STREAMS = [(2, 16, 8), (10, 16, 4), (16, 16, 8), (17, 16, 8), (18, 16, 8), (50, 16, 8), (45, 16, 5), (49, 16, 16),
+           (34, 16, 16), (30, 8, 1), (9, 1, 1)]  # fmt: skip
+
+
+def random_stream(loaded: LoadedModel, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(loaded.model.vocab_size, (length,), generator=generator).to(torch.uint16)
+
+
+@torch.no_grad()
+def brute_force(loaded: LoadedModel, ids: list[int], protocol: str, seq_length: int, stride: int) -> tuple[float, int]:
+    """Score one token at a time, each after a context of its own."""
+    last, nats, scored = len(ids) - 1, 0.0, 0
+    for target in range(1, len(ids)):
+        if protocol == "blocks":
+            start = (target - 1) // seq_length * seq_length
+            if start + seq_length > last:
+                break
+        else:
+            end = min(seq_length, last)
+            while end < target:
+                end = min(end + stride, last)
+            start = max(0, end - seq_length)
+        logits_V = loaded.model(torch.tensor([ids[start:target]]))[0, -1].double()
+        nats -= logits_V.log_softmax(-1)[ids[target]].item()
+        scored += 1
+    return nats, scored
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("length", "seq_length", "stride"), STREAMS)
+def test_sliding_windows_score_as_a_loop_over_tokens_does(length, seq_length, stride, batch_size, opinionated):
+    _, loaded = opinionated
+    stream_N = random_stream(loaded, length)
+    nats, scored = score(loaded.model, stream_N, list(sliding_windows(length, seq_length, stride)), batch_size)
+    expected, count = brute_force(loaded, stream_N.tolist(), "sliding", seq_length, stride)
+    assert scored == count == length - 1
+    assert nats / scored == pytest.approx(expected / count, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("length", "seq_length", "stride"), [stream for stream in STREAMS if stream[0] > stream[1]])
+def test_blocks_score_as_a_loop_over_tokens_does(length, seq_length, stride, batch_size, opinionated):
+    _, loaded = opinionated
+    stream_N = random_stream(loaded, length)
+    nats, scored = score(loaded.model, stream_N, list(blocks(length, seq_length)), batch_size)
+    expected, count = brute_force(loaded, stream_N.tolist(), "blocks", seq_length, stride)
+    assert scored == count == (length - 1) // seq_length * seq_length
+    assert nats / scored == pytest.approx(expected / count, abs=1e-6)
+
+
+@pytest.mark.parametrize(("length", "seq_length", "stride"), STREAMS)
+def test_sliding_windows_score_every_token_but_the_first_once_in_the_promised_context(length, seq_length, stride):
+    targets = []
+    for start, inputs, scored in sliding_windows(length, seq_length, stride):
+        assert start >= 0 and start + inputs < length and inputs == min(seq_length, length - 1)
+        for target in range(start + inputs - scored + 1, start + inputs + 1):
+            assert target - start >= min(target, seq_length - stride)
+            targets.append(target)
+    assert targets == list(range(1, length))
+
+
+def test_limited_blocks_are_whole_and_spread_over_the_stream():
+    assert list(blocks(1001, 10, limit=4)) == [(0, 10, 10), (250, 10, 10), (500, 10, 10), (750, 10, 10)]
+    assert list(blocks(1001, 10, limit=500)) == list(blocks(1001, 10))
+
+
+def counts(**changed: int) -> TextCounts:
+    return TextCounts(**{"tokens": 11, "unknown": 0, "rows": 2, "words": 3, "text_bytes": 20, **changed})
+
+
+def test_a_splits_nats_are_spread_over_tokens_words_with_rows_and_bytes():
+    expected = {
+        "loss_nats": 3.0,
+        "token_perplexity": math.e**3,
+        "word_perplexity": math.e ** (3 * 11 / (3 + 2)),
+        "bits_per_byte": 3 * 11 / (20 * math.log(2)),
+        "tokens_scored": 10,
+        "tokens": 11,
+        "words": 3,
+        "rows": 2,
+        "bytes": 20,
+    }
+    assert summarize(30.0, 10, counts()).model_dump() == pytest.approx(expected)
+
+
+def test_unknown_words_leave_no_bits_per_byte():
+    metrics = summarize(30.0, 10, counts(unknown=1))
+    assert metrics.bits_per_byte is None and metrics.word_perplexity is not None
+
+
+@pytest.mark.parametrize(("tokens", "has_one"), [(470, True), (480, False)])  # exp(705) is a float, exp(720) is not
+def test_a_word_whose_perplexity_no_float_holds_has_none(tokens, has_one):
+    metrics = summarize(3.0, 1, counts(tokens=tokens, words=1, rows=1))
+    assert (metrics.word_perplexity is not None) == has_one
+    assert metrics.bits_per_byte is not None
+
+
+@pytest.mark.parametrize("protocol", ["sliding", "blocks"])
+def test_an_evaluation_summarizes_validation_and_test(protocol, checkpoint, tokens, make_config):
+    config = make_config(evaluation={"protocol": protocol, "stride": 5})
+    metrics = evaluate(checkpoint.folder, tokens, config)
+    assert (metrics.protocol, metrics.stride) == (protocol, {"sliding": 5, "blocks": 16}[protocol])
+    assert metrics.splits.keys() == {"validation", "test"}
+    loaded = load_model(checkpoint.folder)
+    for name, split in metrics.splits.items():
+        nats, scored = brute_force(loaded, load_stream(tokens, name).tolist(), protocol, 16, 5)
+        assert split.loss_nats == pytest.approx(nats / scored, abs=1e-6)
+        assert split == summarize(split.loss_nats * scored, scored, tokens.splits[name])
+
+
+def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeypatch):
+    config = make_config(evaluation={"stride": 7})
+    metrics = evaluate(checkpoint.folder, tokens, config)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(textgen.evaluate, "score", refuse)
+    assert evaluate(checkpoint.folder, tokens, config) == metrics
+    with pytest.raises(AssertionError, match="scored again"):
+        evaluate(checkpoint.folder, tokens, make_config(evaluation={"stride": 6}))
+
+
+def test_a_text_file_is_measured_as_the_split_of_its_rows(checkpoint, tokens, raw, make_config, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(read_rows(raw, "validation")), "utf-8")
+    metrics = evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
+    expected = evaluate(checkpoint.folder, tokens, make_config()).splits["validation"]
+    assert metrics.model_dump() == pytest.approx(expected.model_dump(), rel=1e-12)
+
+
+def test_a_text_file_is_cut_into_rows_where_the_corpus_is(checkpoint, tmp_path):
+    (tmp_path / "text.txt").write_text(
+        "a form feed\f, a next line\x85,\nand a line separator\u2028 end no row\n", "utf-8"
+    )
+    assert evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig()).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), (b"", "0 tokens"), (b"a", "1 tokens"), (b"caf\xe9", "byte 3 is not UTF-8")],
+)
+def test_a_text_file_that_cannot_be_measured_is_refused(content, message, checkpoint, tmp_path):
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
