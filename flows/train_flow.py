@@ -29,8 +29,6 @@ from textgen.hub import SourceUnavailable
 from textgen.tokenizer import find_gpt2_file
 from textgen.train import Diverged
 
-log = logging.getLogger("flows.train_flow")  # not __main__, whose lines nobody shows
-
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
 
 
@@ -96,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         check_inputs(config)
-        log.info("starting Prefect, on a temporary server unless PREFECT_API_URL names one")
+        print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
         result = train_flow(config)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -120,9 +118,10 @@ def set_up_console() -> None:
         handler.addFilter(lambda record: not record.name.startswith("prefect"))
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("textgen", "tasks", "flows"):
+    for name in ("textgen", "tasks"):
         logging.getLogger(name).addHandler(console)
         logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).propagate = False
 
 
 def check_inputs(config: Config) -> None:

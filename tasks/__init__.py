@@ -3,5 +3,6 @@
 import os
 
 # Read by Prefect when it is imported, so set before any task imports it.
-os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks,flows")
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow first start is no failure
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server calls nobody
