@@ -167,14 +167,12 @@ def test_a_training_that_lacks_only_its_manifest_is_not_trained_again(tokens, co
     assert manifest.model_dump(exclude=elsewhere_or_later) == uninterrupted.model_dump(exclude=elsewhere_or_later)
 
 
-@pytest.mark.xfail(reason="the sum of losses since the last validation is not in the state", strict=True)
 def test_an_interruption_leaves_the_training_losses_as_they_are(tokens, config, uninterrupted, tmp_path):
     with pytest.raises(Interruption):
         train(tokens, config, tmp_path / "out", interrupt_at(9))
     assert train(tokens, config, tmp_path / "out", ignore).curve == uninterrupted.curve
 
 
-@pytest.mark.xfail(reason="the best weights so far are neither in the state nor verified", strict=True)
 def test_best_weights_that_were_damaged_during_an_interruption_are_not_published(
     tokens, make_config, tmp_path, flip_bit
 ):
@@ -188,13 +186,12 @@ def test_best_weights_that_were_damaged_during_an_interruption_are_not_published
     assert best == undisturbed
 
 
-@pytest.mark.xfail(reason="the key of a finished training is not compared", strict=True)
 def test_a_finished_training_of_another_configuration_is_not_taken_for_this_one(
     tokens, config, uninterrupted, tmp_path
 ):
     shutil.copytree(uninterrupted.folder, tmp_path / "out")
-    other = config.model_copy(update={"seed": config.seed + 1})
-    assert train(tokens, other, tmp_path / "out", ignore).key == textgen.train.train_key(tokens, other)
+    with pytest.raises(InputError, match="another configuration"):
+        train(tokens, config.model_copy(update={"seed": config.seed + 1}), tmp_path / "out", ignore)
 
 
 @pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, Manifest.FILE])

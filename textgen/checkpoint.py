@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 STATES_FOLDER = "states"
 OPTIMIZER_FILE = "optimizer.safetensors"
+BEST_FILE = "best.safetensors"
 
 
 class Validation(BaseModel):
@@ -37,6 +38,8 @@ class Progress(BaseModel):
 
     step: int = 0
     seconds: float = 0.0
+    loss_sum_nats: float = 0.0  # of the steps since the last validation
+    loss_count: int = 0
     curve: list[Validation] = []
 
     @property
@@ -64,7 +67,10 @@ class StateManifest(Manifest):
 def save_state(
     out: Path, key: str, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
 ) -> None:
-    """Write the state of `progress.step` under `out`/states, whole or not at all; keep the newest `keep`."""
+    """Write the state of `progress.step` under `out`/states, whole or not at all; keep the newest `keep`.
+
+    It holds a copy of the best weights so far, `out`/model.safetensors, too: they are part of how the training ends.
+    """
     folder = out / STATES_FOLDER / f"step-{progress.step:08d}"
     if folder.exists():
         return
@@ -79,7 +85,8 @@ def save_state(
     with new_folder(folder) as temporary:
         write_weights(model, temporary / WEIGHTS_FILE)
         write_atomic(temporary / OPTIMIZER_FILE, save(tensors, metadata={"format": "pt"}))
-        sha256 = {name: sha256_file(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
+        write_atomic(temporary / BEST_FILE, (out / WEIGHTS_FILE).read_bytes())
+        sha256 = {name: sha256_file(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE)}
         StateManifest(key=key, progress=progress, optimizer_steps=steps, sha256=sha256).write(temporary)
     for old in _states(out)[:-keep]:
         shutil.rmtree(old)
@@ -97,6 +104,7 @@ def restore_state(out: Path, key: str, model: LanguageModel, optimizer: torch.op
             continue
         read_weights(model, folder / WEIGHTS_FILE)
         _restore_optimizer(optimizer, load_file(folder / OPTIMIZER_FILE), manifest.optimizer_steps)
+        write_atomic(out / WEIGHTS_FILE, (folder / BEST_FILE).read_bytes())
         log.info("continuing from step %d", manifest.progress.step)
         return manifest.progress
     return None

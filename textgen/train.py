@@ -17,7 +17,7 @@ from textgen.config import Config, TrainingConfig
 from textgen.device import autocast, choose_device, seed_everything
 from textgen.evaluate import blocks, score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
-from textgen.files import Damaged, Manifest, content_key, set_aside, sha256_file
+from textgen.files import Damaged, InputError, Manifest, content_key, set_aside, sha256_file
 from textgen.model import LanguageModel, next_token_loss
 from textgen.optim import build_optimizer, lr_at
 from textgen.tokens import TokensManifest, block_count, check_length, load_manifest_tokenizer, load_stream, take_blocks
@@ -94,7 +94,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     is called with a step and its figures.
 
     Raises:
-        InputError: a split is shorter than `data.seq_length`, or the device is absent.
+        InputError: a split is shorter than `data.seq_length`, the device is absent, or `out` holds another training.
         Diverged: the loss became infinite or not a number.
     """
     check_length(tokens, config.data.seq_length)
@@ -102,9 +102,13 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     with FileLock(out.with_name(f".{out.name}.lock")):
         if (out / CheckpointManifest.FILE).exists():
             try:
-                return CheckpointManifest.read(out)
+                manifest = CheckpointManifest.read(out)
             except Damaged as damage:
                 set_aside(out, damage)
+            else:
+                if manifest.key != train_key(tokens, config):
+                    raise InputError(f"{out}: a finished training of another configuration or text is here")
+                return manifest
         out.mkdir(exist_ok=True)
         return _train(tokens, config, out, on_metrics)
 
@@ -126,7 +130,7 @@ def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetr
     progress = restore_state(out, key, model, optimizer) or Progress()
     started, seconds_before = time.monotonic(), progress.seconds
     logged_at, logged_step = started, progress.step
-    loss_sum, loss_count = torch.zeros((), device=device), 0
+    loss_sum = torch.tensor(progress.loss_sum_nats, device=device)
     description_files = write_description(
         out, config.model, load_manifest_tokenizer(tokens), tokens.vocab_size, seq_length
     )
@@ -141,15 +145,16 @@ def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetr
             validation = Validation(
                 step=progress.step,
                 tokens=progress.step * tokens_per_step,
-                train_loss_nats=loss_sum.item() / loss_count if loss_count else None,
+                train_loss_nats=loss_sum.item() / progress.loss_count if progress.loss_count else None,
                 loss_nats=nats / scored,
             )
             progress.curve.append(validation)
-            loss_sum, loss_count = torch.zeros((), device=device), 0
+            loss_sum, progress.loss_count = torch.zeros((), device=device), 0
             if progress.best is validation:
                 write_weights(model, out / WEIGHTS_FILE)
             on_metrics(progress.step, {"validation/loss_nats": validation.loss_nats})
         if progress.step and (progress.step % training.checkpoint_every == 0 or progress.step == steps):
+            progress.loss_sum_nats = loss_sum.item()
             progress.seconds = seconds_before + time.monotonic() - started
             save_state(out, key, model, optimizer, progress, training.keep_checkpoints)
         if progress.step == steps:
@@ -170,7 +175,8 @@ def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetr
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
-        loss_sum, loss_count = loss_sum + step_loss, loss_count + 1
+        loss_sum += step_loss
+        progress.loss_count += 1
 
         bar.update()
         if progress.step % training.log_every == 0 or progress.step == steps:
