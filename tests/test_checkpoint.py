@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from textgen import checkpoint
-from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, Progress, Validation, restore_state, save_state
+from textgen.checkpoint import BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, Progress, Validation, restore_state, save_state
 from textgen.config import ModelConfig, TrainingConfig
-from textgen.export import WEIGHTS_FILE
+from textgen.export import WEIGHTS_FILE, write_weights
 from textgen.files import Manifest
 from textgen.model import LanguageModel, next_token_loss
 from textgen.optim import build_optimizer
@@ -36,6 +36,7 @@ class Run:
             self.progress.step += 1
 
     def save(self, out: Path, key: str = KEY, keep: int = 9) -> None:
+        write_weights(self.model, out / WEIGHTS_FILE)  # the best so far
         save_state(out, key, self.model, self.optimizer, self.progress, keep)
 
 
@@ -82,7 +83,7 @@ def test_the_newest_states_are_kept(tmp_path):
     assert restored_step(tmp_path) == 4
 
 
-@pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, Manifest.FILE])
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE, Manifest.FILE])
 def test_a_damaged_state_is_set_aside_and_the_one_before_restored(file, tmp_path, flip_bit, caplog):
     saved_run(tmp_path, 1, 2)
     newest = tmp_path / STATES_FOLDER / "step-00000002"
@@ -92,7 +93,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_restored(file, tmp_path
     assert f"{newest / file} is damaged" in caplog.text
 
 
-@pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, Manifest.FILE])
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE, Manifest.FILE])
 def test_a_state_that_lacks_a_file_is_set_aside(file, tmp_path):
     saved_run(tmp_path, 1)
     (tmp_path / STATES_FOLDER / "step-00000001" / file).unlink()
@@ -123,4 +124,4 @@ def test_a_save_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch):
 def test_a_state_is_safetensors_and_json(tmp_path):
     saved_run(tmp_path, 1)
     files = {path.name for path in (tmp_path / STATES_FOLDER / "step-00000001").iterdir()}
-    assert files == {WEIGHTS_FILE, OPTIMIZER_FILE, Manifest.FILE}
+    assert files == {WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE, Manifest.FILE}
