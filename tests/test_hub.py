@@ -22,7 +22,7 @@ from textgen import corpus
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
 from textgen.files import Damaged, InputError
-from textgen.hub import SourceUnavailable, ask_hub
+from textgen.hub import SourceUnavailable, ask_hub, pin, pinned
 from textgen.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"
@@ -383,3 +383,12 @@ def test_the_tasks_that_ask_the_hub_and_no_others_try_again():
 
 if __name__ == "__main__":
     answer_asked()
+
+
+def test_a_damaged_pin_is_set_aside_and_named(tmp_path, caplog):
+    pin(tmp_path, None, "c" * 40)
+    assert pinned(tmp_path, None) == "c" * 40
+    (tmp_path / "revisions.json").write_text('{"": "cc')
+    assert pinned(tmp_path, None) is None
+    assert "revisions.json is damaged" in caplog.text
+    assert (tmp_path / "revisions.json.damaged-1").exists()

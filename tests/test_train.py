@@ -276,6 +276,12 @@ def test_the_training_loss_of_a_validation_is_the_mean_since_the_one_before(toke
     assert [point.train_loss_nats for point in curve] == pytest.approx(means)
 
 
+def test_the_gradient_is_clipped_before_the_step(tokens, make_config, tmp_path):
+    still = {"max_grad_norm": 1e-6, "adam_epsilon": 1.0, "weight_decay": 0.0}  # a step is the clipped gradient, almost
+    first, *_, last = train(tokens, make_config(training=still), tmp_path / "out", ignore).curve
+    assert last.loss_nats == pytest.approx(first.loss_nats, abs=1e-6)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tokens, make_config, tmp_path):
     config = make_config(training={"learning_rate": 1e30, "min_learning_rate": 1e30, "log_every": 1})
     with pytest.raises(Diverged, match=r"lower training\.learning_rate"):

@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
-from textgen.files import InputError, write_atomic
+from textgen.files import Damaged, InputError, set_aside, write_atomic
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PIN_FILE = "revisions.json"
@@ -83,13 +83,22 @@ def pinned(folder: Path, revision: str | None) -> str | None:
     """Return the commit that `revision` (None: the default branch) was resolved to at its first fetch, if it was."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    file = folder / PIN_FILE
-    return json.loads(file.read_bytes()).get(revision or "") if file.exists() else None
+    return _read_pins(folder).get(revision or "")
 
 
 def pin(folder: Path, revision: str | None, commit: str) -> None:
     """Have `pinned` answer `commit` for `revision` from now on."""
-    file = folder / PIN_FILE
-    pins = json.loads(file.read_bytes()) if file.exists() else {}
+    pins = _read_pins(folder)
     if pins.get(revision or "") != commit:
-        write_atomic(file, json.dumps({**pins, revision or "": commit}, indent=2) + "\n")
+        write_atomic(folder / PIN_FILE, json.dumps({**pins, revision or "": commit}, indent=2) + "\n")
+
+
+def _read_pins(folder: Path) -> dict[str, str]:
+    file = folder / PIN_FILE
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        set_aside(file, Damaged(f"{file} is damaged: {error}"))
+        return {}

@@ -136,7 +136,7 @@ def decide(bits_per_byte: float | None, raw: RawManifest, champion: PublishedMan
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> list[Sample]:
     """Return what the model writes after the first words of rows spread over the validation split."""
     rows = [row for row in read_rows(raw, "validation") if row.strip()]
-    rows = [row for row in rows if len(row.split()) >= 2 * SAMPLE_PROMPT_WORDS] or rows
+    rows = [row for row in rows if len(row.split()) >= 2 * SAMPLE_PROMPT_WORDS] or rows or [""]
     loaded = load_model(checkpoint.folder)
     samples = []
     for number in range(SAMPLES):
