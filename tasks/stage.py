@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import Task, task
@@ -17,7 +18,8 @@ from textgen.hub import SourceUnavailable
 
 log = logging.getLogger(__name__)
 
-NETWORK_RETRY_SECONDS = [1, 5, 15]
+NETWORK_RETRY_SECONDS = [1, 4, 10]
+NETWORK_PATIENCE_SECONDS = 20  # with the client's own waits of up to 23 s, a user hears within a minute
 CACHE_FOLDER = "cache"
 
 
@@ -31,12 +33,14 @@ class StageReport(BaseModel):
 
 
 def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a failed task may succeed at a second try: only a Hub that did not answer this time."""
+    """Return whether to try a failed task again: only where the Hub did not answer this time, and not for long."""
     try:
         state.result()
     except SourceUnavailable as error:
-        log.warning("%s", error)
-        return error.transient
+        waited = (datetime.now(UTC) - run.start_time).total_seconds() if run.start_time is not None else 0.0
+        if error.transient and waited < NETWORK_PATIENCE_SECONDS:
+            log.warning("the Hugging Face Hub did not answer; trying again")
+            return True
     except Exception:  # every other failure is final, and is reported where the flow reads the result
         return False
     return False

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,16 @@ def files_under(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix != ".lock")
 
 
-def tried_again(error: Exception) -> bool:
-    """Return whether Prefect runs the fetch task again after it raised `error`."""
+def tried_again(error: Exception, waited: float = 0.0) -> bool:
+    """Return whether Prefect runs the fetch task again after it raised `error`, `waited` seconds after its start."""
+    from prefect.client.schemas.objects import TaskRun
     from prefect.states import State, StateType  # here, not above: the process that `ask` starts does without Prefect
 
     from tasks.fetch import fetch
     from tasks.stage import is_transient
 
-    return is_transient(fetch, None, State(type=StateType.FAILED, data=error))
+    run = TaskRun(task_key="fetch", dynamic_key="0", start_time=datetime.now(UTC) - timedelta(seconds=waited))
+    return is_transient(fetch, run, State(type=StateType.FAILED, data=error))
 
 
 @dataclass(frozen=True)
@@ -381,8 +384,10 @@ def test_the_tasks_that_ask_the_hub_and_no_others_try_again():
     assert [task.retries for task in (train, evaluate, publish)] == [0, 0, 0]
 
 
-if __name__ == "__main__":
-    answer_asked()
+def test_a_task_does_not_try_for_longer_than_a_user_waits():
+    error = SourceUnavailable("busy", transient=True)
+    assert tried_again(error, waited=10)
+    assert not tried_again(error, waited=25)
 
 
 def test_a_damaged_pin_is_set_aside_and_named(tmp_path, caplog):
@@ -392,3 +397,7 @@ def test_a_damaged_pin_is_set_aside_and_named(tmp_path, caplog):
     assert pinned(tmp_path, None) is None
     assert "revisions.json is damaged" in caplog.text
     assert (tmp_path / "revisions.json.damaged-1").exists()
+
+
+if __name__ == "__main__":
+    answer_asked()

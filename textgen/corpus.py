@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
-from textgen.hub import ask_hub, pin, pinned
+from textgen.hub import ANSWER_SECONDS, ask_hub, pin, pinned
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -204,8 +204,9 @@ def _read(load: Any) -> Any:
 def _resolve_commit(data: DataConfig) -> str:
     from huggingface_hub import HfApi
 
+    name, revision = data.dataset_name, data.revision
     return ask_hub(
-        data.dataset_name, CORPUS_WAYS_ON, lambda: HfApi().dataset_info(data.dataset_name, revision=data.revision).sha
+        name, CORPUS_WAYS_ON, lambda: HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
     )
 
 

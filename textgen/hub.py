@@ -13,6 +13,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 PIN_FILE = "revisions.json"
 TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
+ANSWER_SECONDS = 5.0  # the client itself would wait for a commit for ever
 
 T = TypeVar("T")
 

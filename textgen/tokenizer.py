@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from textgen.config import TokenizerConfig
 from textgen.files import InputError, Manifest, build_once, sha256_file, write_atomic
-from textgen.hub import ask_hub, pin, pinned
+from textgen.hub import ANSWER_SECONDS, ask_hub, pin, pinned
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_ROW = "<eos>"
@@ -56,7 +56,9 @@ def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
     from huggingface_hub import HfApi, hf_hub_download
 
     home = root / "raw" / "gpt2"
-    commit = pinned(home, None) or ask_hub(GPT2_REPO, GPT2_WAYS_ON, lambda: HfApi().model_info(GPT2_REPO).sha)
+    commit = pinned(home, None) or ask_hub(
+        GPT2_REPO, GPT2_WAYS_ON, lambda: HfApi().model_info(GPT2_REPO, timeout=ANSWER_SECONDS).sha
+    )
 
     def freeze(temporary: Path) -> GPT2Manifest:
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
