@@ -1,7 +1,8 @@
 """The Transformer: attention, MLP, block, model, from PyTorch primitives in the shape and names of Qwen3.
 
 Dimensions: B batch, T time, C channels (hidden size), H attention heads, K key-value heads, D head dim, V vocabulary.
-A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and gives the same fp32 logits bit for bit.
+A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and gives the same fp32 logits bit for bit
+(with SDPA and no cache: the stock cache lays keys out otherwise, which can move the last bits).
 """
 
 import torch

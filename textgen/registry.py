@@ -104,7 +104,7 @@ def _publish_next(
         lineage = describe_lineage(checkpoint, metrics, tokens, raw)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
         write_card(temporary, folder.name, checkpoint, metrics, raw, config, samples)
-        check_with_transformers(temporary, read_rows(raw, "validation")[:SAMPLE_CHECK_ROWS])
+        check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
         PublishedManifest(
             key=checkpoint.weights_sha256,
             name=config.name,

@@ -124,6 +124,11 @@ def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetr
     order = BlockOrder(config.seed, blocks_in_train)
     validation_windows = list(blocks(len(validation_N), seq_length, limit=training.eval_blocks))
     steps = total_steps(training, blocks_in_train)
+    if training.warmup_steps >= steps:
+        raise InputError(
+            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps "
+            f"that training.epochs={training.epochs} makes"
+        )
     micro_steps, batch_size = training.gradient_accumulation_steps, training.batch_size
     tokens_per_step = micro_steps * batch_size * seq_length
 
