@@ -23,11 +23,8 @@ from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
 from textgen.config import Config, load_config
 from textgen.corpus import source_key
 from textgen.device import choose_device
-from textgen.export import Refused
-from textgen.files import InputError
-from textgen.hub import SourceUnavailable
+from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
-from textgen.train import Diverged
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
 
@@ -99,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return USER_MISTAKE
-    except (SourceUnavailable, Refused, Diverged) as error:
+    except Failure as error:
         print(error, file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:

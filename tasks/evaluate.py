@@ -3,10 +3,10 @@
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen import evaluate as evaluation
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluate import Metrics
 from textgen.tokens import TokensManifest
-from textgen.train import CheckpointManifest
 
 
 def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> str:

@@ -1,6 +1,6 @@
 """The task that freezes the corpus."""
 
-from tasks.stage import stage
+from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from textgen import corpus
 from textgen.config import Config
 from textgen.corpus import RawManifest
@@ -10,7 +10,7 @@ def key(config: Config) -> str | None:
     return corpus.source_key(config.data, config.root)
 
 
-@stage(key, retries=True)
+@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def fetch(config: Config) -> RawManifest:
     """Freeze the corpus in data/raw and return its manifest."""
     return corpus.fetch(config.data, config.root)

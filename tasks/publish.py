@@ -2,13 +2,13 @@
 
 from tasks.stage import stage
 from textgen import registry
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import content_key
 from textgen.registry import PublishedManifest
 from textgen.tokens import TokensManifest
-from textgen.train import CheckpointManifest
 
 
 def key(

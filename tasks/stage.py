@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,8 +46,15 @@ def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-def stage(key: Callable[..., str | None], retries: bool = False) -> Callable[[Callable[..., Any]], Task[..., Any]]:
-    """Return a decorator: a task whose JSON result is cached under `key` of the task's own arguments."""
+def stage(
+    key: Callable[..., str | None],
+    retry_if: Callable[[Task[Any, Any], TaskRun, State[Any]], bool] | None = None,
+    retry_seconds: Sequence[float] = (),
+) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+    """Return a decorator: a task whose JSON result is cached under `key` of the task's own arguments.
+
+    A failure of which `retry_if` is true is tried again after each of `retry_seconds`.
+    """
 
     def cache_key(context: TaskRunContext, arguments: dict[str, Any]) -> str | None:
         content, root = key(**arguments), arguments["config"].root
@@ -61,9 +68,9 @@ def stage(key: Callable[..., str | None], retries: bool = False) -> Callable[[Ca
             cache_key_fn=cache_key,
             persist_result=True,
             result_serializer="json",
-            retries=len(NETWORK_RETRY_SECONDS) if retries else 0,
-            retry_delay_seconds=NETWORK_RETRY_SECONDS if retries else 0,
-            retry_condition_fn=is_transient if retries else None,
+            retries=len(retry_seconds),
+            retry_delay_seconds=list(retry_seconds),
+            retry_condition_fn=retry_if,
         )(function)
 
     return decorate

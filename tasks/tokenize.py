@@ -1,6 +1,6 @@
 """The task that turns text into token streams."""
 
-from tasks.stage import stage
+from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from textgen import tokens
 from textgen.config import Config
 from textgen.corpus import RawManifest
@@ -15,7 +15,7 @@ def key(config: Config, raw: RawManifest) -> str | None:
     return tokens.tokens_key(raw, config.tokenizer, gpt2_file)
 
 
-@stage(key, retries=True)
+@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def tokenize(config: Config, raw: RawManifest) -> TokensManifest:
     """Tokenize the corpus into data/processed and return the manifest of its tokens."""
     return tokens.tokenize(raw, config.tokenizer, config.root)

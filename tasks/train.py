@@ -1,21 +1,51 @@
 """The task that trains the model."""
 
+import logging
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen import train as training
+from textgen.checkpoint import CheckpointManifest, StateNotSaved
 from textgen.config import Config
+from textgen.files import InputError
+from textgen.memory import OutOfMemory
 from textgen.tokens import TokensManifest
-from textgen.train import CheckpointManifest
+from textgen.train import Diverged
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = [1, 10]
+FINAL = (InputError, Diverged, OutOfMemory, StateNotSaved)  # a second attempt would end the same way
 
 
 def key(config: Config, tokens: TokensManifest) -> str:
     return training.train_key(tokens, config)
 
 
-@stage(key)
+def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether to go on with a training that failed: it continues from its last state."""
+    try:
+        state.result()
+    except FINAL:
+        return False
+    except Exception as error:
+        log.warning("the training failed: %s; continuing from its last state", error)
+        return True
+    return False
+
+
+@stage(key, retry_if=can_resume, retry_seconds=RETRY_SECONDS)
 def train(config: Config, tokens: TokensManifest) -> CheckpointManifest:
     """Train in data/checkpoints, in the folder of the training's key, and return the manifest of the best weights."""
     training_key = training.train_key(tokens, config)
     out = config.root / "checkpoints" / training_key
     with track(config, training_key, "train") as run:
-        return training.train(tokens, config, out, on_metrics=run.log)
+        checkpoint = training.train(tokens, config, out, on_metrics=run.log)
+        run.summarize(
+            {f"speed/{name}": value for name, value in checkpoint.speed.model_dump(exclude={"seconds"}).items()}
+        )
+    return checkpoint

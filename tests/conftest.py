@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from textgen import corpus
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.files import InputError
 from textgen.model import LanguageModel
 from textgen.tokens import TokensManifest, load_manifest_tokenizer, tokenize
-from textgen.train import CheckpointManifest, train
+from textgen.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = (
@@ -56,6 +57,7 @@ def no_accounts() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Keep tiny products on one thread: several that share a busy machine's cores take a hundred times as long."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, and of trainings in this one
     torch.set_num_threads(1)
 
 

@@ -1,18 +1,31 @@
 """The training state: all of it comes back, and what is damaged is never used."""
 
-import functools
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
 from textgen import checkpoint
-from textgen.checkpoint import BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, Progress, Validation, restore_state, save_state
+from textgen.checkpoint import (
+    AVERAGED_FILE,
+    BEST_FILE,
+    OPTIMIZER_FILE,
+    STATES_FOLDER,
+    StateNotSaved,
+    TrainingState,
+    Validation,
+    newest_state,
+    restore_best,
+    restore_state,
+    save_state,
+)
 from textgen.config import ModelConfig, TrainingConfig
 from textgen.export import WEIGHTS_FILE, write_weights
 from textgen.files import Manifest
-from textgen.model import LanguageModel, next_token_loss
-from textgen.optim import build_optimizer
+from textgen.loss import NextTokenLoss
+from textgen.model import LanguageModel
+from textgen.optim import build_optimizers
 
 KEY = "a key"
 
@@ -20,57 +33,88 @@ KEY = "a key"
 class Run:
     """A tiny training by hand."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, optimizer: str = "adamw", averaged: bool = False) -> None:
         torch.manual_seed(seed)
         config = ModelConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-        self.model = LanguageModel(config.model_copy(update={"dropout": 0.2}), vocab_size=20)
-        self.optimizer = build_optimizer(self.model, TrainingConfig())
-        self.progress = Progress()
+        model = LanguageModel(config.model_copy(update={"dropout": 0.2}), vocab_size=20)
+        optimizers = build_optimizers(model, TrainingConfig(optimizer=optimizer))
+        self.state = TrainingState(model, copy.deepcopy(model) if averaged else None, optimizers)
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
+            torch.manual_seed(self.state.progress.step)
             ids_BT = torch.randint(20, (2, 9))
-            next_token_loss(self.model, ids_BT[:, :-1], ids_BT[:, 1:]).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.progress.step += 1
+            NextTokenLoss(self.state.model, False)(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
+            for optimizer in self.state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.state.progress.step += 1
 
     def save(self, out: Path, key: str = KEY, keep: int = 9) -> None:
-        write_weights(self.model, out / WEIGHTS_FILE)  # the best so far
-        save_state(out, key, self.model, self.optimizer, self.progress, keep)
+        write_weights(self.state.model, out / WEIGHTS_FILE)  # the best so far
+        save_state(out, key, self.state, keep)
+
+    def tensors(self) -> list:
+        averaged = self.state.averaged.state_dict() if self.state.averaged else {}
+        moments = [optimizer.state_dict()["state"] for optimizer in self.state.optimizers]
+        return [self.state.model.state_dict(), averaged, *moments]
 
 
 def saved_run(out: Path, *steps: int, keep: int = 9) -> Run:
     run = Run()
     for step in steps:
-        run.advance(step - run.progress.step)
+        run.advance(step - run.state.progress.step)
         run.save(out, keep=keep)
     return run
 
 
 def restored_step(out: Path, key: str = KEY) -> int | None:
-    run = Run(seed=1)
-    progress = restore_state(out, key, run.model, run.optimizer)
-    return progress.step if progress else None
+    run, folder = Run(seed=1), newest_state(out, key)
+    if folder is None:
+        return None
+    restore_state(folder, run.state)
+    return run.state.progress.step
 
 
-def test_a_restored_run_goes_on_as_the_saved_one(tmp_path):
-    restored, saved = Run(seed=1), Run()
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_restored_run_goes_on_as_the_saved_one(optimizer, averaged, tmp_path):
+    restored, saved = (Run(seed, optimizer, averaged) for seed in (1, 0))
     saved.advance(3)
-    saved.progress.seconds = 1.5
-    saved.progress.curve.append(Validation(step=3, tokens=48, train_loss_nats=2.5, loss_nats=3.25))
+    progress = saved.state.progress
+    progress.seconds, progress.log_lines, progress.bad_steps, progress.bad_steps_in_a_row = {"train": 1.5}, 7, 4, 2
+    progress.since_log.add(2.0)
+    progress.since_validation.add(3.0)
+    progress.curve.append(Validation(step=3, tokens=48, train_loss_nats=2.5, loss_nats=3.25))
     saved.save(tmp_path)
-    at_the_save = saved.progress.model_copy()
+    at_the_save = progress.model_copy(deep=True)
     saved.advance(2)
-    saved_random_state = torch.get_rng_state()
 
-    restored.progress = restore_state(tmp_path, KEY, restored.model, restored.optimizer)
-    assert restored.progress == at_the_save
+    folder = newest_state(tmp_path, KEY)
+    assert folder is not None
+    restore_state(folder, restored.state)
+    assert restored.state.progress == at_the_save
     restored.advance(2)
-    assert torch.equal(torch.get_rng_state(), saved_random_state)
-    assert_equal = functools.partial(torch.testing.assert_close, atol=0, rtol=0)
-    assert_equal(restored.model.state_dict(), saved.model.state_dict())
-    assert_equal(restored.optimizer.state_dict(), saved.optimizer.state_dict())
+    torch.testing.assert_close(restored.tensors(), saved.tensors(), atol=0, rtol=0)
+
+
+def test_the_best_weights_come_back_with_the_state(tmp_path):
+    run = saved_run(tmp_path, 1)
+    best = (tmp_path / WEIGHTS_FILE).read_bytes()
+    run.advance(1)
+    write_weights(run.state.model, tmp_path / WEIGHTS_FILE)
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() != best
+    restore_best(newest_state(tmp_path, KEY), tmp_path)
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == best
+
+
+def test_what_a_killed_process_left_half_done_is_removed(tmp_path):
+    saved_run(tmp_path, 1)
+    (tmp_path / STATES_FOLDER / ".step-00000002.x").mkdir()
+    (tmp_path / STATES_FOLDER / ".step-00000002.x" / WEIGHTS_FILE).write_text("half")
+    (tmp_path / f".{WEIGHTS_FILE}.x").write_text("half")
+    assert restored_step(tmp_path) == 1
+    assert not [path for path in tmp_path.rglob(".*")]
 
 
 def test_nothing_is_restored_where_nothing_was_saved(tmp_path):
@@ -115,7 +159,7 @@ def test_a_save_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_weights", fail)
     run.advance(1)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StateNotSaved, match=r"step 2 could not be saved.*no space left.*the state of step 1 is intact"):
         run.save(tmp_path)
     assert [path.name for path in (tmp_path / STATES_FOLDER).iterdir()] == ["step-00000001"]
     assert restored_step(tmp_path) == 1
@@ -125,3 +169,8 @@ def test_a_state_is_safetensors_and_json(tmp_path):
     saved_run(tmp_path, 1)
     files = {path.name for path in (tmp_path / STATES_FOLDER / "step-00000001").iterdir()}
     assert files == {WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE, Manifest.FILE}
+    run = Run(averaged=True)
+    run.advance(2)
+    run.save(tmp_path)
+    files = {path.name for path in (tmp_path / STATES_FOLDER / "step-00000002").iterdir()}
+    assert files == {WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE, AVERAGED_FILE, Manifest.FILE}

@@ -18,7 +18,7 @@ from textgen.tokens import (
     dtype_for,
     load_manifest_tokenizer,
     load_stream,
-    take_blocks,
+    take_sequences,
     tokenize,
 )
 
@@ -49,7 +49,7 @@ def test_blocks_and_targets_are_those_of_the_definition(seq_length, blocks, extr
     expected = max(0, (count - 1) // seq_length)
     assert block_count(count, seq_length) == expected
     for i in range(expected):
-        x, y = take_blocks(stream, seq_length, torch.tensor([i]))
+        x, y = take_sequences(stream, seq_length, torch.tensor([i * seq_length]))
         ids = stream.long()
         assert x[0].tolist() == ids[i * seq_length : (i + 1) * seq_length].tolist()
         assert y[0].tolist() == ids[i * seq_length + 1 : (i + 1) * seq_length + 1].tolist()
@@ -57,7 +57,7 @@ def test_blocks_and_targets_are_those_of_the_definition(seq_length, blocks, extr
 
 
 def test_blocks_are_taken_in_the_order_asked():
-    x, _ = take_blocks(torch.arange(10), 3, torch.tensor([2, 0]))
+    x, _ = take_sequences(torch.arange(10), 3, torch.tensor([6, 0]))
     assert x.tolist() == [[6, 7, 8], [0, 1, 2]]
 
 
@@ -75,7 +75,7 @@ def test_the_highest_id_survives_the_stream(tmp_path):
     stream = torch.tensor([0, 2**16 - 1, 1], dtype=torch.int32).to(torch.uint16)
     tokens.save_tensor(stream, tmp_path / "ids.pt")
     loaded = torch.load(tmp_path / "ids.pt", mmap=True, weights_only=True)
-    assert take_blocks(loaded, 2, torch.tensor([0]))[0].tolist() == [[0, 2**16 - 1]]
+    assert take_sequences(loaded, 2, torch.tensor([0]))[0].tolist() == [[0, 2**16 - 1]]
 
 
 def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):

@@ -1,5 +1,6 @@
 """The training loop: it learns, it repeats to the bit, and it continues where it was interrupted."""
 
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -9,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import textgen.batches
 import textgen.train
 from textgen import corpus
-from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER
+from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
 from textgen.evaluate import blocks, score
 from textgen.export import WEIGHTS_FILE, load_model
 from textgen.files import InputError, Manifest
 from textgen.optim import lr_at
 from textgen.tokens import TokensManifest, block_count, load_stream, tokenize
-from textgen.train import BlockOrder, CheckpointManifest, Diverged, total_steps, train
+from textgen.train import Diverged, total_steps, train
 
 STEPS = 20
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.2, "embedding_dropout": 0.2}
@@ -103,34 +105,21 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tokens, config, uni
     assert not same_outcome(tmp_path / "other", uninterrupted.folder)
 
 
-def test_an_epoch_takes_every_block_once_and_each_in_another_order():
-    order = BlockOrder(seed=1, blocks_in_train=7)
-    epochs = torch.cat([order.take(first, 3) for first in range(0, 21, 3)]).view(3, 7).tolist()
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
-def test_the_order_of_blocks_follows_from_the_seed_and_the_place_alone():
-    whole = BlockOrder(seed=1, blocks_in_train=50).take(0, 150)
-    assert torch.equal(BlockOrder(seed=1, blocks_in_train=50).take(90, 20), whole[90:110])
-    assert not torch.equal(BlockOrder(seed=2, blocks_in_train=50).take(0, 150), whole)
-
-
 def test_training_takes_every_block_once_an_epoch(tokens, make_config, tmp_path, monkeypatch):
-    taken, take_blocks = [], textgen.train.take_blocks
+    taken, take_sequences = [], textgen.batches.take_sequences
 
-    def recorded(stream_N, seq_length, indices):
-        taken.extend(indices.tolist())
-        return take_blocks(stream_N, seq_length, indices)
+    def recorded(stream_N, seq_length, starts_B):
+        taken.extend(starts_B.tolist())
+        return take_sequences(stream_N, seq_length, starts_B)
 
-    monkeypatch.setattr(textgen.train, "take_blocks", recorded)
+    monkeypatch.setattr(textgen.batches, "take_sequences", recorded)
     count = block_count(tokens.splits["train"].tokens, 16)
     config = make_config(training={"epochs": 2.0, "gradient_accumulation_steps": 2, "max_steps": None})
     manifest = train(tokens, config, tmp_path / "out", ignore)
     assert manifest.steps == math.ceil(2 * count / 16)
     assert manifest.tokens_trained == len(taken) * 16 == manifest.steps * 16 * 16
-    assert sorted(taken[:count]) == sorted(taken[count : 2 * count]) == list(range(count))
-    assert taken == BlockOrder(config.seed, count).take(0, len(taken)).tolist()
+    assert sorted(taken[:count]) == sorted(taken[count : 2 * count]) == list(range(0, count * 16, 16))
+    assert taken[:count] != taken[count : 2 * count]
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 13), (2.0, 25), (0.01, 1), (0.5, 7)])
@@ -163,7 +152,7 @@ def test_a_training_that_lacks_only_its_manifest_is_not_trained_again(tokens, co
     shutil.copytree(uninterrupted.folder, tmp_path / "out")
     (tmp_path / "out" / Manifest.FILE).unlink()
     manifest = train(tokens, config, tmp_path / "out", refuse)
-    elsewhere_or_later = {"path", "train_seconds"}
+    elsewhere_or_later = {"path", "train_seconds", "speed"}
     assert manifest.model_dump(exclude=elsewhere_or_later) == uninterrupted.model_dump(exclude=elsewhere_or_later)
 
 
@@ -196,16 +185,16 @@ def test_a_finished_training_of_another_configuration_is_not_taken_for_this_one(
 
 @pytest.mark.parametrize("file", [WEIGHTS_FILE, OPTIMIZER_FILE, Manifest.FILE])
 def test_a_damaged_newest_state_is_set_aside_and_the_one_before_continued(
-    file, tokens, config, uninterrupted, tmp_path, flip_bit
+    file, tokens, config, uninterrupted, tmp_path, flip_bit, caplog
 ):
     with pytest.raises(Interruption):
         train(tokens, config, tmp_path / "out", interrupt_at(14))
     newest = tmp_path / "out" / STATES_FOLDER / "step-00000012"
     flip_bit(newest / file)
-    steps = []
-    train(tokens, config, tmp_path / "out", lambda step, figures: steps.append(step))
+    caplog.set_level(logging.INFO)
+    train(tokens, config, tmp_path / "out", ignore)
     assert newest.with_name("step-00000012.damaged-1").is_dir()
-    assert min(steps) == 9
+    assert "continuing from step 10" in caplog.text
     assert same_outcome(tmp_path / "out", uninterrupted.folder)
 
 
@@ -256,7 +245,9 @@ def test_the_figures_of_a_training_are_reported(tokens, make_config, tmp_path):
     assert list(trained) == [8, 16, 20]
     for step, figures in trained.items():
         names = ("loss_nats", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
-        assert figures.keys() == {f"train/{name}" for name in names}
+        costs = ("train/mfu", "train/bad_steps", "train/memory_peak_bytes", "seconds/train", "seconds/validation")
+        assert figures.keys() - {"seconds/saving"} == {*(f"train/{name}" for name in names), *costs}
+        assert figures["train/bad_steps"] == 0 < figures["train/mfu"] < 1
         assert figures["train/learning_rate"] == lr_at(step - 1, 20, config.training)
         assert figures["train/tokens"] == step * 4 * 16
         assert 0 < figures["train/loss_nats"] < 2 * math.log(tokens.vocab_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from textgen.config import Config, EvaluationConfig, load_config
-from textgen.files import Damaged, InputError
+from textgen.files import Failure, InputError
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return USER_MISTAKE
-    except Damaged as error:
+    except Failure as error:
         print(error, file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
@@ -53,11 +53,14 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from textgen.distributed import report_failures
     from textgen.tokens import TokensManifest
     from textgen.train import train
 
     config = load_config(options.config, options.overrides)
-    manifest = train(TokensManifest.read(options.tokens), config, options.out, on_metrics=lambda step, metrics: None)
+    manifest = report_failures(train)(
+        TokensManifest.read(options.tokens), config, options.out, on_metrics=lambda step, metrics: None
+    )
     best = next(point for point in manifest.curve if point.step == manifest.best_step)
     print(
         manifest.model_dump_json(indent=2)

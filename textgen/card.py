@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import write_atomic
-from textgen.train import CheckpointManifest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

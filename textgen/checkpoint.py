@@ -1,22 +1,26 @@
-"""The training state: saved whole, restored from the newest one that verifies."""
+"""What a training leaves: states while it runs, of which the newest that verifies is restored, and its manifest."""
 
 import logging
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.optim import Optimizer
 
 from textgen.export import WEIGHTS_FILE, read_weights, write_weights
-from textgen.files import Damaged, Manifest, new_folder, set_aside, sha256_file, write_atomic
+from textgen.files import Damaged, Failure, Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.model import LanguageModel
+from textgen.speed import Speed
 
 log = logging.getLogger(__name__)
 
 STATES_FOLDER = "states"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
 
 
@@ -27,19 +31,71 @@ class Validation(BaseModel):
 
     step: int
     tokens: int  # trained on so far
-    train_loss_nats: float | None  # mean since the validation before; None before the first step
+    train_loss_nats: float | None  # mean since the validation before; None without a sound step
     loss_nats: float
 
 
+class CheckpointManifest(Manifest):
+    """A finished training: the weights that were best on validation, and how they came about."""
+
+    tokens_key: str
+    config: dict[str, Any]
+    initial_sha256: str | None  # of the weights that it started from, None where they were drawn
+    device: str
+    devices: int
+    parameters: int
+    steps: int
+    stopped_early: bool
+    bad_steps: int
+    best_step: int
+    tokens_trained: int
+    train_seconds: float  # all phases
+    speed: Speed
+    curve: list[Validation]
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.sha256[WEIGHTS_FILE]
+
+
+class Sum(BaseModel):
+    """A running sum of losses in nats, to take the mean of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    nats: float = 0.0
+    count: int = 0
+
+    def add(self, nats: float) -> None:
+        self.nats += nats
+        self.count += 1
+
+    @property
+    def mean(self) -> float | None:
+        """Return the mean in nats, None of nothing."""
+        return self.nats / self.count if self.count else None
+
+
 class Progress(BaseModel):
-    """How far a training has come; with the weights and the optimizer, all that the next step depends on."""
+    """How far a training has come; with the weights and the optimizers, all that the next step depends on.
+
+    The learning rate, the place in the data and the seed of each step follow from `step`, and so does what early
+    stopping knows from `curve`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     step: int = 0
-    seconds: float = 0.0
-    loss_sum_nats: float = 0.0  # of the steps since the last validation
-    loss_count: int = 0
+    seconds: dict[str, float] = {}  # by phase
+    since_validation: Sum = Sum()
+    since_log: Sum = Sum()
+    bad_steps: int = 0
+    bad_steps_in_a_row: int = 0
+    log_lines: int = 0
     curve: list[Validation] = []
 
     @property
@@ -52,48 +108,74 @@ class Progress(BaseModel):
         """Return the validation with the lowest loss, the earliest of equals."""
         return min(self.curve, key=lambda validation: validation.loss_nats)
 
+    @property
+    def validations_since_best(self) -> int:
+        """Return how many validations there were after the best one."""
+        return len(self.curve) - 1 - self.curve.index(self.best)
+
+
+@dataclass
+class TrainingState:
+    """All that a training changes."""
+
+    model: LanguageModel
+    averaged: LanguageModel | None  # the exponential moving average of the weights, where there is one
+    optimizers: list[Optimizer]
+    progress: Progress = field(default_factory=Progress)
+
 
 class StateManifest(Manifest):
     """A saved training state."""
 
     progress: Progress
-    optimizer_steps: list[float]
     sha256: dict[str, str]
 
     def sha256_by_file(self) -> dict[str, str]:
         return self.sha256
 
 
-def save_state(
-    out: Path, key: str, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
-) -> None:
+class StateNotSaved(Failure):
+    """The disk did not take a training state; the ones before it are as they were."""
+
+
+def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
     """Write the state of `progress.step` under `out`/states, whole or not at all; keep the newest `keep`.
 
     It holds a copy of the best weights so far, `out`/model.safetensors, too: they are part of how the training ends.
+
+    Raises:
+        StateNotSaved: the disk is full, or failed otherwise.
     """
-    folder = out / STATES_FOLDER / f"step-{progress.step:08d}"
+    step = state.progress.step
+    folder = out / STATES_FOLDER / f"step-{step:08d}"
     if folder.exists():
         return
-    moments, steps = {}, []
-    for number, state in sorted(optimizer.state_dict()["state"].items()):
-        steps.append(float(state["step"]))
-        moments[f"{number}.exp_avg"], moments[f"{number}.exp_avg_sq"] = state["exp_avg"], state["exp_avg_sq"]
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in moments.items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    with new_folder(folder) as temporary:
-        write_weights(model, temporary / WEIGHTS_FILE)
-        write_atomic(temporary / OPTIMIZER_FILE, save(tensors, metadata={"format": "pt"}))
-        write_atomic(temporary / BEST_FILE, (out / WEIGHTS_FILE).read_bytes())
-        sha256 = {name: sha256_file(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, BEST_FILE)}
-        StateManifest(key=key, progress=progress, optimizer_steps=steps, sha256=sha256).write(temporary)
+    try:
+        with new_folder(folder) as temporary:
+            write_weights(state.model, temporary / WEIGHTS_FILE)
+            write_atomic(temporary / OPTIMIZER_FILE, save(_moments(state.optimizers), metadata={"format": "pt"}))
+            write_atomic(temporary / BEST_FILE, (out / WEIGHTS_FILE).read_bytes())
+            if state.averaged is not None:
+                write_weights(state.averaged, temporary / AVERAGED_FILE)
+            sha256 = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            StateManifest(key=key, progress=state.progress, sha256=sha256).write(temporary)
+    except OSError as error:
+        kept = f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
+        raise StateNotSaved(
+            f"the training state of step {step} could not be saved to {folder}: {error.strerror or error}; {kept}. "
+            "Make room and give the same command again"
+        ) from error
     for old in _states(out)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # never half a state under its name
 
 
-def restore_state(out: Path, key: str, model: LanguageModel, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the newest state that verifies and return its progress, or None; a damaged one is set aside."""
+def newest_state(out: Path, key: str) -> Path | None:
+    """Return the folder of the newest state that verifies, or None; a damaged one is set aside.
+
+    What a killed process was writing or deleting is removed.
+    """
+    for leftover in [*out.glob(".*"), *(out / STATES_FOLDER).glob(".*")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for folder in reversed(_states(out)):
         try:
             manifest = StateManifest.read(folder)
@@ -101,31 +183,47 @@ def restore_state(out: Path, key: str, model: LanguageModel, optimizer: torch.op
                 raise Damaged(f"{folder} is of another training: key {manifest.key}, not {key}")
         except Damaged as damage:
             set_aside(folder, damage)
-            continue
-        read_weights(model, folder / WEIGHTS_FILE)
-        _restore_optimizer(optimizer, load_file(folder / OPTIMIZER_FILE), manifest.optimizer_steps)
-        write_atomic(out / WEIGHTS_FILE, (folder / BEST_FILE).read_bytes())
-        log.info("continuing from step %d", manifest.progress.step)
-        return manifest.progress
+        else:
+            return folder
     return None
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], steps: list[float]) -> None:
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    state: dict[int, dict[str, Any]] = {
-        number: {
-            "step": torch.tensor(step),
-            "exp_avg": tensors[f"{number}.exp_avg"],
-            "exp_avg_sq": tensors[f"{number}.exp_avg_sq"],
-        }
-        for number, step in enumerate(steps)
+def restore_state(folder: Path, state: TrainingState) -> None:
+    """Fill `state` from a folder that `newest_state` returned."""
+    read_weights(state.model, folder / WEIGHTS_FILE)
+    if state.averaged is not None:
+        read_weights(state.averaged, folder / AVERAGED_FILE)
+    moments = load_file(folder / OPTIMIZER_FILE)
+    for number, optimizer in enumerate(state.optimizers):
+        by_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in moments.items():
+            of, parameter, moment = name.split(".")
+            if int(of) == number:
+                by_parameter.setdefault(int(parameter), {})[moment] = tensor
+        optimizer.load_state_dict({"state": by_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+    state.progress = StateManifest.read(folder).progress
+
+
+def restore_best(folder: Path, out: Path) -> None:
+    """Put the best weights that a state holds where the training leaves them."""
+    write_atomic(out / WEIGHTS_FILE, (folder / BEST_FILE).read_bytes())
+
+
+def _moments(optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Return what the optimizers remember: `<optimizer>.<parameter>.<name>` -> a tensor on the CPU."""
+    return {
+        f"{number}.{parameter}.{name}": tensor.cpu().contiguous()
+        for number, optimizer in enumerate(optimizers)
+        for parameter, moments in optimizer.state_dict()["state"].items()
+        for name, tensor in moments.items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _states(out: Path) -> list[Path]:
     """Return the folders of the saved states, the oldest first."""
     states = (out / STATES_FOLDER).glob("step-????????")
     return sorted(path for path in states if path.is_dir())
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -85,7 +85,9 @@ class ModelConfig(Section):
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of a new matrix's entries")
     dropout: Fraction = Field(0.0, description="on what each sublayer adds to the residual stream")
     attention_dropout: Fraction = Field(0.0, description="on the attention weights")
-    embedding_dropout: Fraction = Field(0.0, description="on the embedded tokens")
+    embedding_dropout: Fraction = Field(0.0, description="on whole types: rows of the embedding, at the input")
+    input_dropout: Fraction = Field(0.0, description="on the embedded tokens")
+    output_dropout: Fraction = Field(0.0, description="on what the head reads")
 
     @model_validator(mode="after")
     def heads_divide(self) -> Self:
@@ -120,20 +122,35 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(1000, ge=1)
     epochs: float | None = Field(None, gt=0, description="passes over the train split, in place of max_steps")
     learning_rate: float = Field(1e-3, gt=0, description="the peak, at the end of the warm-up")
-    min_learning_rate: float = Field(1e-4, ge=0, description="where the cosine ends")
+    min_learning_rate: float = Field(1e-4, ge=0, description="where the schedule ends")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine", description="after the warm-up; wsd: stable, then linear decay"
+    )
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd only: the part of the steps that decays")
     warmup_steps: int = Field(100, ge=0)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: on the blocks' matrices, AdamW on the rest")
+    muon_momentum: Fraction = 0.95
     weight_decay: float = Field(0.1, ge=0, description="on matrices only")
+    final_weight_decay: float | None = Field(None, ge=0, description="where a cosine takes it; null: it is constant")
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.95
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="of averaged weights, validated and kept; null: none")
+    random_offset: bool = Field(False, description="cut the blocks of each epoch at another place")
+    init_from: str | None = Field(None, description="a model to start from: NAME@champion, NAME@v3 or a folder")
+    max_bad_steps: int = Field(10, ge=1, description="refused steps in a row (loss or gradient not finite) that end it")
+    early_stopping_patience: int | None = Field(None, ge=1, description="validations without a new best that end it")
     log_every: int = Field(10, ge=1, description="steps between logged training losses")
     eval_every: int = Field(100, ge=1, description="steps between validations")
     eval_blocks: int | None = Field(512, ge=1, description="blocks of a validation while training; null: all of them")
     checkpoint_every: int = Field(100, ge=1, description="steps between saved training states")
+    checkpoint_every_minutes: float | None = Field(None, gt=0, description="save after so many minutes too")
     keep_checkpoints: int = Field(2, ge=1, description="training states kept")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: on a GPU")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes; auto: one a GPU")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,16 +1,25 @@
-"""Where the tensors are and in what precision: the device, its autocast, and the seeds of every random generator."""
+"""Where the tensors are and in what precision: the device, its autocast, its cores, and the seeds of a step."""
 
+import ctypes
+import hashlib
+import os
 import random
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy
 import torch
 
 from textgen.files import InputError
 
+CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device that `training.device` asks for; `auto` is the GPU where there is one.
+
+    Of several processes on a host each has its own GPU.
 
     Raises:
         InputError: cuda is asked for and absent.
@@ -19,19 +28,47 @@ def choose_device(name: str) -> torch.device:
         raise InputError("training.device='cuda': this machine has no CUDA GPU")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(name)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Return the context in which matrices multiply in bf16, if `training.precision` and the device say so."""
-    wants_bf16 = precision == "bf16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wants_bf16 else nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
 
 
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy, torch and CUDA."""
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Return whether matrices multiply in bf16: where asked for, or on a GPU that has it."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: those it is bound to, or fewer where its container is limited."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU_LIMIT.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def prepare_cpu(local_processes: int) -> None:
+    """Share the cores among the processes of this host, and keep freed memory instead of returning it.
+
+    OMP_NUM_THREADS overrides the share of a process that is alone (torchrun sets it to 1 for several, unasked).
+    Tensors of some MB are made and freed at every step: returned to the system, each is paid for in page faults anew.
+    """
+    if local_processes > 1 or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // local_processes))
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc only
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed python, numpy, torch and CUDA from integers: the seed and, in a training, the place in it."""
+    seed = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)  # CUDA's generators too

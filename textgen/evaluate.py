@@ -3,7 +3,7 @@
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from textgen.config import Config, EvaluationConfig
 from textgen.device import autocast, choose_device
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
-from textgen.model import LanguageModel, next_token_loss
+from textgen.loss import next_token_nats
+from textgen.model import LanguageModel
 from textgen.tokens import TextCounts, TokensManifest, block_count, encode_stream, load_stream
 
 EVALUATION_VERSION = 1  # of the protocols; a change makes every evaluation key new
@@ -157,7 +158,12 @@ WINDOWS = {"sliding": sliding_windows, "blocks": blocks}
 
 @torch.no_grad()
 def score(
-    model: LanguageModel, stream_N: Tensor, windows: list[Window], batch_size: int, label: str | None = None
+    model: LanguageModel,
+    stream_N: Tensor,
+    windows: list[Window],
+    batch_size: int,
+    label: str | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> tuple[float, int]:
     """Return the total negative log-likelihood in nats of what the windows score, and how many tokens that is.
 
@@ -170,12 +176,13 @@ def score(
             length = batch[0][1]
             starts_B1 = torch.tensor([start for start, _, _ in batch])[:, None]
             ids_B1 = stream_N[starts_B1 + torch.arange(length + 1)].long().to(device)
-            nats_BT = next_token_loss(model, ids_B1[:, :-1], ids_B1[:, 1:], reduction="none").view(len(batch), length)
+            nats_BT = next_token_nats(model, ids_B1[:, :-1], ids_B1[:, 1:])
             counted_B1 = torch.tensor([count for _, _, count in batch], device=device)[:, None]
             is_scored_BT = torch.arange(length, device=device) >= length - counted_B1
             total_nats += (nats_BT.double() * is_scored_BT).sum()
             scored += sum(count for _, _, count in batch)
             progress.update(len(batch))
+            between_batches()
     return total_nats.item(), scored
 
 

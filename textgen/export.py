@@ -11,14 +11,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textgen.config import ModelConfig
-from textgen.files import Damaged, InputError, write_atomic
+from textgen.files import Damaged, Failure, InputError, write_atomic
 from textgen.model import LanguageModel
 from textgen.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
-DROPOUTS = ("dropout", "embedding_dropout")  # training only: the stock class has no such keys
+DROPOUTS = (
+    "dropout",
+    "embedding_dropout",
+    "input_dropout",
+    "output_dropout",
+)  # training only: the stock class has no such keys
 TIED_HEAD = "lm_head.weight"
 
 
@@ -123,7 +128,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     return LoadedModel(model.to(device).eval(), load_tokenizer(folder / TOKENIZER_FILE), seq_length)
 
 
-class Refused(Exception):
+class Refused(Failure):
     """A model may not be published: stock transformers does not give the same."""
 
 

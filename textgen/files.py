@@ -19,7 +19,11 @@ log = logging.getLogger(__name__)
 KEY_LENGTH = 16  # hex digits of a sha256 that name a folder: 64 bits
 
 
-class Damaged(Exception):
+class Failure(Exception):
+    """What ends a command; the message is all that its user needs."""
+
+
+class Damaged(Failure):
     """A file is missing or is not what its manifest says."""
 
 

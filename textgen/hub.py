@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
-from textgen.files import Damaged, InputError, set_aside, write_atomic
+from textgen.files import Damaged, Failure, InputError, set_aside, write_atomic
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PIN_FILE = "revisions.json"
@@ -18,7 +18,7 @@ ANSWER_SECONDS = 5.0  # the client itself would wait for a commit for ever
 T = TypeVar("T")
 
 
-class SourceUnavailable(Exception):
+class SourceUnavailable(Failure):
     """The Hub did not give what was asked of it. `transient`: it may at a second try."""
 
     def __init__(self, message: str, transient: bool) -> None:

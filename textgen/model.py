@@ -103,6 +103,20 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
+class TypeDropout(nn.Module):
+    """Drop every occurrence of a type, a row of the embedding, in a batch (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor, ids_BT: Tensor, vocab_size: int) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept_V = torch.empty(vocab_size, device=x.device, dtype=x.dtype).bernoulli_(1 - self.p)
+        return x * (kept_V / (1 - self.p))[ids_BT].unsqueeze(-1)
+
+
 class Decoder(nn.Module):
     """Token ids to hidden states: the embedding, the blocks, the last norm."""
 
@@ -112,10 +126,11 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.type_dropout = TypeDropout(config.embedding_dropout)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        x = self.dropout(self.embed_tokens(ids_BT))
+        x = self.input_dropout(self.type_dropout(self.embed_tokens(ids_BT), ids_BT, self.embed_tokens.num_embeddings))
         cos_TD, sin_TD = rotary_tables(self.config, ids_BT.shape[1], x.device, x.dtype)
         for layer in self.layers:
             x = layer(x, cos_TD, sin_TD)
@@ -129,6 +144,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.model = Decoder(config, vocab_size)
+        self.output_dropout = nn.Dropout(config.output_dropout)
         self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -136,7 +152,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return the logits [B, T, V] of the token after each of `ids_BT`."""
-        return self.lm_head(self.model(ids_BT))
+        return self.lm_head(self.output_dropout(self.model(ids_BT)))
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -156,9 +172,3 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=min(std, 1 / self.config.hidden_size))
             else:
                 nn.init.normal_(parameter, std=std)
-
-
-def next_token_loss(model: nn.Module, x_BT: Tensor, y_BT: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the cross-entropy in nats of the targets `y_BT` given `x_BT`: their mean, their sum, or each ("none")."""
-    logits_BTV = model(x_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten(), reduction=reduction)

@@ -1,37 +1,100 @@
-"""The optimizer: which parameters decay, AdamW over them, and the learning rate at each step."""
+"""The optimizers: which parameters each moves, and the learning rate and the weight decay at each step."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 
 from textgen.config import TrainingConfig
 
 
-def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """Return fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with weight decay on matrices only."""
-    parameters = list(model.parameters())  # a tied head is listed once
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
+def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[Optimizer]:
+    """Return the optimizers that together move every parameter of the model, with weight decay on matrices only.
+
+    `adamw`: fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on all of them. `muon`: Muon (Jordan et al. 2024)
+    on the matrices of the blocks, scaled to AdamW's step size so that both share a learning rate (Liu et al. 2025,
+    arXiv:2502.16982), and AdamW on the rest.
+    """
+    named = list(model.named_parameters())  # a tied head is listed once
+    matrices = [p for name, p in named if p.dim() >= 2 and ".layers." in name] if training.optimizer == "muon" else []
+    rest = [p for _, p in named if all(p is not matrix for matrix in matrices)]
+    adamw = AdamW(
+        [
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ],
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
         fused=True,
     )
+    if not matrices:
+        return [adamw]
+    muon = Muon(
+        matrices,
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        momentum=training.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
+
+
+def set_schedule(optimizers: Iterable[Optimizer], step: int, total_steps: int, training: TrainingConfig) -> float:
+    """Give every group the learning rate and the weight decay of `step`; return the learning rate."""
+    learning_rate, weight_decay = lr_at(step, total_steps, training), weight_decay_at(step, total_steps, training)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+            if group["params"][0].dim() >= 2:
+                group["weight_decay"] = weight_decay
+    return learning_rate
 
 
 def lr_at(step: int, total_steps: int, training: TrainingConfig) -> float:
-    """Return the learning rate of step `step` of `total_steps`, counted from 0: a linear warm-up, then a cosine.
+    """Return the learning rate of step `step` of `total_steps`, counted from 0: a linear warm-up, then the schedule.
 
-    The cosine (Loshchilov & Hutter 2017, arXiv:1608.03983) starts at `learning_rate` after the warm-up and would reach
-    `min_learning_rate` at `total_steps`.
+    `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983) falls from the end of the warm-up; `wsd`, warmup-stable-decay
+    (Hu et al. 2024, arXiv:2404.06395), falls on a line over the last `decay_fraction` of the steps. Both start at
+    `learning_rate` and would reach `min_learning_rate` at `total_steps`.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)
-    height = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if training.schedule == "cosine":
+        height = _cosine((step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
+    else:
+        decay_steps = min(training.decay_fraction * total_steps, total_steps - training.warmup_steps)
+        height = min(1.0, (total_steps - step) / max(1, decay_steps))
     return training.min_learning_rate + height * (training.learning_rate - training.min_learning_rate)
+
+
+def weight_decay_at(step: int, total_steps: int, training: TrainingConfig) -> float:
+    """Return the weight decay of step `step`: a cosine to `final_weight_decay`, or a constant where that is null."""
+    if training.final_weight_decay is None:
+        return training.weight_decay
+    height = _cosine(step / total_steps)
+    return training.final_weight_decay + height * (training.weight_decay - training.final_weight_decay)
+
+
+def _cosine(progress: float) -> float:
+    """Return the height of half a cosine that falls from 1 to 0 as `progress` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def take_step(optimizers: Iterable[Optimizer], is_bad: Tensor) -> None:
+    """Move the parameters, unless `is_bad` (a scalar of 0 or 1 on their device) is 1: then nothing moves."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, AdamW):
+            optimizer.found_inf = is_bad  # GradScaler's switch in the fused kernel: no wait for the device
+            optimizer.step()
+        elif not is_bad.item():  # Muon has no such switch: with it the device is waited for at each step
+            optimizer.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients down to `max_norm` in all (Pascanu et al. 2013) and return the norm they had."""
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from textgen.card import Sample, write_card
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
@@ -19,7 +20,6 @@ from textgen.export import check_with_transformers, load_model
 from textgen.files import Damaged, InputError, Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.generate import SamplingConfig, generate
 from textgen.tokens import TokensManifest
-from textgen.train import CheckpointManifest
 
 PUBLISH_VERSION = 1  # of the published form; a change makes every publish key new
 CHAMPION_FILE = "champion"

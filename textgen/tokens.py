@@ -170,12 +170,13 @@ def block_count(tokens: int, seq_length: int) -> int:
     return max(0, (tokens - 1) // seq_length)
 
 
-def take_blocks(stream_N: Tensor, seq_length: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets [B, L] (int64) of the blocks `indices` [B]; a target is the token after its input."""
-    positions_BL = indices[:, None] * seq_length + torch.arange(seq_length)
-    span_B1 = torch.cat((positions_BL, positions_BL[:, -1:] + 1), dim=1)
-    ids_B1 = stream_N[span_B1].long()
-    return ids_B1[:, :-1], ids_B1[:, 1:]
+def take_sequences(stream_N: Tensor, seq_length: int, starts_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets [B, T] (int64) of the sequences that start at `starts_B`.
+
+    A target is the token after its input; block i starts at `i * seq_length`.
+    """
+    ids_BS = stream_N[starts_B[:, None] + torch.arange(seq_length + 1)].long()
+    return ids_BS[:, :-1], ids_BS[:, 1:]
 
 
 def check_length(manifest: TokensManifest, seq_length: int) -> None:

@@ -1,62 +1,66 @@
-"""Training: the batches in their order, and one flat loop over the steps."""
+"""Training: one flat loop over the steps; once in a while it logs, saves its state and validates."""
 
-import hashlib
+import copy
+import logging
 import math
 import time
-from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from textgen.checkpoint import Progress, Validation, restore_state, save_state
+from textgen.batches import BatchOrder
+from textgen.checkpoint import (
+    CheckpointManifest,
+    Progress,
+    Sum,
+    TrainingState,
+    Validation,
+    newest_state,
+    restore_best,
+    restore_state,
+    save_state,
+)
 from textgen.config import Config, TrainingConfig
-from textgen.device import autocast, choose_device, seed_everything
+from textgen.device import autocast, choose_device, prepare_cpu, seed_everything
+from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.evaluate import blocks, score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
-from textgen.files import Damaged, InputError, Manifest, content_key, set_aside, sha256_file
-from textgen.model import LanguageModel, next_token_loss
-from textgen.optim import build_optimizer, lr_at
-from textgen.tokens import TokensManifest, block_count, check_length, load_manifest_tokenizer, load_stream, take_blocks
+from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file
+from textgen.interrupt import DeferredSignals
+from textgen.log import OnMetrics, TrainingLog
+from textgen.loss import NextTokenLoss
+from textgen.memory import advice_on_memory
+from textgen.model import LanguageModel
+from textgen.optim import build_optimizers, clip_gradients, set_schedule, take_step
+from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
+from textgen.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
+from textgen.warm_start import initial_sha256, start_from
 
-TRAIN_VERSION = 1  # of the algorithm; a change makes every training key new
+log = logging.getLogger(__name__)
 
-OnMetrics = Callable[[int, dict[str, float]], None]
-
-
-class CheckpointManifest(Manifest):
-    """A finished training: the weights that were best on validation, and how they came about."""
-
-    tokens_key: str
-    config: dict[str, Any]
-    device: str
-    parameters: int
-    steps: int
-    best_step: int
-    tokens_trained: int
-    train_seconds: float
-    curve: list[Validation]
-    sha256: dict[str, str]
-
-    def sha256_by_file(self) -> dict[str, str]:
-        return self.sha256
-
-    @property
-    def weights_sha256(self) -> str:
-        return self.sha256[WEIGHTS_FILE]
+TRAIN_VERSION = 2  # of the algorithm; a change makes every training key new
+# What may change between two parts of one training: how it is run and watched, not what it computes.
+NOT_IN_KEY = {
+    "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
+    "max_bad_steps", "init_from",
+}  # fmt: skip
 
 
-class Diverged(Exception):
-    """The loss is no longer a finite number."""
+class Diverged(Failure):
+    """The loss or its gradient is no longer a finite number, step after step."""
 
 
 def train_key(tokens: TokensManifest, config: Config) -> str:
     """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
     parts = config.model_dump(mode="json", include={"seed", "model", "training"})
-    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, parts)
+    parts["training"] = {name: value for name, value in parts["training"].items() if name not in NOT_IN_KEY}
+    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, parts, initial_sha256(config))
 
 
 def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
@@ -67,154 +71,344 @@ def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
     return math.ceil(training.epochs * blocks_in_train / (training.batch_size * training.gradient_accumulation_steps))
 
 
-class BlockOrder:
-    """Which block is trained on when: shuffled anew each epoch, known from the seed and a counter alone."""
-
-    def __init__(self, seed: int, blocks_in_train: int) -> None:
-        self.seed, self.count = seed, blocks_in_train
-        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
-
-    def take(self, first: int, size: int) -> Tensor:
-        """Return the block numbers [size] of samples `first`, `first + 1`, … of the whole training."""
-        return torch.stack([self._sample(number) for number in range(first, first + size)])
-
-    def _sample(self, number: int) -> Tensor:
-        epoch, position = divmod(number, self.count)
-        if epoch != self.epoch:
-            seed = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()[:8]
-            generator = torch.Generator().manual_seed(int.from_bytes(seed, "big", signed=True))
-            self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator)
-        return self.order[position]
-
-
 def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetrics) -> CheckpointManifest:
     """Train a model on `tokens` in the folder `out` and return its manifest.
 
     A training that was interrupted there continues; one that is finished and verifies returns at once. `on_metrics`
-    is called with a step and its figures.
+    is called with a step and its figures, in the process that called `train`. SIGINT and SIGTERM have their effect
+    after the step they come in, when the state is saved.
 
     Raises:
-        InputError: a split is shorter than `data.seq_length`, the device is absent, or `out` holds another training.
-        Diverged: the loss became infinite or not a number.
+        InputError: a split is shorter than `data.seq_length`, the devices are absent, `out` holds another training, or
+            the model to start from does not fit.
+        Diverged: `max_bad_steps` steps in a row were not finite.
+        OutOfMemory: a step or a validation does not fit in memory.
+        StateNotSaved: the disk did not take the state.
+        WorkerFailed: one of several processes failed.
     """
     check_length(tokens, config.data.seq_length)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f".{out.name}.lock")):
-        if (out / CheckpointManifest.FILE).exists():
-            try:
-                manifest = CheckpointManifest.read(out)
-            except Damaged as damage:
-                set_aside(out, damage)
-            else:
-                if manifest.key != train_key(tokens, config):
-                    raise InputError(f"{out}: a finished training of another configuration or text is here")
-                return manifest
-        out.mkdir(exist_ok=True)
-        return _train(tokens, config, out, on_metrics)
+    if (processes := processes_to_start(config.training)) > 1:
+        launch(processes, tokens.folder, config, out, on_metrics)
+        return CheckpointManifest.read(out)
+    device = choose_device(config.training.device)
+    with join_group(device) as group, ExitStack() as lock:
+        if group.is_main:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(FileLock(out.with_name(f".{out.name}.lock")))
+        if group.from_main(group.is_main and _is_finished(out, train_key(tokens, config))):
+            return CheckpointManifest.read(out)
+        prepare_cpu(group.local_size)
+        run = Run(tokens, config, out, on_metrics, device, group)
+        run.train()
+        if group.is_main:
+            run.manifest().write(out)
+        group.from_main(None)
+    return CheckpointManifest.read(out)
 
 
-def _train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetrics) -> CheckpointManifest:
-    training, seq_length, key = config.training, config.data.seq_length, train_key(tokens, config)
-    device = choose_device(training.device)
-    seed_everything(config.seed)
-    model = LanguageModel(config.model, tokens.vocab_size).to(device)
-    optimizer = build_optimizer(model, training)
-    train_N, validation_N = load_stream(tokens, "train"), load_stream(tokens, "validation")
-    blocks_in_train = block_count(len(train_N), seq_length)
-    order = BlockOrder(config.seed, blocks_in_train)
-    validation_windows = list(blocks(len(validation_N), seq_length, limit=training.eval_blocks))
-    steps = total_steps(training, blocks_in_train)
-    if training.warmup_steps >= steps:
-        raise InputError(
-            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps "
-            f"that training.epochs={training.epochs} makes"
-        )
-    micro_steps, batch_size = training.gradient_accumulation_steps, training.batch_size
-    tokens_per_step = micro_steps * batch_size * seq_length
+def _is_finished(out: Path, key: str) -> bool:
+    """Return whether the training in `out` is finished and sound; a damaged one is set aside."""
+    if (out / CheckpointManifest.FILE).exists():
+        try:
+            if CheckpointManifest.read(out).key != key:
+                raise InputError(f"{out}: a finished training of another configuration or text is here")
+            return True
+        except Damaged as damage:
+            set_aside(out, damage)
+    out.mkdir(exist_ok=True)
+    return False
 
-    progress = restore_state(out, key, model, optimizer) or Progress()
-    started, seconds_before = time.monotonic(), progress.seconds
-    logged_at, logged_step = started, progress.step
-    loss_sum = torch.tensor(progress.loss_sum_nats, device=device)
-    description_files = write_description(
-        out, config.model, load_manifest_tokenizer(tokens), tokens.vocab_size, seq_length
-    )
-    bar = tqdm(total=steps, initial=progress.step, desc="train", unit="step", disable=None)
-    while True:
-        evaluation_due = progress.step % training.eval_every == 0 or progress.step == steps
-        if evaluation_due and progress.last_validated < progress.step:
+
+class Run:
+    """A training on its way, in one of its processes."""
+
+    def __init__(
+        self,
+        tokens: TokensManifest,
+        config: Config,
+        out: Path,
+        on_metrics: OnMetrics,
+        device: torch.device,
+        group: Group,
+    ) -> None:
+        self.tokens, self.config, self.out, self.device, self.group = tokens, config, out, device, group
+        self.training, self.key = config.training, train_key(tokens, config)
+        check_share(group.size, self.training)
+        seq_length = config.data.seq_length
+        self.order = BatchOrder(config.seed, load_stream(tokens, "train"), seq_length, self.training.random_offset)
+        self.validation_N = load_stream(tokens, "validation")
+        self.windows = list(blocks(len(self.validation_N), seq_length, limit=self.training.eval_blocks))
+        self.steps = total_steps(self.training, self.order.blocks)
+        if self.training.warmup_steps >= self.steps:
+            raise InputError(
+                f"training.warmup_steps={self.training.warmup_steps} is not below the {self.steps} steps "
+                f"that training.epochs={self.training.epochs} makes"
+            )
+        self.tokens_per_step = self.training.batch_size * self.training.gradient_accumulation_steps * seq_length
+
+        seed_everything(config.seed)
+        model = LanguageModel(config.model, tokens.vocab_size)
+        self.initial_sha256 = initial_sha256(config)
+        start_from(config, model, tokens)
+        model.to(device)
+        averaged = copy.deepcopy(model).eval() if self.training.ema_decay is not None else None
+        self.state = TrainingState(model, averaged, build_optimizers(model, self.training))
+        self.log = TrainingLog(out, on_metrics)
+        self._restore()
+        compiled = self.training.compile is True or (self.training.compile == "auto" and device.type == "cuda")
+        self.loss = NextTokenLoss(model, compiled)
+        self.replica = DistributedDataParallel(self.loss, gradient_as_bucket_view=True) if group.size > 1 else self.loss
+        if group.is_main:
+            self.description_files = write_description(
+                out, config.model, load_manifest_tokenizer(tokens), tokens.vocab_size, seq_length
+            )
+
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.flops_per_token = flops_per_token(config.model, self.parameters, tokens.vocab_size, seq_length)
+        self.peak_flops = matrix_peak(device, self.training.precision) * (group.size if device.type == "cuda" else 1)
+        self.unread: list[tuple[int, Tensor]] = []  # steps and their [loss, gradient norm, is bad], on the device
+        self.learning_rate, self.grad_norm = 0.0, math.nan
+        self.logged = self.progress.step, self.progress.seconds.get("train", 0.0)
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+    @property
+    def evaluated(self) -> LanguageModel:
+        """The weights that are validated and kept: the averaged ones where there are any."""
+        return self.state.averaged or self.state.model
+
+    def _restore(self) -> None:
+        folder = self.group.from_main(newest_state(self.out, self.key) if self.group.is_main else None)
+        if folder is not None:
+            restore_state(folder, self.state)
+            log.info("continuing from step %d", self.progress.step)
+        if self.group.is_main:
+            if folder is not None:
+                restore_best(folder, self.out)
+            self.log.continue_from(self.progress.log_lines)
+        self.watch = Stopwatch(self.progress.seconds)
+
+    def train(self) -> None:
+        """Take the steps that are left."""
+        progress, training = self.progress, self.training
+        self.saved_at = time.monotonic()
+        bar = tqdm(
+            total=self.steps, initial=progress.step, desc="train", unit="step",
+            disable=None if self.group.is_main else True,
+        )  # fmt: skip
+        with bar, DeferredSignals() as self.signals:
+            while True:
+                at_the_end = progress.step == self.steps
+                validation_due = progress.last_validated < progress.step and (
+                    at_the_end or progress.step % training.eval_every == 0
+                )
+                if progress.step and (validation_due or self.save_due()):
+                    self.save()
+                if validation_due:
+                    self.validate()
+                if at_the_end or self.stopped_early:
+                    break
+                self.step()
+                bar.update()
+                if progress.step % training.log_every == 0 or progress.step == self.steps:
+                    bar.set_postfix_str(self.log_figures())
+
+    def step(self) -> None:
+        """Take one optimizer step, or refuse it if its loss or gradient is not finite."""
+        progress, training, micro_steps = self.progress, self.training, self.training.gradient_accumulation_steps
+        self.learning_rate = set_schedule(self.state.optimizers, progress.step, self.steps, training)
+        nats = torch.zeros((), device=self.device)
+        with self.watch("train"), advice_on_memory(self.config, self.device, validating=False):
+            for micro_step in range(micro_steps):
+                if self.group.any(self.signals.pending is not None):
+                    self.leave()
+                seed_everything(self.config.seed, progress.step, micro_step, self.group.rank)
+                x_BT, y_BT = self.batch((progress.step * micro_steps + micro_step) * training.batch_size)
+                last = micro_step == micro_steps - 1
+                with nullcontext() if last or self.group.size == 1 else self.replica.no_sync():
+                    with autocast(self.device, training.precision):
+                        loss = self.replica(x_BT, y_BT)
+                    # DistributedDataParallel takes the mean over the processes: the sum over the batch is wanted
+                    (loss * self.group.size / self.tokens_per_step).backward()
+                nats += loss.detach()
+            loss = self.group.sum(nats) / self.tokens_per_step
+            grad_norm = clip_gradients(self.state.model, training.max_grad_norm)
+            is_bad = torch.isfinite(loss * grad_norm).logical_not().float()
+            take_step(self.state.optimizers, is_bad)
+            self.update_average()
+        self.unread.append((progress.step, torch.stack((loss, grad_norm, is_bad))))
+        progress.step += 1
+
+    def batch(self, first: int) -> tuple[Tensor, Tensor]:
+        """Return this process's share [B, T] of the micro-batch that starts with sample `first`, on the device."""
+        mine = slice(self.group.rank, None, self.group.size)
+        x_BT, y_BT = (ids_BT[mine] for ids_BT in self.order.take(first, self.training.batch_size))
+        if self.device.type == "cuda":
+            x_BT, y_BT = x_BT.pin_memory(), y_BT.pin_memory()
+        return x_BT.to(self.device, non_blocking=True), y_BT.to(self.device, non_blocking=True)
+
+    def update_average(self) -> None:
+        """Move the averaged weights towards the weights; at the first step they are the weights."""
+        if self.state.averaged is not None and self.training.ema_decay is not None:
+            decay = self.training.ema_decay if self.progress.step else 0.0
+            get_ema_multi_avg_fn(decay)(
+                list(self.state.averaged.parameters()), list(self.state.model.parameters()), self.progress.step
+            )
+
+    def read_steps(self) -> None:
+        """Read from the device what became of the steps since the last reading; this waits for it.
+
+        Raises:
+            Diverged: `max_bad_steps` of them in a row were refused.
+        """
+        if not self.unread:
+            return
+        for (step, _), figures in zip(
+            self.unread, torch.stack([figures for _, figures in self.unread]).tolist(), strict=True
+        ):
+            loss_nats, grad_norm, is_bad = figures
+            if not is_bad:
+                self.progress.bad_steps_in_a_row = 0
+                self.progress.since_log.add(loss_nats)
+                self.progress.since_validation.add(loss_nats)
+                self.grad_norm = grad_norm
+                continue
+            self.progress.bad_steps += 1
+            self.progress.bad_steps_in_a_row += 1
+            first = step * self.training.gradient_accumulation_steps * self.training.batch_size
+            epoch, start = self.order.place(first)
+            log.warning(
+                "step %d refused: loss %g, gradient norm %g; its batch starts with sample %d (epoch %d, token %d)",
+                step + 1, loss_nats, grad_norm, first, epoch, start,
+            )  # fmt: skip
+            if self.progress.bad_steps_in_a_row >= self.training.max_bad_steps:
+                raise Diverged(
+                    f"{self.progress.bad_steps_in_a_row} steps in a row, up to step {step + 1}, had a loss or gradient "
+                    f"that is not finite (training.max_bad_steps={self.training.max_bad_steps}); "
+                    f"lower training.learning_rate={self.training.learning_rate}. "
+                    f"The last good state is in {self.out}"
+                )
+        self.unread.clear()
+
+    def log_figures(self) -> str:
+        """Log the figures of the steps since the last time, and return the most important ones in words."""
+        with self.watch("train"):
+            self.read_steps()
+        progress, seconds = self.progress, self.watch.seconds
+        step_before, seconds_before = self.logged
+        tokens_per_second = (progress.step - step_before) * self.tokens_per_step / (seconds["train"] - seconds_before)
+        self.logged = progress.step, seconds["train"]
+        figures = {
+            "train/loss_nats": progress.since_log.mean,
+            "train/grad_norm": self.grad_norm,
+            "train/learning_rate": self.learning_rate,
+            "train/tokens": progress.step * self.tokens_per_step,
+            "train/tokens_per_second": tokens_per_second,
+            "train/mfu": tokens_per_second * self.flops_per_token / self.peak_flops,
+            "train/bad_steps": progress.bad_steps,
+            "train/memory_peak_bytes": memory_peak_bytes(self.device),
+            **{f"seconds/{phase}": total for phase, total in seconds.items()},
+        }
+        figures = {name: float(figure) for name, figure in figures.items() if figure is not None}
+        progress.since_log = Sum()
+        if self.group.is_main:
+            self.log.add(progress.step, figures)
+        return f"loss {figures.get('train/loss_nats', math.nan):.3f}, {tokens_per_second:,.0f} tokens/s"
+
+    def save_due(self) -> bool:
+        """Return whether so many steps or minutes have passed since a state was saved."""
+        minutes = self.training.checkpoint_every_minutes
+        if minutes is not None and time.monotonic() - self.saved_at > 60 * minutes:
+            return True
+        return self.progress.step % self.training.checkpoint_every == 0
+
+    def save(self) -> None:
+        """Save the state."""
+        self.read_steps()
+        if self.group.is_main:
+            with self.watch("saving"):
+                self.progress.log_lines = self.log.lines
+                save_state(self.out, self.key, self.state, self.training.keep_checkpoints)
+        self.saved_at = time.monotonic()
+
+    def validate(self) -> None:
+        """Measure the weights on the validation windows; keep them if they are the best so far."""
+        progress, model = self.progress, self.evaluated
+        with self.watch("validation"), advice_on_memory(self.config, self.device, validating=True):
             model.eval()
-            with autocast(device, training.precision):
-                nats, scored = score(model, validation_N, validation_windows, config.evaluation.batch_size)
-            model.train()
+            with autocast(self.device, self.training.precision):
+                nats, scored = score(
+                    model,
+                    self.validation_N,
+                    self.windows[self.group.rank :: self.group.size],
+                    self.config.evaluation.batch_size,
+                    between_batches=self.deliver_signal,
+                )
+            self.state.model.train()
+            nats, scored = self.group.sum(
+                torch.tensor([nats, scored], dtype=torch.float64, device=self.device)
+            ).tolist()
             validation = Validation(
                 step=progress.step,
-                tokens=progress.step * tokens_per_step,
-                train_loss_nats=loss_sum.item() / progress.loss_count if progress.loss_count else None,
+                tokens=progress.step * self.tokens_per_step,
+                train_loss_nats=progress.since_validation.mean,
                 loss_nats=nats / scored,
             )
             progress.curve.append(validation)
-            loss_sum, progress.loss_count = torch.zeros((), device=device), 0
-            if progress.best is validation:
-                write_weights(model, out / WEIGHTS_FILE)
-            on_metrics(progress.step, {"validation/loss_nats": validation.loss_nats})
-        if progress.step and (progress.step % training.checkpoint_every == 0 or progress.step == steps):
-            progress.loss_sum_nats = loss_sum.item()
-            progress.seconds = seconds_before + time.monotonic() - started
-            save_state(out, key, model, optimizer, progress, training.keep_checkpoints)
-        if progress.step == steps:
-            break
+            progress.since_validation = Sum()
+            if self.group.is_main:
+                if progress.best is validation:
+                    write_weights(model, self.out / WEIGHTS_FILE)
+                self.log.add(progress.step, {"validation/loss_nats": validation.loss_nats})
 
-        learning_rate = lr_at(progress.step, steps, training)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        step_loss = torch.zeros((), device=device)
-        for micro_step in range(micro_steps):
-            first = (progress.step * micro_steps + micro_step) * batch_size
-            x_BT, y_BT = take_blocks(train_N, seq_length, order.take(first, batch_size))
-            with autocast(device, training.precision):
-                loss = next_token_loss(model, x_BT.to(device), y_BT.to(device)) / micro_steps
-            loss.backward()
-            step_loss += loss.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        progress.step += 1
-        loss_sum += step_loss
-        progress.loss_count += 1
+    @property
+    def stopped_early(self) -> bool:
+        """Return whether the validations since the best one have used up the patience."""
+        patience = self.training.early_stopping_patience
+        return patience is not None and bool(self.progress.curve) and self.progress.validations_since_best >= patience
 
-        bar.update()
-        if progress.step % training.log_every == 0 or progress.step == steps:
-            if not math.isfinite(step_loss.item()):
-                raise Diverged(f"the loss at step {progress.step} is {step_loss.item()}; lower training.learning_rate")
-            now = time.monotonic()
-            tokens_per_second = (progress.step - logged_step) * tokens_per_step / (now - logged_at)
-            logged_at, logged_step = now, progress.step
-            bar.set_postfix_str(f"loss {step_loss.item():.3f}, {tokens_per_second:,.0f} tokens/s")
-            on_metrics(
-                progress.step,
-                {
-                    "train/loss_nats": step_loss.item(),
-                    "train/learning_rate": learning_rate,
-                    "train/grad_norm": grad_norm.item(),
-                    "train/tokens": float(progress.step * tokens_per_step),
-                    "train/tokens_per_second": tokens_per_second,
-                },
-            )
-    bar.close()
+    def leave(self) -> None:
+        """Save the state and let the signal have its effect: in the step now begun nothing has moved yet."""
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad()
+        self.save()
+        log.info("stopping at step %d; its state is saved", self.progress.step)
+        self.deliver_signal()
+        raise KeyboardInterrupt  # the signal came to another process of the group, or its handler returned
 
-    manifest = CheckpointManifest(
-        key=key,
-        tokens_key=tokens.key,
-        config=config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps=steps,
-        best_step=progress.best.step,
-        tokens_trained=steps * tokens_per_step,
-        train_seconds=progress.seconds,
-        curve=progress.curve,
-        sha256={name: sha256_file(out / name) for name in [WEIGHTS_FILE, *description_files]},
-    )
-    manifest.write(out)
-    return CheckpointManifest.read(out)
+    def deliver_signal(self) -> None:
+        """Let a signal that came have its effect."""
+        if self.signals.pending is not None:
+            self.signals.deliver()
+
+    def manifest(self) -> CheckpointManifest:
+        """Return what there is to know of the finished training."""
+        progress, seconds = self.progress, self.progress.seconds
+        tokens_per_second = progress.step * self.tokens_per_step / seconds["train"]
+        return CheckpointManifest(
+            key=self.key,
+            tokens_key=self.tokens.key,
+            config=self.config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
+            initial_sha256=self.initial_sha256,
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            devices=self.group.size,
+            parameters=self.parameters,
+            steps=progress.step,
+            stopped_early=self.stopped_early,
+            bad_steps=progress.bad_steps,
+            best_step=progress.best.step,
+            tokens_trained=progress.step * self.tokens_per_step,
+            train_seconds=sum(seconds.values()),
+            speed=Speed(
+                tokens_per_second=tokens_per_second,
+                flops_per_token=self.flops_per_token,
+                peak_flops=self.peak_flops,
+                mfu=tokens_per_second * self.flops_per_token / self.peak_flops,
+                memory_peak_bytes=memory_peak_bytes(self.device),
+                seconds=seconds,
+            ),
+            curve=progress.curve,
+            sha256={name: sha256_file(self.out / name) for name in [WEIGHTS_FILE, *self.description_files]},
+        )

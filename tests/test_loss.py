@@ -1,0 +1,92 @@
+"""The chunked loss: the same value and the same gradients as PyTorch's own, and no logits left in memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textgen import loss
+from textgen.config import ModelConfig
+from textgen.loss import NextTokenLoss, cross_entropy_sum, next_token_nats
+from textgen.model import LanguageModel
+
+V, C = 50, 8
+
+
+def problem(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(rows, C, requires_grad=True), torch.randn(V, C, requires_grad=True), torch.randint(V, (rows,))
+
+
+def gradients(value: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value, leaves))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows_in_memory", [1, 3, 32, 1000])
+def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size(rows, rows_in_memory, monkeypatch):
+    monkeypatch.setitem(loss.LOGITS_IN_MEMORY, "cpu", rows_in_memory * V)
+    hidden_NC, weight_VC, y_N = problem(rows)
+    ours, theirs = cross_entropy_sum(hidden_NC, weight_VC, y_N), F.cross_entropy(hidden_NC @ weight_VC.T, y_N)
+    torch.testing.assert_close(ours / rows, theirs)
+    expected = gradients(theirs, hidden_NC, weight_VC)
+    torch.testing.assert_close(gradients(ours / rows, hidden_NC, weight_VC), expected)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch before 2.13")
+def test_loss_and_gradients_are_those_of_linear_cross_entropy():
+    hidden_NC, weight_VC, y_N = problem(64)
+    ours, theirs = (f(hidden_NC, weight_VC, y_N) for f in (cross_entropy_sum, F.linear_cross_entropy))
+    expected = gradients(theirs, hidden_NC, weight_VC)
+    torch.testing.assert_close(gradients(ours / 64, hidden_NC, weight_VC), expected)
+
+
+def test_under_autocast_the_products_are_in_bf16_and_the_gradients_in_fp32():
+    hidden_NC, weight_VC, y_N = problem(64)
+    exact = gradients(cross_entropy_sum(hidden_NC, weight_VC, y_N), hidden_NC, weight_VC)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gradients(cross_entropy_sum(hidden_NC, weight_VC, y_N), hidden_NC, weight_VC)
+    for ours, expected in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - expected).abs().max() < 0.1
+
+
+def test_an_impossible_target_counts_as_87_nats_and_has_a_finite_gradient():
+    hidden_NC, weight_VC = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    nats = cross_entropy_sum(hidden_NC, weight_VC, torch.tensor([1]))
+    assert nats.item() == pytest.approx(87.3, abs=0.1)
+    assert all(gradient.isfinite().all() for gradient in gradients(nats, hidden_NC, weight_VC))
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_is_not_finite_after(value):
+    hidden_NC, weight_VC, y_N = problem(4)
+    with torch.no_grad():
+        hidden_NC[2, 1] = value
+    assert not cross_entropy_sum(hidden_NC, weight_VC, y_N).isfinite()
+
+
+def test_the_gradient_cannot_be_taken_twice():
+    hidden_NC, weight_VC, y_N = problem(4)
+    nats = cross_entropy_sum(hidden_NC, weight_VC, y_N)
+    nats.backward(retain_graph=True)
+    with pytest.raises(AttributeError):
+        nats.backward()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_models_loss_and_gradients_are_those_of_its_logits(tied, monkeypatch):
+    monkeypatch.setitem(loss.LOGITS_IN_MEMORY, "cpu", 5 * V)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=tied
+    )
+    model = LanguageModel(config, V)
+    ids_BT = torch.randint(V, (3, 9))
+    x_BT, y_BT = ids_BT[:, :-1], ids_BT[:, 1:]
+    nats_BT = -model(x_BT).log_softmax(-1).gather(-1, y_BT[..., None]).squeeze(-1)
+    torch.testing.assert_close(next_token_nats(model, x_BT, y_BT), nats_BT.detach())
+    ours = NextTokenLoss(model, compile_decoder=False)(x_BT, y_BT)
+    torch.testing.assert_close(ours, nats_BT.sum())
+    expected = gradients(nats_BT.sum(), *model.parameters())
+    torch.testing.assert_close(gradients(ours, *model.parameters()), expected)

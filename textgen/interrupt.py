@@ -1,0 +1,46 @@
+"""Signals that wait for a place where a training can be left: a step is never cut in two."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+DEFERRED = (signal.SIGINT, signal.SIGTERM)
+
+
+class DeferredSignals:
+    """A context in which SIGINT and SIGTERM are noted; `deliver` then hands them to whoever handled them before.
+
+    A second one does not wait. Outside the main thread, where Python handles no signals, nothing is deferred.
+    """
+
+    def __init__(self) -> None:
+        self.pending: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in DEFERRED}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._restore()
+        if error is None and self.pending is not None:
+            signal.raise_signal(self.pending)
+
+    def deliver(self) -> None:
+        """Let the pending signal do now what it would have done."""
+        assert self.pending is not None
+        self._restore()
+        pending, self.pending = self.pending, None
+        signal.raise_signal(pending)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.pending is not None:
+            self.deliver()
+        self.pending = number
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,100 @@
+"""The next-token loss, without the logits [B, T, V] in memory: they are made, used and overwritten in chunks of rows.
+
+Dimensions: N rows (batch times time), C channels, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from textgen.model import LanguageModel
+
+LOGITS_IN_MEMORY = {"cpu": 2**25, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
+
+
+class NextTokenLoss(nn.Module):
+    """A model and its loss as one module, as DistributedDataParallel needs it. It has no parameters of its own."""
+
+    def __init__(self, model: LanguageModel, compile_decoder: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.decoder = torch.compile(model.model) if compile_decoder else model.model
+
+    def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Return the sum over all tokens of the cross-entropy in nats of `y_BT` given `x_BT`, differentiable once."""
+        hidden_NC = self.model.output_dropout(self.decoder(x_BT)).flatten(0, 1)
+        return cross_entropy_sum(hidden_NC, self.model.lm_head.weight, y_BT.flatten())
+
+
+@torch.no_grad()
+def next_token_nats(model: LanguageModel, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+    """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`."""
+    hidden_NC, y_N = model.model(x_BT).flatten(0, 1), y_BT.flatten()
+    nats = [
+        F.cross_entropy(model.lm_head(hidden_NC[rows]).float(), y_N[rows], reduction="none")
+        for rows in _chunks(len(y_N), model.vocab_size, hidden_NC.device)
+    ]
+    return torch.cat(nats).view_as(y_BT)
+
+
+def cross_entropy_sum(hidden_NC: Tensor, weight_VC: Tensor, y_N: Tensor) -> Tensor:
+    """Return the summed cross-entropy in nats of `y_N` under the logits `hidden_NC @ weight_VC.T`.
+
+    Matrices multiply in autocast's type where it is on. A target less likely than e^-87 counts as 87 nats.
+    """
+    device = hidden_NC.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
+    return _CrossEntropySum.apply(hidden_NC, weight_VC, y_N, dtype)
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """The loss and, in the same pass, its gradients: the logits need not be kept, nor made again.
+
+    The idea is Liger Kernel's (Hsu et al. 2024, arXiv:2410.10989). torch 2.13's `linear_cross_entropy` does the same;
+    this one is faster on a CPU, where the softmax overwrites the logits, and runs on older versions of torch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, y_N: Tensor, dtype: torch.dtype) -> Tensor:
+        hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight_VC)
+        nats = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        chunks = list(_chunks(len(y_N), len(weight), hidden.device))
+        buffer_nV = hidden.new_empty(chunks[0].stop, len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in chunks:
+                hidden_nC, y_n1 = hidden[rows], y_N[rows, None]
+                logits_nV = torch.mm(hidden_nC, weight.T, out=buffer_nV[: len(y_n1)])
+                in_place = logits_nV if dtype == torch.float32 else None
+                probabilities_nV = torch.softmax(logits_nV, dim=1, dtype=torch.float32, out=in_place)
+                target_n1 = probabilities_nV.gather(1, y_n1)
+                nats -= target_n1.clamp(min=torch.finfo(torch.float32).tiny).log().sum()
+                logits_grad_nV = probabilities_nV.scatter_(1, y_n1, target_n1 - 1).to(dtype)
+                torch.mm(logits_grad_nV, weight, out=hidden_grad[rows])
+                if dtype == weight_grad.dtype:
+                    weight_grad.addmm_(logits_grad_nV.T, hidden_nC)
+                else:
+                    weight_grad += logits_grad_nV.T @ hidden_nC
+        ctx.gradients = hidden_grad.to(hidden_NC.dtype), weight_grad
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, weight_grad = ctx.gradients
+        del ctx.gradients  # scaled in place: good for one use
+        return hidden_grad.mul_(grad), weight_grad.mul_(grad), None, None
+
+
+def _chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
+    """Yield slices of the rows, of nearly one size, whose logits fit in LOGITS_IN_MEMORY."""
+    largest = max(1, LOGITS_IN_MEMORY[device.type] // vocab_size)
+    count = -(-rows // largest)
+    size = -(-rows // count)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))

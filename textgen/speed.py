@@ -1,0 +1,102 @@
+"""How fast a training is and how fast it could be: seconds by phase, the device's matrix peak, the share reached."""
+
+import functools
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from textgen.config import ModelConfig
+from textgen.device import uses_bf16
+
+# Dense bf16 matrix peaks of the makers' data sheets, in FLOP/s, by a part of the device's name.
+GPU_BF16_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+}
+MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied
+MEASURED_TIMES = 5
+
+
+class Speed(BaseModel):
+    """What a training's hardware gave."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_second: float  # while training: without validation and saving
+    flops_per_token: float
+    peak_flops: float  # FLOP/s, of one device times the devices
+    mfu: float  # model FLOPs utilization: the share of the peak that the model's own arithmetic reaches
+    memory_peak_bytes: int
+    seconds: dict[str, float]  # by phase
+
+
+class Stopwatch:
+    """Seconds by phase, on top of those of an earlier process."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the seconds of the block as those of `phase`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
+
+
+def flops_per_token(model: ModelConfig, parameters: int, vocab_size: int, seq_length: int) -> float:
+    """Return the FLOPs of a training step a token: 6 a matrix entry that multiplies it, and attention's products.
+
+    Chowdhery et al. 2022, arXiv:2204.02311, appendix B, but for the causal mask: attention counts the half it computes.
+    """
+    embedding = 0 if model.tie_word_embeddings else vocab_size * model.hidden_size  # looked up, not multiplied
+    attention = 6 * model.num_hidden_layers * model.num_attention_heads * model.resolved_head_dim * seq_length
+    return 6 * (parameters - embedding) + attention
+
+
+@functools.cache
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s at which the device multiplies matrices: by its data sheet if known, else the best measured."""
+    bf16 = uses_bf16(device, precision)
+    if device.type == "cuda" and bf16:
+        name = torch.cuda.get_device_name(device)
+        for part, peak in GPU_BF16_PEAKS.items():
+            if part in name:
+                return peak
+    size, dtype = MEASURED_SIZE[device.type], torch.bfloat16 if bf16 else torch.float32
+    left, right = torch.rand(2, size, size, device=device, dtype=dtype)
+    product = torch.empty_like(left)
+    seconds = []
+    for _ in range(MEASURED_TIMES):
+        _wait_for(device)
+        started = time.perf_counter()
+        torch.mm(left, right, out=product)
+        _wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def memory_peak_bytes(device: torch.device) -> int:
+    """Return the most memory that was in use: the tensors of a GPU, or the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

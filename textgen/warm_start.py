@@ -1,0 +1,38 @@
+"""A training that starts from another model's weights: `training.init_from`."""
+
+from textgen.config import Config
+from textgen.export import WEIGHTS_FILE, load_model, qwen3_config
+from textgen.files import InputError, sha256_file
+from textgen.model import LanguageModel
+from textgen.registry import resolve
+from textgen.tokens import TokensManifest, load_manifest_tokenizer
+
+MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's description
+
+
+def initial_sha256(config: Config) -> str | None:
+    """Return the sha256 of the weights that `training.init_from` names, None where it names none."""
+    if config.training.init_from is None:
+        return None
+    return sha256_file(resolve(config.training.init_from, config.root) / WEIGHTS_FILE)
+
+
+def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> None:
+    """Fill `model` with the weights that `training.init_from` names, if it names any.
+
+    Raises:
+        InputError: that model is absent, or has another shape or another tokenizer.
+    """
+    if config.training.init_from is None:
+        return
+    folder = resolve(config.training.init_from, config.root)
+    loaded = load_model(folder)
+    theirs, ours = (
+        qwen3_config(one.config, one.vocab_size, config.data.seq_length, end_id=0) for one in (loaded.model, model)
+    )
+    if different := [name for name in ours if ours[name] != theirs[name] and name not in MAY_DIFFER]:
+        settings = ", ".join(f"{name}={theirs[name]} where this one has {ours[name]}" for name in different)
+        raise InputError(f"training.init_from={config.training.init_from!r}: that model has {settings}")
+    if loaded.tokenizer.to_str() != load_manifest_tokenizer(tokens).to_str():
+        raise InputError(f"training.init_from={config.training.init_from!r}: that model has another tokenizer")
+    model.load_state_dict(loaded.model.state_dict())
