@@ -3,12 +3,14 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_client
 from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
@@ -63,6 +65,13 @@ def summarize(result: dict[str, Any]) -> None:
         stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
     console.print(stages)
 
+    speed = result["checkpoint"]["speed"]
+    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in speed["seconds"].items())
+    console.print(
+        f"Training: {speed['tokens_per_second']:,.0f} tokens/s, {speed['mfu']:.0%} of the matrix peak, "
+        f"{speed['memory_peak_bytes'] / 2**30:.1f} GiB at the peak ({phases})\n"
+    )
+
     perplexities = Table(
         "split", "loss (nats)", "token perplexity", "word perplexity", "bits a byte",
         title="Perplexity", title_justify="left",
@@ -92,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         check_inputs(config)
         print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
+        start_server()
         result = train_flow(config)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -107,6 +117,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         summarize(result)
     return 0
+
+
+def start_server() -> None:
+    """Have Prefect's temporary server running, if one is needed, and deaf to Ctrl-C: it is told how the run ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+    try:
+        with get_client(sync_client=True):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Leave on SIGTERM as programs do, so that the temporary server ends too."""
+    raise SystemExit(128 + number)
 
 
 def set_up_console() -> None:
@@ -134,4 +159,5 @@ def check_inputs(config: Config) -> None:
 
 if __name__ == "__main__":
     set_up_console()
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(main())
