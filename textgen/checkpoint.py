@@ -1,7 +1,10 @@
 """What a training leaves: states while it runs, of which the newest that verifies is restored, and its manifest."""
 
+import errno
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ STATES_FOLDER = "states"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class Validation(BaseModel):
@@ -135,7 +139,25 @@ class StateManifest(Manifest):
 
 
 class StateNotSaved(Failure):
-    """The disk did not take a training state; the ones before it are as they were."""
+    """The disk did not take what a training writes; the states saved before are as they were."""
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into a message.
+
+    Raises:
+        StateNotSaved: with that message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise StateNotSaved(
+            f"{error.filename or out} could not be written: {error.strerror}; the saved states are as they were. "
+            "Make room and give the same command again"
+        ) from error
 
 
 def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
@@ -148,8 +170,14 @@ def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
     """
     step = state.progress.step
     folder = out / STATES_FOLDER / f"step-{step:08d}"
-    if folder.exists():
-        return
+    if not folder.exists():
+        _write_state(out, folder, key, state)
+    for old in _states(out)[:-keep]:
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # never half a state under its name
+
+
+def _write_state(out: Path, folder: Path, key: str, state: TrainingState) -> None:
+    step = state.progress.step
     try:
         with new_folder(folder) as temporary:
             write_weights(state.model, temporary / WEIGHTS_FILE)
@@ -160,13 +188,13 @@ def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
             sha256 = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
             StateManifest(key=key, progress=state.progress, sha256=sha256).write(temporary)
     except OSError as error:
-        kept = f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
+        kept = (
+            f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
+        )
         raise StateNotSaved(
             f"the training state of step {step} could not be saved to {folder}: {error.strerror or error}; {kept}. "
             "Make room and give the same command again"
         ) from error
-    for old in _states(out)[:-keep]:
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # never half a state under its name
 
 
 def newest_state(out: Path, key: str) -> Path | None:
