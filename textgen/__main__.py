@@ -48,12 +48,14 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--tokens", type=Path, required=True, help="a folder of data/processed")
     parser.add_argument("--out", type=Path, required=True, help="the training folder; one that is there is continued")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--json", action="store_true", help="print the checkpoint's manifest")
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print the checkpoint's manifest")
+    printed.add_argument("--quiet", action="store_true", help="print no result")
     parser.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from textgen.distributed import report_failures
+    from textgen.distributed import is_main_process, report_failures
     from textgen.tokens import TokensManifest
     from textgen.train import train
 
@@ -61,6 +63,8 @@ def _train(options: argparse.Namespace) -> None:
     manifest = report_failures(train)(
         TokensManifest.read(options.tokens), config, options.out, on_metrics=lambda step, metrics: None
     )
+    if options.quiet or not is_main_process():
+        return
     best = next(point for point in manifest.curve if point.step == manifest.best_step)
     print(
         manifest.model_dump_json(indent=2)

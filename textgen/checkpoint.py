@@ -97,9 +97,9 @@ class Progress(BaseModel):
     seconds: dict[str, float] = {}  # by phase
     since_validation: Sum = Sum()
     since_log: Sum = Sum()
+    grad_norm: float | None = None  # of the last sound step since the log
     bad_steps: int = 0
     bad_steps_in_a_row: int = 0
-    log_lines: int = 0
     curve: list[Validation] = []
 
     @property
@@ -188,9 +188,7 @@ def _write_state(out: Path, folder: Path, key: str, state: TrainingState) -> Non
             sha256 = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
             StateManifest(key=key, progress=state.progress, sha256=sha256).write(temporary)
     except OSError as error:
-        kept = (
-            f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
-        )
+        kept = f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
         raise StateNotSaved(
             f"the training state of step {step} could not be saved to {folder}: {error.strerror or error}; {kept}. "
             "Make room and give the same command again"

@@ -1,16 +1,21 @@
 """Several processes that train one model: how they are started (torchrun), who is who, and what they sum."""
 
+import _thread
+import ctypes
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,14 +23,19 @@ from torch import Tensor
 
 from textgen.config import Config, TrainingConfig
 from textgen.device import choose_device
-from textgen.files import Failure, InputError, write_atomic
+from textgen.files import Failure, InputError
 from textgen.log import OnMetrics, read_log
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 log = logging.getLogger(__name__)
 
-RUN_CONFIG_FILE = "run_config.json"  # what the workers read; config.json is the model's
 LOG_POLL_SECONDS = 0.5
 AGENT_POLL_SECONDS = 0.1
+AGENT_PATIENCE_SECONDS = 30  # torch's: from its SIGTERM to the processes that a failed one leaves, to its SIGKILL
+AGENT_VARIABLES = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE")  # set for the agent, and by it
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PROJECT = Path(__file__).parents[1]
 
 P = ParamSpec("P")
@@ -80,22 +90,49 @@ def join_group(device: torch.device) -> Iterator[Group]:
     if size == 1:
         yield Group()
         return
+    _end_with_parent()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Group(dist.get_rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]), dist.new_group(backend="gloo"))
-    finally:
-        dist.destroy_process_group()
+    if not is_main_process():
+        logging.getLogger("textgen").setLevel(logging.ERROR)  # what there is to say, the main process says
+    yield Group(dist.get_rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]), dist.new_group(backend="gloo"))
+    # Not after an exception: the others must not see this process gone before it has reported what it failed of
+    dist.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the first that torchrun started, or was not started by it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _end_with_parent() -> None:
+    """Have this process get SIGTERM when the one that started it is killed (Linux only), so that it does not go on."""
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def report_failures(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, which under torchrun leaves its exception where the agent of its process looks for it."""
+    """Return `function`, which under torchrun leaves its exception where the agent looks for it, and exits in silence.
+
+    Each process would say the same otherwise, and those that lost another one more.
+    """
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return function
-    from torch.distributed.elastic.multiprocessing.errors import record
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    return record(function)
+    handler = get_error_handler()
+
+    @wraps(function)
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
+        handler.initialize()
+        try:
+            return function(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            handler.record_exception(error)
+            raise SystemExit(1) from error
+
+    return reporting
 
 
 def processes_to_start(training: TrainingConfig) -> int:
@@ -130,75 +167,131 @@ def launch(processes: int, tokens: Path, config: Config, out: Path, on_metrics: 
     """Train in `processes` processes of this host, started by torchrun's agent, and wait for them.
 
     Raises:
-        WorkerFailed: one of them failed and the others were ended; the message is its own.
+        InputError, Failure: what one of them raised, after which the others were ended.
+        WorkerFailed: one of them was killed or raised something else; the message names it.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    out.mkdir(parents=True, exist_ok=True)
-    config_file = out / RUN_CONFIG_FILE
-    write_atomic(config_file, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    arguments = ["-m", "textgen", "train", "--config", config_file, "--tokens", tokens, "--out", out]
-    agent = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=AGENT_POLL_SECONDS,
-    )
-    received: int | None = None
-    with _agent_surroundings(), _following(out, on_metrics):
+    terminated = False
+    with tempfile.TemporaryDirectory(prefix="textgen-") as folder:
+        config_file = Path(folder) / "config.json"
+        config_file.write_text(json.dumps(config.model_dump(mode="json"), ensure_ascii=False), "utf-8")
+        agent = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=AGENT_POLL_SECONDS,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGTERM",  # SIGINT is a KeyboardInterrupt here, at which the agent sends them SIGTERM
+        )
+        arguments = ["-m", "textgen", "train", "--quiet", "--config", config_file, "--tokens", tokens, "--out", out]
         try:
-            elastic_launch(agent, sys.executable)(*(str(argument) for argument in arguments))
-        except SignalException as stopped:
-            received = stopped.sigval
+            with _agent_surroundings(), _following(out, on_metrics):
+                elastic_launch(agent, sys.executable)(*(str(argument) for argument in arguments))
+        except SignalException:
+            terminated = True
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise WorkerFailed(f"training process {rank} of {processes} failed: {failure.message}") from error
-    if received is not None:
-        signal.raise_signal(received)
+            rank, failure = _first_failure(error.failures)
+            raise _as_raised(failure, f"training process {rank} (of 0 to {processes - 1})") from error
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt  # its handler returned
+
+
+def _first_failure(failures: "dict[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
+    """Return the process that failed of itself, with its rank: not for losing another one, nor ended by the agent."""
+
+    def order(item: "tuple[int, ProcessFailure]") -> tuple[bool, bool, float]:
+        _, failure = item
+        interrupted = isinstance(failure.message, dict) and failure.message["message"].startswith("KeyboardInterrupt")
+        seconds = failure.timestamp - AGENT_PATIENCE_SECONDS / 2  # a killed one is seen after those that miss it report
+        if (report := Path(failure.error_file)).exists():
+            seconds = report.stat().st_mtime  # what it says itself is in whole seconds
+        return interrupted, failure.exitcode == -signal.SIGTERM, seconds
+
+    return min(failures.items(), key=order)
+
+
+def _as_raised(failure: "ProcessFailure", name: str) -> Exception:
+    """Return the exception that process `name` ended with where its message is for the user, else a WorkerFailed."""
+    if failure.exitcode < 0:
+        return WorkerFailed(f"{name} was killed by {failure.signal_name()}; the same command continues the training")
+    if isinstance(failure.message, str):
+        return WorkerFailed(f"{name} ended with exit code {failure.exitcode} and no report; what it printed is above")
+    kind, _, text = failure.message["message"].partition(": ")
+    for expected in (InputError, *Failure.__subclasses__()):
+        if kind == expected.__name__:
+            return expected(text)
+    log.error("%s", failure.message["extraInfo"]["py_callstack"].rstrip())
+    return WorkerFailed(f"{name} failed: {kind}: {text}")
 
 
 @contextmanager
 def _agent_surroundings() -> Iterator[None]:
-    """Let the workers find this package, and put back the signal handlers that the agent replaces for good."""
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(PROJECT) if path is None else f"{PROJECT}{os.pathsep}{path}"
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if in_main_thread else ()
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    """Let the workers find this package and the agent be quiet, and put back what it changes for good."""
+    variables = {name: os.environ.get(name) for name in AGENT_VARIABLES}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), variables["PYTHONPATH"]]))
+    handler = signal.getsignal(signal.SIGTERM)
+    elastic = logging.getLogger("torch.distributed.elastic")
+    propagate, elastic.propagate = elastic.propagate, False  # what it reports of a failure, `launch` raises
+    elastic.addHandler(silence := logging.NullHandler())
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.environ.pop("PYTHONPATH")
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
+        elastic.removeHandler(silence)
+        elastic.propagate = propagate
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def _following(out: Path, on_metrics: OnMetrics) -> Iterator[None]:
-    """Hand on the lines that the main worker adds to the training's log, as they come."""
-    done, seen = threading.Event(), len(read_log(out))
+    """Hand on the lines that the main worker adds to the training's log, as they come.
+
+    What `on_metrics` raises ends the training as SIGTERM does, and is then raised.
+    """
+    done, seen, in_main_thread = threading.Event(), len(read_log(out)), _in_main_thread()
+    raised: list[Exception] = []
 
     def follow() -> None:
         nonlocal seen
         finished = False
         while not finished:
             finished = done.wait(LOG_POLL_SECONDS)
-            for line in read_log(out)[seen:]:
+            for line in read_log(out, seen):
                 seen += 1
                 on_metrics(int(line.pop("step")), line)
 
-    thread = threading.Thread(target=follow, name="training-log")
+    def guarded() -> None:
+        try:
+            follow()
+        except Exception as error:
+            raised.append(error)
+            log.error("the training ends: its figures could not be handed on: %s", error)
+            if in_main_thread and not done.is_set():
+                _thread.interrupt_main(signal.SIGTERM)
+
+    thread = threading.Thread(target=guarded, name="training-log")
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+        if raised:
+            raise raised[0]

@@ -20,7 +20,9 @@ class DeferredSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in DEFERRED}
+            for number in DEFERRED:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, or not Python's to give back
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

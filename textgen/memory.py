@@ -1,5 +1,6 @@
 """What to say when a device has too little memory: which settings to lower, and by how much."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,9 +34,11 @@ def advice_on_memory(config: Config, device: torch.device, validating: bool) -> 
 def _smaller_step(config: Config) -> str:
     """Return the settings with which the same optimizer steps take about half the memory."""
     size, micro_steps = config.training.batch_size, config.training.gradient_accumulation_steps
-    if size == 1:
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # that share a batch: each needs a sequence of it
+    divisors = [divisor for divisor in range(2, size // processes + 1) if size % divisor == 0]
+    if not divisors:
         return _smaller_sequences(config)
-    divisor = next(divisor for divisor in range(2, size + 1) if size % divisor == 0)
+    divisor = divisors[0]
     return (
         f"set training.batch_size={size // divisor} in place of {size} and "
         f"training.gradient_accumulation_steps={micro_steps * divisor} in place of {micro_steps}: "

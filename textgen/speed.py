@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,19 +14,19 @@ from pydantic import BaseModel, ConfigDict
 from textgen.config import ModelConfig
 from textgen.device import uses_bf16
 
-# Dense bf16 matrix peaks of the makers' data sheets, in FLOP/s, by a part of the device's name.
+# Dense bf16 matrix peaks of the makers' data sheets, in FLOP/s, by words of the device's name; the first that fits.
 GPU_BF16_PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
 }
 MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied
 MEASURED_TIMES = 5
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 class Speed(BaseModel):
@@ -72,9 +73,9 @@ def matrix_peak(device: torch.device, precision: str) -> float:
     """Return the FLOP/s at which the device multiplies matrices: by its data sheet if known, else the best measured."""
     bf16 = uses_bf16(device, precision)
     if device.type == "cuda" and bf16:
-        name = torch.cuda.get_device_name(device)
-        for part, peak in GPU_BF16_PEAKS.items():
-            if part in name:
+        words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+        for name, peak in GPU_BF16_PEAKS.items():
+            if words.issuperset(name.split()):
                 return peak
     size, dtype = MEASURED_SIZE[device.type], torch.bfloat16 if bf16 else torch.float32
     left, right = torch.rand(2, size, size, device=device, dtype=dtype)
@@ -93,6 +94,9 @@ def memory_peak_bytes(device: torch.device) -> int:
     """Return the most memory that was in use: the tensors of a GPU, or the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if PROCESS_STATUS.exists():  # getrusage's figure begins with that of the process that started this one
+        lines = PROCESS_STATUS.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

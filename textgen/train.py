@@ -21,6 +21,7 @@ from textgen.checkpoint import (
     Sum,
     TrainingState,
     Validation,
+    disk_errors,
     newest_state,
     restore_best,
     restore_state,
@@ -31,7 +32,7 @@ from textgen.device import autocast, choose_device, prepare_cpu, seed_everything
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.evaluate import blocks, score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
-from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file
+from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
 from textgen.log import OnMetrics, TrainingLog
 from textgen.loss import NextTokenLoss
@@ -50,6 +51,9 @@ NOT_IN_KEY = {
     "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
     "max_bad_steps", "init_from",
 }  # fmt: skip
+
+
+KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 
 
 class Diverged(Failure):
@@ -88,35 +92,52 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     """
     check_length(tokens, config.data.seq_length)
     if (processes := processes_to_start(config.training)) > 1:
-        launch(processes, tokens.folder, config, out, on_metrics)
+        with _lock(out):
+            finished = _is_finished(out, train_key(tokens, config))
+        if not finished:
+            launch(processes, tokens.folder, config, out, on_metrics)
         return CheckpointManifest.read(out)
     device = choose_device(config.training.device)
     with join_group(device) as group, ExitStack() as lock:
         if group.is_main:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(FileLock(out.with_name(f".{out.name}.lock")))
+            lock.enter_context(_lock(out))
         if group.from_main(group.is_main and _is_finished(out, train_key(tokens, config))):
             return CheckpointManifest.read(out)
         prepare_cpu(group.local_size)
-        run = Run(tokens, config, out, on_metrics, device, group)
-        run.train()
-        if group.is_main:
-            run.manifest().write(out)
+        with disk_errors(out):
+            run = Run(tokens, config, out, on_metrics, device, group)
+            run.train()
+            if group.is_main:
+                run.manifest().write(out)
         group.from_main(None)
     return CheckpointManifest.read(out)
 
 
+def _lock(out: Path) -> FileLock:
+    """Return the lock that one training at a time holds on the folder `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(out.with_name(f".{out.name}.lock"))
+
+
 def _is_finished(out: Path, key: str) -> bool:
-    """Return whether the training in `out` is finished and sound; a damaged one is set aside."""
+    """Return whether the training in `out` is finished and sound; a damaged one is set aside.
+
+    Raises:
+        InputError: a training of another key is there, finished or not.
+    """
+    finished = None
     if (out / CheckpointManifest.FILE).exists():
         try:
-            if CheckpointManifest.read(out).key != key:
-                raise InputError(f"{out}: a finished training of another configuration or text is here")
-            return True
+            finished = CheckpointManifest.read(out).key
         except Damaged as damage:
             set_aside(out, damage)
+    key_file = out / KEY_FILE
+    there = finished or (key_file.read_text().strip() if key_file.exists() else key)
+    if there != key:
+        raise InputError(f"{out}: a training of another configuration or text is here")
     out.mkdir(exist_ok=True)
-    return False
+    write_atomic(key_file, key + "\n")
+    return finished is not None
 
 
 class Run:
@@ -153,7 +174,7 @@ class Run:
         model.to(device)
         averaged = copy.deepcopy(model).eval() if self.training.ema_decay is not None else None
         self.state = TrainingState(model, averaged, build_optimizers(model, self.training))
-        self.log = TrainingLog(out, on_metrics)
+        self.log = TrainingLog(out, on_metrics) if group.is_main else None
         self._restore()
         compiled = self.training.compile is True or (self.training.compile == "auto" and device.type == "cuda")
         self.loss = NextTokenLoss(model, compiled)
@@ -167,7 +188,7 @@ class Run:
         self.flops_per_token = flops_per_token(config.model, self.parameters, tokens.vocab_size, seq_length)
         self.peak_flops = matrix_peak(device, self.training.precision) * (group.size if device.type == "cuda" else 1)
         self.unread: list[tuple[int, Tensor]] = []  # steps and their [loss, gradient norm, is bad], on the device
-        self.learning_rate, self.grad_norm = 0.0, math.nan
+        self.learning_rate = 0.0
         self.logged = self.progress.step, self.progress.seconds.get("train", 0.0)
 
     @property
@@ -184,10 +205,8 @@ class Run:
         if folder is not None:
             restore_state(folder, self.state)
             log.info("continuing from step %d", self.progress.step)
-        if self.group.is_main:
-            if folder is not None:
+            if self.group.is_main:
                 restore_best(folder, self.out)
-            self.log.continue_from(self.progress.log_lines)
         self.watch = Stopwatch(self.progress.seconds)
 
     def train(self) -> None:
@@ -273,7 +292,7 @@ class Run:
                 self.progress.bad_steps_in_a_row = 0
                 self.progress.since_log.add(loss_nats)
                 self.progress.since_validation.add(loss_nats)
-                self.grad_norm = grad_norm
+                self.progress.grad_norm = grad_norm
                 continue
             self.progress.bad_steps += 1
             self.progress.bad_steps_in_a_row += 1
@@ -302,7 +321,7 @@ class Run:
         self.logged = progress.step, seconds["train"]
         figures = {
             "train/loss_nats": progress.since_log.mean,
-            "train/grad_norm": self.grad_norm,
+            "train/grad_norm": progress.grad_norm,
             "train/learning_rate": self.learning_rate,
             "train/tokens": progress.step * self.tokens_per_step,
             "train/tokens_per_second": tokens_per_second,
@@ -312,8 +331,8 @@ class Run:
             **{f"seconds/{phase}": total for phase, total in seconds.items()},
         }
         figures = {name: float(figure) for name, figure in figures.items() if figure is not None}
-        progress.since_log = Sum()
-        if self.group.is_main:
+        progress.since_log, progress.grad_norm = Sum(), None
+        if self.log is not None:
             self.log.add(progress.step, figures)
         return f"loss {figures.get('train/loss_nats', math.nan):.3f}, {tokens_per_second:,.0f} tokens/s"
 
@@ -329,7 +348,6 @@ class Run:
         self.read_steps()
         if self.group.is_main:
             with self.watch("saving"):
-                self.progress.log_lines = self.log.lines
                 save_state(self.out, self.key, self.state, self.training.keep_checkpoints)
         self.saved_at = time.monotonic()
 
@@ -358,7 +376,7 @@ class Run:
             )
             progress.curve.append(validation)
             progress.since_validation = Sum()
-            if self.group.is_main:
+            if self.log is not None:
                 if progress.best is validation:
                     write_weights(model, self.out / WEIGHTS_FILE)
                 self.log.add(progress.step, {"validation/loss_nats": validation.loss_nats})
@@ -376,12 +394,17 @@ class Run:
         self.save()
         log.info("stopping at step %d; its state is saved", self.progress.step)
         self.deliver_signal()
-        raise KeyboardInterrupt  # the signal came to another process of the group, or its handler returned
+        raise KeyboardInterrupt  # the signal came to another process of the group
 
     def deliver_signal(self) -> None:
-        """Let a signal that came have its effect."""
+        """Let a signal that came have its effect.
+
+        Raises:
+            KeyboardInterrupt: its handler returned, and the training ends all the same.
+        """
         if self.signals.pending is not None:
             self.signals.deliver()
+            raise KeyboardInterrupt
 
     def manifest(self) -> CheckpointManifest:
         """Return what there is to know of the finished training."""
@@ -396,7 +419,7 @@ class Run:
             devices=self.group.size,
             parameters=self.parameters,
             steps=progress.step,
-            stopped_early=self.stopped_early,
+            stopped_early=progress.step < self.steps,
             bad_steps=progress.bad_steps,
             best_step=progress.best.step,
             tokens_trained=progress.step * self.tokens_per_step,

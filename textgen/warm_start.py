@@ -11,10 +11,17 @@ MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's descript
 
 
 def initial_sha256(config: Config) -> str | None:
-    """Return the sha256 of the weights that `training.init_from` names, None where it names none."""
+    """Return the sha256 of the weights that `training.init_from` names, None where it names none.
+
+    Raises:
+        InputError: there is no such model.
+    """
     if config.training.init_from is None:
         return None
-    return sha256_file(resolve(config.training.init_from, config.root) / WEIGHTS_FILE)
+    weights = resolve(config.training.init_from, config.root) / WEIGHTS_FILE
+    if not weights.is_file():
+        raise InputError(f"training.init_from={config.training.init_from!r}: there is no {weights}")
+    return sha256_file(weights)
 
 
 def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> None:

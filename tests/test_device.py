@@ -1,0 +1,119 @@
+"""The device, its precision, its cores and its seeds."""
+
+import random
+
+import numpy
+import pytest
+import torch
+
+from textgen import device as module
+from textgen.device import autocast, choose_device, prepare_cpu, seed_everything, usable_cores, uses_bf16
+from textgen.files import InputError
+
+
+@pytest.fixture
+def no_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch) -> None:
+    """Have torch say that there is a GPU with bf16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+
+def test_a_gpu_that_is_asked_for_and_absent_is_refused(no_gpu):
+    with pytest.raises(InputError, match=r"^training\.device='cuda': this machine has no CUDA GPU$"):
+        choose_device("cuda")
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu):
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+
+
+def test_auto_is_the_gpu_where_there_is_one(a_gpu):
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_each_process_of_a_host_has_its_own_gpu(a_gpu, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("auto") == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "auto", False), ("cpu", "fp32", False), ("cpu", "bf16", True),
+        ("cuda", "auto", True), ("cuda", "fp32", False), ("cuda", "bf16", True),
+    ],
+)  # fmt: skip
+def test_bf16_is_for_gpus_unless_it_is_asked_for(device, precision, expected, a_gpu):
+    assert uses_bf16(torch.device(device), precision) == expected
+
+
+def test_an_old_gpu_without_bf16_does_not_use_it_unasked(a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert not uses_bf16(torch.device("cuda"), "auto")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_matrices_multiply_in_the_precision_asked_for(precision, dtype):
+    left, right = torch.ones(2, 2), torch.ones(2, 2)
+    with autocast(torch.device("cpu"), precision):
+        assert (left @ right).dtype == dtype
+    assert (left @ right).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"),
+    [
+        ("max 100000", 8), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 8),
+        ("6000 1000", 6), ("", 8), ("1 2 3", 8),
+    ],
+)  # fmt: skip
+def test_the_usable_cores_are_those_that_the_container_may_use(cpu_max, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(module, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    assert usable_cores() == 8, "without a limit"
+    (tmp_path / "cpu.max").write_text(cpu_max + "\n")
+    assert usable_cores() == cores
+
+
+def test_without_an_affinity_the_usable_cores_are_the_machines(tmp_path, monkeypatch):
+    monkeypatch.delattr(module.os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(module, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
+    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "omp_threads", "threads"),
+    [(1, None, 8), (2, None, 4), (3, None, 2), (16, None, 1), (1, "3", None), (2, "1", 4)],
+)
+def test_the_processes_of_a_host_share_its_cores(processes, omp_threads, threads, monkeypatch):
+    given: list[int] = []
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if omp_threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp_threads)
+    prepare_cpu(processes)
+    assert given == ([] if threads is None else [threads])
+
+
+def draw() -> tuple[float, float, float]:
+    return random.random(), float(numpy.random.rand()), torch.rand(()).item()
+
+
+def test_equal_parts_seed_all_generators_equally_and_others_each_otherwise():
+    draws = []
+    for parts in [(1, 2, 3), (1, 2, 3), (1, 2, 4), (1, 3, 2), (1, 23), (12, 3)]:
+        seed_everything(*parts)
+        draws.append(draw())
+    assert draws[0] == draws[1]
+    for generator in range(3):
+        assert len({values[generator] for values in draws}) == 5
