@@ -1,7 +1,6 @@
 """Several processes that train one model: how they are started (torchrun), who is who, and what they sum."""
 
 import _thread
-import ctypes
 import json
 import logging
 import os
@@ -35,7 +34,6 @@ LOG_POLL_SECONDS = 0.5
 AGENT_POLL_SECONDS = 0.1
 AGENT_PATIENCE_SECONDS = 30  # torch's: from its SIGTERM to the processes that a failed one leaves, to its SIGKILL
 AGENT_VARIABLES = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE")  # set for the agent, and by it
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PROJECT = Path(__file__).parents[1]
 
 P = ParamSpec("P")
@@ -54,11 +52,20 @@ class Group:
     size: int = 1
     local_size: int = 1
     control: Any = None  # a gloo group: what the processes agree on needs no GPU
+    parent: int | None = None  # the process of the agent
 
     @property
     def is_main(self) -> bool:
         """Return whether this process is the one that writes."""
         return self.rank == 0
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Return whether the agent was killed, so that nobody would see the others fail, or stop them.
+
+        Linux's own signal for it (PR_SET_PDEATHSIG) comes once a thread of the agent, and a second one does not wait.
+        """
+        return self.parent is not None and os.getppid() != self.parent
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return `tensor` summed over the processes, in place."""
@@ -90,13 +97,14 @@ def join_group(device: torch.device) -> Iterator[Group]:
     if size == 1:
         yield Group()
         return
-    _end_with_parent()
+    parent = os.getppid()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if not is_main_process():
         logging.getLogger("textgen").setLevel(logging.ERROR)  # what there is to say, the main process says
-    yield Group(dist.get_rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]), dist.new_group(backend="gloo"))
+    control = dist.new_group(backend="gloo")
+    yield Group(dist.get_rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]), control, parent)
     # Not after an exception: the others must not see this process gone before it has reported what it failed of
     dist.destroy_process_group()
 
@@ -104,12 +112,6 @@ def join_group(device: torch.device) -> Iterator[Group]:
 def is_main_process() -> bool:
     """Return whether this process is the first that torchrun started, or was not started by it."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _end_with_parent() -> None:
-    """Have this process get SIGTERM when the one that started it is killed (Linux only), so that it does not go on."""
-    if hasattr(libc := ctypes.CDLL(None), "prctl"):
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def report_failures(function: Callable[P, R]) -> Callable[P, R]:

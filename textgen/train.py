@@ -241,7 +241,7 @@ class Run:
         nats = torch.zeros((), device=self.device)
         with self.watch("train"), advice_on_memory(self.config, self.device, validating=False):
             for micro_step in range(micro_steps):
-                if self.group.any(self.signals.pending is not None):
+                if self.group.any(self.signals.pending is not None or self.group.is_orphaned):
                     self.leave()
                 seed_everything(self.config.seed, progress.step, micro_step, self.group.rank)
                 x_BT, y_BT = self.batch((progress.step * micro_steps + micro_step) * training.batch_size)
@@ -394,7 +394,7 @@ class Run:
         self.save()
         log.info("stopping at step %d; its state is saved", self.progress.step)
         self.deliver_signal()
-        raise KeyboardInterrupt  # the signal came to another process of the group
+        raise KeyboardInterrupt  # the signal came to another process of the group, or to the one that started it
 
     def deliver_signal(self) -> None:
         """Let a signal that came have its effect.
