@@ -24,9 +24,10 @@ from tasks.train import train
 from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
 from textgen.config import Config, load_config
 from textgen.corpus import source_key
-from textgen.device import choose_device
+from textgen.distributed import processes_to_start
 from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
+from textgen.warm_start import initial_sha256
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
 
@@ -152,7 +153,8 @@ def check_inputs(config: Config) -> None:
     Raises:
         InputError: one of them is absent or unusable.
     """
-    choose_device(config.training.device)
+    processes_to_start(config.training)
+    initial_sha256(config)
     source_key(config.data, config.root)
     find_gpt2_file(config.tokenizer, config.root)
 

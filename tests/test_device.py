@@ -20,7 +20,7 @@ def no_gpu(monkeypatch) -> None:
 def a_gpu(monkeypatch) -> None:
     """Have torch say that there is a GPU with bf16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
 
 
 def test_a_gpu_that_is_asked_for_and_absent_is_refused(no_gpu):
@@ -54,7 +54,7 @@ def test_bf16_is_for_gpus_unless_it_is_asked_for(device, precision, expected, a_
 
 
 def test_an_old_gpu_without_bf16_does_not_use_it_unasked(a_gpu, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert not uses_bf16(torch.device("cuda"), "auto")
 
 

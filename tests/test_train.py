@@ -198,15 +198,46 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_continued(
     assert same_outcome(tmp_path / "out", uninterrupted.folder)
 
 
-def test_damaged_finished_weights_are_set_aside_and_trained_again(tokens, config, uninterrupted, tmp_path, flip_bit):
+def test_damaged_finished_weights_are_set_aside_and_made_again_from_the_last_state(
+    tokens, config, uninterrupted, tmp_path, flip_bit, caplog
+):
     shutil.copytree(uninterrupted.folder, tmp_path / "out")
     flip_bit(tmp_path / "out" / WEIGHTS_FILE)
     damaged = (tmp_path / "out" / WEIGHTS_FILE).read_bytes()
-    steps = []
-    train(tokens, config, tmp_path / "out", lambda step, figures: steps.append(step))
-    assert (tmp_path / "out.damaged-1" / WEIGHTS_FILE).read_bytes() == damaged
-    assert max(steps) == STEPS
+    caplog.set_level(logging.INFO)
+    train(tokens, config, tmp_path / "out", refuse)
+    assert f"continuing from step {STEPS}" in caplog.text
+    assert (tmp_path / "out" / f"{WEIGHTS_FILE}.damaged-1").read_bytes() == damaged
     assert same_outcome(tmp_path / "out", uninterrupted.folder)
+
+
+def test_a_folder_of_other_things_is_refused_and_left_alone(tokens, config, tmp_path):
+    """What looked like a killed process's leftovers was once removed from it."""
+    for name in (".git", "notes"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="no training folder"):
+        train(tokens, config, tmp_path / "out", refuse)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".git", "notes"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no training folder"):
+        train(tokens, config, tmp_path / "file", refuse)
+
+
+def test_a_mistake_that_is_found_late_leaves_nothing(tokens, make_config, tmp_path):
+    config = make_config(training={"max_steps": None, "epochs": 0.01, "warmup_steps": 100})
+    with pytest.raises(InputError, match="warmup_steps"):
+        train(tokens, config, tmp_path / "out", refuse)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_goes_on_with_its_steps_shared_out_otherwise(tokens, make_config, tmp_path):
+    """So that the advice of an out-of-memory message can be followed."""
+    sizes = [{"batch_size": 8, "gradient_accumulation_steps": 1}, {"batch_size": 4, "gradient_accumulation_steps": 2}]
+    with pytest.raises(Interruption):
+        train(tokens, make_config(training={**sizes[0], "checkpoint_every": 5}), tmp_path / "out", interrupt_at(10))
+    shared = train(tokens, make_config(training=sizes[1]), tmp_path / "out", ignore)
+    whole = train(tokens, make_config(training=sizes[0]), tmp_path / "whole", ignore)
+    assert [point.loss_nats for point in shared.curve] == pytest.approx([point.loss_nats for point in whole.curve])
 
 
 def test_the_weights_left_are_those_best_on_validation(tokens, make_config, tmp_path):

@@ -60,6 +60,8 @@ def _train(options: argparse.Namespace) -> None:
     from textgen.train import train
 
     config = load_config(options.config, options.overrides)
+    if not options.tokens.is_dir():
+        raise InputError(f"--tokens {options.tokens}: there is no such folder")
     manifest = report_failures(train)(
         TokensManifest.read(options.tokens), config, options.out, on_metrics=lambda step, metrics: None
     )

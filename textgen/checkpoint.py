@@ -25,6 +25,7 @@ STATES_FOLDER = "states"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
+WRITTEN = (WEIGHTS_FILE, "*.json", "*.txt", "log.jsonl")  # in the training folder, while it goes on
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -200,7 +201,8 @@ def newest_state(out: Path, key: str) -> Path | None:
 
     What a killed process was writing or deleting is removed.
     """
-    for leftover in [*out.glob(".*"), *(out / STATES_FOLDER).glob(".*")]:
+    leftovers = [path for name in WRITTEN for path in out.glob(f".{name}.*")]
+    for leftover in [*leftovers, *(out / STATES_FOLDER).glob(".step-*")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for folder in reversed(_states(out)):
         try:

@@ -16,6 +16,8 @@ RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub
 SPLITS = ("train", "validation", "test")
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 
+NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -260,7 +262,14 @@ def parse_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(details) for details in error.errors())) from None
+        lines: list[str] = []
+        for line in map(_explain, error.errors()):
+            prefix = line.partition(": ")[0] + ": "
+            if lines and lines[-1].startswith(prefix):  # the alternatives of one key
+                lines[-1] += f", or {line.removeprefix(prefix)}"
+            else:
+                lines.append(line)
+        raise InputError("\n".join(lines)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -298,7 +307,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(details: dict[str, Any]) -> str:
     """Return one line for one of pydantic's errors."""
-    location = [str(part) for part in details["loc"] if part != "[key]"]
+    location = [str(part) for part in details["loc"] if not NOT_A_KEY.fullmatch(str(part))]
     key, value = ".".join(location), details["input"]
     match details["type"]:
         case "rule":

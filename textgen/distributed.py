@@ -146,7 +146,7 @@ def processes_to_start(training: TrainingConfig) -> int:
     if "WORLD_SIZE" in os.environ:
         return 1
     gpus = torch.cuda.device_count() if choose_device(training.device).type == "cuda" else 0
-    processes = max(1, gpus) if training.devices == "auto" else training.devices
+    processes = max(1, min(gpus, training.batch_size)) if training.devices == "auto" else training.devices
     if gpus and processes > gpus:
         raise InputError(f"training.devices={processes}: this machine has {gpus} GPUs")
     return check_share(processes, training)

@@ -1,4 +1,4 @@
-"""The next-token loss, without the logits [B, T, V] in memory: they are made, used and overwritten in chunks of rows.
+"""The next-token loss, without the logits [B, T, V] of a large vocabulary: they are made and used in chunks of rows.
 
 Dimensions: N rows (batch times time), C channels, V vocabulary.
 """

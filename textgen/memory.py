@@ -9,6 +9,8 @@ import torch
 from textgen.config import Config
 from textgen.files import Failure
 
+ALLOCATION_ERRORS = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, of cuBLAS
+
 
 class OutOfMemory(Failure):
     """A step or a validation does not fit; the message says what to lower, and by how much."""
@@ -24,7 +26,8 @@ def advice_on_memory(config: Config, device: torch.device, validating: bool) -> 
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(text in str(error) for text in ALLOCATION_ERRORS):
             raise
         work = "a validation" if validating else "a training step"
         advice = _smaller_validation(config) if validating else _smaller_step(config)

@@ -4,11 +4,12 @@ import copy
 import logging
 import math
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -28,7 +29,7 @@ from textgen.checkpoint import (
     save_state,
 )
 from textgen.config import Config, TrainingConfig
-from textgen.device import autocast, choose_device, prepare_cpu, seed_everything
+from textgen.device import autocast, choose_device, compiles, prepare_cpu, seed_everything
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.evaluate import blocks, score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
@@ -46,10 +47,11 @@ from textgen.warm_start import initial_sha256, start_from
 log = logging.getLogger(__name__)
 
 TRAIN_VERSION = 2  # of the algorithm; a change makes every training key new
-# What may change between two parts of one training: how it is run and watched, not what it computes.
+# What may change between two parts of one training: how it is run and watched, not what it computes. Of the sequences
+# in a step their number counts, and not how they are shared out; of the weights to start from, their sha256.
 NOT_IN_KEY = {
     "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
-    "max_bad_steps", "init_from",
+    "max_bad_steps", "init_from", "batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -64,7 +66,10 @@ def train_key(tokens: TokensManifest, config: Config) -> str:
     """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
     parts = config.model_dump(mode="json", include={"seed", "model", "training"})
     parts["training"] = {name: value for name, value in parts["training"].items() if name not in NOT_IN_KEY}
-    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, parts, initial_sha256(config))
+    sequences_a_step = config.training.batch_size * config.training.gradient_accumulation_steps
+    return content_key(
+        TRAIN_VERSION, tokens.key, config.data.seq_length, sequences_a_step, parts, initial_sha256(config)
+    )
 
 
 def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
@@ -91,6 +96,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         WorkerFailed: one of several processes failed.
     """
     check_length(tokens, config.data.seq_length)
+    out = out.resolve()
     if (processes := processes_to_start(config.training)) > 1:
         with _lock(out):
             finished = _is_finished(out, train_key(tokens, config))
@@ -104,7 +110,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         if group.from_main(group.is_main and _is_finished(out, train_key(tokens, config))):
             return CheckpointManifest.read(out)
         prepare_cpu(group.local_size)
-        with disk_errors(out):
+        with disk_errors(out), advice_on_memory(config, device, validating=False):
             run = Run(tokens, config, out, on_metrics, device, group)
             run.train()
             if group.is_main:
@@ -113,31 +119,47 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     return CheckpointManifest.read(out)
 
 
-def _lock(out: Path) -> FileLock:
-    """Return the lock that one training at a time holds on the folder `out`."""
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Let one training at a time be in the folder `out`.
+
+    Raises:
+        InputError: `out` is no training folder.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(out.with_name(f".{out.name}.lock"))
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process trains in %s; waiting for it", out)
+        lock.acquire()
+    try:
+        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / KEY_FILE).exists())):
+            raise InputError(f"{out} is there and is no training folder")
+        yield
+    finally:
+        lock.release()
 
 
 def _is_finished(out: Path, key: str) -> bool:
-    """Return whether the training in `out` is finished and sound; a damaged one is set aside.
+    """Return whether the training in `out` is finished and sound; of a damaged one, the end is set aside.
 
     Raises:
         InputError: a training of another key is there, finished or not.
     """
-    finished = None
+    if (out / KEY_FILE).exists() and (out / KEY_FILE).read_text().strip() != key:
+        raise InputError(
+            f"{out}: a training of another configuration, text or training.init_from is here; choose another folder"
+        )
     if (out / CheckpointManifest.FILE).exists():
         try:
-            finished = CheckpointManifest.read(out).key
+            CheckpointManifest.read(out)
+            return True
         except Damaged as damage:
-            set_aside(out, damage)
-    key_file = out / KEY_FILE
-    there = finished or (key_file.read_text().strip() if key_file.exists() else key)
-    if there != key:
-        raise InputError(f"{out}: a training of another configuration or text is here")
-    out.mkdir(exist_ok=True)
-    write_atomic(key_file, key + "\n")
-    return finished is not None
+            for name in (CheckpointManifest.FILE, WEIGHTS_FILE):
+                if (out / name).exists():
+                    set_aside(out / name, damage)
+    return False
 
 
 class Run:
@@ -174,10 +196,12 @@ class Run:
         model.to(device)
         averaged = copy.deepcopy(model).eval() if self.training.ema_decay is not None else None
         self.state = TrainingState(model, averaged, build_optimizers(model, self.training))
+        if group.is_main:
+            out.mkdir(exist_ok=True)
+            write_atomic(out / KEY_FILE, self.key + "\n")
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
         self._restore()
-        compiled = self.training.compile is True or (self.training.compile == "auto" and device.type == "cuda")
-        self.loss = NextTokenLoss(model, compiled)
+        self.loss = NextTokenLoss(model, compiles(device, self.training.compile))
         self.replica = DistributedDataParallel(self.loss, gradient_as_bucket_view=True) if group.size > 1 else self.loss
         if group.is_main:
             self.description_files = write_description(
@@ -186,7 +210,7 @@ class Run:
 
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.flops_per_token = flops_per_token(config.model, self.parameters, tokens.vocab_size, seq_length)
-        self.peak_flops = matrix_peak(device, self.training.precision) * (group.size if device.type == "cuda" else 1)
+        self.peak_flops = matrix_peak(device, self.training.precision) * group.size
         self.unread: list[tuple[int, Tensor]] = []  # steps and their [loss, gradient norm, is bad], on the device
         self.learning_rate = 0.0
         self.logged = self.progress.step, self.progress.seconds.get("train", 0.0)
@@ -254,11 +278,13 @@ class Run:
                 nats += loss.detach()
             loss = self.group.sum(nats) / self.tokens_per_step
             grad_norm = clip_gradients(self.state.model, training.max_grad_norm)
-            is_bad = torch.isfinite(loss * grad_norm).logical_not().float()
+            is_bad = (torch.isfinite(loss) & torch.isfinite(grad_norm)).logical_not().float()
             take_step(self.state.optimizers, is_bad)
             self.update_average()
         self.unread.append((progress.step, torch.stack((loss, grad_norm, is_bad))))
         progress.step += 1
+        if len(self.unread) == training.max_bad_steps:
+            self.read_steps()
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         """Return this process's share [B, T] of the micro-batch that starts with sample `first`, on the device."""
@@ -269,7 +295,7 @@ class Run:
         return x_BT.to(self.device, non_blocking=True), y_BT.to(self.device, non_blocking=True)
 
     def update_average(self) -> None:
-        """Move the averaged weights towards the weights; at the first step they are the weights."""
+        """Move the averaged weights towards the weights, after a refused step too; at the first they are equal."""
         if self.state.averaged is not None and self.training.ema_decay is not None:
             decay = self.training.ema_decay if self.progress.step else 0.0
             get_ema_multi_avg_fn(decay)(
@@ -284,10 +310,9 @@ class Run:
         """
         if not self.unread:
             return
-        for (step, _), figures in zip(
-            self.unread, torch.stack([figures for _, figures in self.unread]).tolist(), strict=True
-        ):
-            loss_nats, grad_norm, is_bad = figures
+        with self.watch("train"):
+            read = torch.stack([figures for _, figures in self.unread]).tolist()
+        for (step, _), (loss_nats, grad_norm, is_bad) in zip(self.unread, read, strict=True):
             if not is_bad:
                 self.progress.bad_steps_in_a_row = 0
                 self.progress.since_log.add(loss_nats)
@@ -307,14 +332,13 @@ class Run:
                     f"{self.progress.bad_steps_in_a_row} steps in a row, up to step {step + 1}, had a loss or gradient "
                     f"that is not finite (training.max_bad_steps={self.training.max_bad_steps}); "
                     f"lower training.learning_rate={self.training.learning_rate}. "
-                    f"The last good state is in {self.out}"
+                    f"The states saved before are as they were, in {self.out}"
                 )
         self.unread.clear()
 
     def log_figures(self) -> str:
         """Log the figures of the steps since the last time, and return the most important ones in words."""
-        with self.watch("train"):
-            self.read_steps()
+        self.read_steps()
         progress, seconds = self.progress, self.watch.seconds
         step_before, seconds_before = self.logged
         tokens_per_second = (progress.step - step_before) * self.tokens_per_step / (seconds["train"] - seconds_before)

@@ -1,6 +1,7 @@
 """Two processes train as one does: the same losses, however they are started, stopped, killed and continued."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -169,7 +170,7 @@ def test_torchrun_trains_with_the_losses_of_one_process_and_only_the_first_write
     assert not (tmp_path / "changes.1").read_text()
 
 
-def test_a_killed_process_ends_the_other_and_one_process_continues(tokens, long, undisturbed, tmp_path):
+def test_a_killed_process_ends_the_other_and_one_process_continues(tokens, long, undisturbed, tmp_path, caplog):
     out, calls = tmp_path / "out", []
 
     def kill() -> float:
@@ -186,16 +187,16 @@ def test_a_killed_process_ends_the_other_and_one_process_continues(tokens, long,
     assert not processes_of(out)
     saved, reached = newest_step(out), len(losses(calls))
     assert 10 < saved < LONG
-    steps = []
-    train(tokens, long, out, lambda step, figures: (steps.append(step), calls.append((step, figures))))
-    assert min(steps) > saved, "it began again, or a line came twice"
+    caplog.set_level(logging.INFO)
+    train(tokens, long, out, lambda *call: calls.append(call))
+    assert f"continuing from step {saved}" in caplog.messages
     assert_same(logged(out), logged(undisturbed.folder))
     assert_same(calls, logged(undisturbed.folder))
     assert 0 < reached < len(losses(calls))
 
 
 def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_on(
-    tokens, long, undisturbed, tmp_path, monkeypatch
+    tokens, long, undisturbed, tmp_path, monkeypatch, capfd
 ):
     out, calls = tmp_path / "out", []
 
@@ -209,9 +210,12 @@ def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_
 
     with pytest.raises(InterruptedError, match="step 24"):
         train(tokens, long, out, until(24))
+    saved = newest_step(out)
+    assert saved > 0
     with pytest.raises(InterruptedError, match="step 26"):
         train(tokens, with_devices(long, 2), out, until(26))
     assert not processes_of(out)
+    assert f"continuing from step {saved}\n" in capfd.readouterr().err
     assert 26 <= newest_step(out) < LONG, "two processes did not stop, or left no state"
     two = train(tokens, with_devices(long, 2), out, ignore)
     assert two.devices == 2
