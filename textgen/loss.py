@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from textgen.model import LanguageModel
 
-LOGITS_IN_MEMORY = {"cpu": 2**25, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
+LOGITS_IN_MEMORY = {"cpu": 5 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
 
 
 class NextTokenLoss(nn.Module):
@@ -62,7 +62,7 @@ class _CrossEntropySum(torch.autograd.Function):
     def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, y_N: Tensor, dtype: torch.dtype) -> Tensor:
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight_VC)
+        weight_grad = torch.empty_like(weight_VC)
         nats = torch.zeros((), dtype=torch.float32, device=hidden.device)
         chunks = list(_chunks(len(y_N), len(weight), hidden.device))
         buffer_nV = hidden.new_empty(chunks[0].stop, len(weight))
@@ -76,10 +76,13 @@ class _CrossEntropySum(torch.autograd.Function):
                 nats -= target_n1.clamp(min=torch.finfo(torch.float32).tiny).log().sum()
                 logits_grad_nV = probabilities_nV.scatter_(1, y_n1, target_n1 - 1).to(dtype)
                 torch.mm(logits_grad_nV, weight, out=hidden_grad[rows])
+                kept = min(rows.start, 1)  # 0 at the first chunk, which overwrites what the memory held
                 if dtype == weight_grad.dtype:
-                    weight_grad.addmm_(logits_grad_nV.T, hidden_nC)
-                else:
+                    weight_grad.addmm_(logits_grad_nV.T, hidden_nC, beta=kept)
+                elif kept:
                     weight_grad += logits_grad_nV.T @ hidden_nC
+                else:
+                    weight_grad.copy_(logits_grad_nV.T @ hidden_nC)
         ctx.gradients = hidden_grad.to(hidden_NC.dtype), weight_grad
         return nats
 

@@ -122,6 +122,7 @@ CONTENDERS = {"textgen": our_step, "transformers": transformers_step}
 def contend(name: str, shape: dict[str, Any], vocab_size: int, device_name: str, pipe: Connection) -> None:
     """Take steps whenever the pipe says so, and answer with their seconds, their losses and the peak memory."""
     device = torch.device(device_name)
+    torch.set_num_threads(usable_cores())
     draw, step = batches(shape, vocab_size, device), CONTENDERS[name](shape, vocab_size, device)
     while count := pipe.recv():
         drawn = [draw() for _ in range(count)]
@@ -172,7 +173,7 @@ def compare(shape: dict[str, Any], vocab_size: int, rounds: int, device: torch.d
         "speed_ratio": statistics.median(ours / theirs for ours, theirs in pairs),
         "memory_peak_bytes": memory,
         "memory_ratio": memory["textgen"] / memory["transformers"],
-        "matrix_peak_flops": statistics.median(peaks),
+        "matrix_peak_flops": statistics.quantiles(peaks),
         "mfu": statistics.median(
             rate * flops / peak for rate, peak in zip(tokens_per_second["textgen"], peaks, strict=True)
         ),
