@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def no_accounts() -> None:
     """Forget the developer's own Weights & Biases and Hugging Face settings."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "HUGGING"))]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """Handle SIGINT, here and in the processes that tests start, where a shell in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
