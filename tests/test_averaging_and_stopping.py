@@ -1,7 +1,6 @@
 """What else decides how a training ends: averaged weights, early stopping, and states saved by the minute."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import textgen.train
+from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.checkpoint import AVERAGED_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.evaluate import blocks, score
@@ -24,27 +24,6 @@ from textgen.train import Run, train
 STEPS = 20
 DECAY = 0.9
 CURVE = [5.0, 4.0, 4.0, 3.0, 6.0, 3.5, 2.0, 7.0, 2.0, 7.0, 7.0, 1.0]  # a loss for each step, to stop at
-
-
-class Interruption(Exception):
-    """What ends a training before its time."""
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
-
-
-def refuse(step: int, figures: dict[str, float]) -> None:
-    """Fail a training that does anything."""
-    raise AssertionError(f"trained at step {step}")
-
-
-def interrupt_at(step: int) -> Callable[[int, dict[str, float]], None]:
-    def on_metrics(at: int, figures: dict[str, float]) -> None:
-        if at == step:
-            raise Interruption
-
-    return on_metrics
 
 
 def state(out: Path, step: int) -> Path:

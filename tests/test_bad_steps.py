@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import textgen.train
+from tests.trainings import Interruption, ignore
 from textgen.batches import BatchOrder
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
@@ -35,14 +36,6 @@ VARIANTS = {
     "averaged": {"ema_decay": 0.9},
     "accumulating": {"batch_size": 4, "gradient_accumulation_steps": 2},
 }
-
-
-class Interruption(Exception):
-    """What ends a training before its time."""
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 def tensors(run: Run) -> list[dict]:

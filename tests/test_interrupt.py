@@ -19,6 +19,7 @@ from torch import Tensor
 
 import textgen.evaluate
 import textgen.train
+from tests.trainings import ignore
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
 from textgen.export import WEIGHTS_FILE
@@ -37,10 +38,6 @@ Line = tuple[int, dict[str, float]]
 
 class Termination(BaseException):
     """What a process manager's handler of SIGTERM raises."""
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 def collect(lines: list[Line]) -> OnMetrics:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import textgen.train
+from tests.trainings import ignore
 from textgen.checkpoint import newest_state
 from textgen.config import parse_config
 from textgen.memory import OutOfMemory, advice_on_memory
@@ -39,10 +40,6 @@ limit = pages * resource.getpagesize() + int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 runpy.run_module("textgen", run_name="__main__", alter_sys=True)
 """
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 def on_call(times: int, function: Callable, error: Exception) -> Callable:

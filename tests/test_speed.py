@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.trainings import Interruption, ignore
 from textgen import speed
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import ModelConfig
@@ -26,14 +27,6 @@ SHAPES = {
     "grouped queries": ModelConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2),
     "wide heads": ModelConfig(hidden_size=20, intermediate_size=64, num_attention_heads=2, head_dim=48),
 }
-
-
-class Interruption(Exception):
-    """What ends a training before its time."""
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 @pytest.mark.parametrize("shape", SHAPES)

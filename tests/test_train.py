@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 import textgen.batches
 import textgen.train
+from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen import corpus
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
@@ -24,27 +24,6 @@ from textgen.train import Diverged, total_steps, train
 
 STEPS = 20
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.2, "embedding_dropout": 0.2}
-
-
-class Interruption(Exception):
-    """What ends a training before its time."""
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
-
-
-def refuse(step: int, figures: dict[str, float]) -> None:
-    """Fail a training that does anything."""
-    raise AssertionError(f"trained at step {step}")
-
-
-def interrupt_at(step: int) -> Callable[[int, dict[str, float]], None]:
-    def on_metrics(at: int, figures: dict[str, float]) -> None:
-        if at == step:
-            raise Interruption
-
-    return on_metrics
 
 
 def outcome(out: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.trainings import ignore
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.export import WEIGHTS_FILE
@@ -18,10 +19,6 @@ from textgen.files import InputError
 from textgen.train import train, train_key
 
 ROOT = Path(__file__).parents[1]
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 @pytest.fixture(scope="module")

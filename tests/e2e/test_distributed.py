@@ -16,6 +16,7 @@ import pytest
 
 import textgen.distributed
 import textgen.train
+from tests.trainings import ignore
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.distributed import WorkerFailed
@@ -58,10 +59,6 @@ if os.environ.get("RANK") == "1":
 """
 
 Call = tuple[int, dict[str, float]]
-
-
-def ignore(step: int, figures: dict[str, float]) -> None:
-    """Take a training's figures and do nothing."""
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
