@@ -206,9 +206,9 @@ def test_so_many_bad_steps_in_a_row_end_the_training(variant, tokens, make_confi
         train(tokens, config, tmp_path / "out", lambda step, figures: steps.append(step))
     assert max(steps) == 10, "it went on"
     assert not (tmp_path / "out" / Manifest.FILE).exists()
-    folder = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
-    assert folder is not None and folder.name == "step-00000010"
-    for file in folder.glob("*.safetensors"):
+    saved = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
+    assert saved is not None and saved.folder.name == "step-00000010"
+    for file in saved.folder.glob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file
 
 

@@ -69,10 +69,10 @@ def saved_run(out: Path, *steps: int, keep: int = 9) -> Run:
 
 
 def restored_step(out: Path, key: str = KEY) -> int | None:
-    run, folder = Run(seed=1), newest_state(out, key)
-    if folder is None:
+    run, saved = Run(seed=1), newest_state(out, key)
+    if saved is None:
         return None
-    restore_state(folder, run.state)
+    restore_state(saved, run.state)
     return run.state.progress.step
 
 
@@ -90,9 +90,9 @@ def test_a_restored_run_goes_on_as_the_saved_one(optimizer, averaged, tmp_path):
     at_the_save = progress.model_copy(deep=True)
     saved.advance(2)
 
-    folder = newest_state(tmp_path, KEY)
-    assert folder is not None
-    restore_state(folder, restored.state)
+    newest = newest_state(tmp_path, KEY)
+    assert newest is not None
+    restore_state(newest, restored.state)
     assert restored.state.progress == at_the_save
     restored.advance(2)
     torch.testing.assert_close(restored.tensors(), saved.tensors(), atol=0, rtol=0)

@@ -65,9 +65,9 @@ def sha256_of_the_end(out: Path, steps: int = STEPS) -> list[str]:
 
 def saved_step(out: Path, tokens, config: Config) -> int:
     """Return the step of the newest state, which verifies."""
-    folder = newest_state(out, textgen.train.train_key(tokens, config))
-    assert folder is not None, "no state was saved"
-    return int(folder.name.removeprefix("step-"))
+    saved = newest_state(out, textgen.train.train_key(tokens, config))
+    assert saved is not None, "no state was saved"
+    return int(saved.folder.name.removeprefix("step-"))
 
 
 @pytest.fixture(scope="module")

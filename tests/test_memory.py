@@ -139,8 +139,8 @@ def test_a_step_that_does_not_fit_is_advised_on_and_continues_from_its_state(
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=advised):
         patch.setattr(owner, name, on_call(call, getattr(owner, name), failure))
         train(tokens, config, tmp_path / "out", ignore)
-    folder = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
-    assert folder is not None and folder.name == "step-00000005"
+    saved = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
+    assert saved is not None and saved.folder.name == "step-00000005"
     assert train(tokens, config, tmp_path / "out", ignore).steps == 20
 
 
@@ -150,8 +150,8 @@ def test_before_a_validation_that_does_not_fit_the_state_was_saved(kind, tokens,
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=r"evaluation\.batch_size=3 in place of 6"):
         patch.setattr(textgen.train, "score", on_call(2, textgen.train.score, FAILURES[kind]()))
         train(tokens, config, tmp_path / "out", ignore)
-    folder = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
-    assert folder is not None and folder.name == "step-00000007"
+    saved = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
+    assert saved is not None and saved.folder.name == "step-00000007"
     followed = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 3})})
     steps: list[int] = []
     manifest = train(tokens, followed, tmp_path / "out", lambda step, figures: steps.append(step))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from textgen.export import WEIGHTS_FILE, read_weights, write_weights
 from textgen.files import Damaged, Failure, Manifest, new_folder, set_aside, sha256_file, write_atomic
+from textgen.log import LOG_FILE
 from textgen.model import LanguageModel
 from textgen.speed import Speed
 
@@ -25,7 +26,7 @@ STATES_FOLDER = "states"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
-WRITTEN = (WEIGHTS_FILE, "*.json", "*.txt", "log.jsonl")  # in the training folder, while it goes on
+WRITTEN = (WEIGHTS_FILE, "*.json", "*.txt", LOG_FILE)  # in the training folder, while it goes on
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -196,8 +197,8 @@ def _write_state(out: Path, folder: Path, key: str, state: TrainingState) -> Non
         ) from error
 
 
-def newest_state(out: Path, key: str) -> Path | None:
-    """Return the folder of the newest state that verifies, or None; a damaged one is set aside.
+def newest_state(out: Path, key: str) -> StateManifest | None:
+    """Return the newest state that verifies, or None; a damaged one is set aside.
 
     What a killed process was writing or deleting is removed.
     """
@@ -212,12 +213,13 @@ def newest_state(out: Path, key: str) -> Path | None:
         except Damaged as damage:
             set_aside(folder, damage)
         else:
-            return folder
+            return manifest
     return None
 
 
-def restore_state(folder: Path, state: TrainingState) -> None:
-    """Fill `state` from a folder that `newest_state` returned."""
+def restore_state(saved: StateManifest, state: TrainingState) -> None:
+    """Fill `state` from a saved one that was verified."""
+    folder = saved.folder
     read_weights(state.model, folder / WEIGHTS_FILE)
     if state.averaged is not None:
         read_weights(state.averaged, folder / AVERAGED_FILE)
@@ -229,12 +231,12 @@ def restore_state(folder: Path, state: TrainingState) -> None:
             if int(of) == number:
                 by_parameter.setdefault(int(parameter), {})[moment] = tensor
         optimizer.load_state_dict({"state": by_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.progress = StateManifest.read(folder).progress
+    state.progress = saved.progress
 
 
-def restore_best(folder: Path, out: Path) -> None:
+def restore_best(saved: StateManifest, out: Path) -> None:
     """Put the best weights that a state holds where the training leaves them."""
-    write_atomic(out / WEIGHTS_FILE, (folder / BEST_FILE).read_bytes())
+    write_atomic(out / WEIGHTS_FILE, (saved.folder / BEST_FILE).read_bytes())
 
 
 def _moments(optimizers: list[Optimizer]) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """The optimisation. A step is one optimizer step over batch_size * gradient_accumulation_steps sequences."""
 
-    batch_size: int = Field(32, ge=1, description="sequences in one forward pass")
+    batch_size: int = Field(32, ge=1, description="sequences in one forward pass, shared by the processes")
     gradient_accumulation_steps: int = Field(1, ge=1)
     max_steps: int | None = Field(1000, ge=1)
     epochs: float | None = Field(None, gt=0, description="passes over the train split, in place of max_steps")
@@ -175,6 +175,10 @@ class TrainingConfig(Section):
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise rule(f"training.warmup_steps={self.warmup_steps} is not below training.max_steps={self.max_steps}")
         return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps
 
 
 class EvaluationConfig(Section):

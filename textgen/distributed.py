@@ -23,6 +23,7 @@ from torch import Tensor
 from textgen.config import Config, TrainingConfig
 from textgen.device import choose_device
 from textgen.files import Failure, InputError
+from textgen.interrupt import in_main_thread
 from textgen.log import OnMetrics, read_log
 
 if TYPE_CHECKING:
@@ -249,16 +250,12 @@ def _agent_surroundings() -> Iterator[None]:
     finally:
         elastic.removeHandler(silence)
         elastic.propagate = propagate
-        if _in_main_thread():
+        if in_main_thread():
             signal.signal(signal.SIGTERM, handler)
         for name, value in variables.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
@@ -267,7 +264,7 @@ def _following(out: Path, on_metrics: OnMetrics) -> Iterator[None]:
 
     What `on_metrics` raises ends the training as SIGTERM does, and is then raised.
     """
-    done, seen, in_main_thread = threading.Event(), len(read_log(out)), _in_main_thread()
+    done, seen, can_interrupt = threading.Event(), len(read_log(out)), in_main_thread()
     raised: list[Exception] = []
 
     def follow() -> None:
@@ -285,7 +282,7 @@ def _following(out: Path, on_metrics: OnMetrics) -> Iterator[None]:
         except Exception as error:
             raised.append(error)
             log.error("the training ends: its figures could not be handed on: %s", error)
-            if in_main_thread and not done.is_set():
+            if can_interrupt and not done.is_set():
                 _thread.interrupt_main(signal.SIGTERM)
 
     thread = threading.Thread(target=guarded, name="training-log")

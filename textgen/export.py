@@ -18,12 +18,8 @@ from textgen.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_to
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
-DROPOUTS = (
-    "dropout",
-    "embedding_dropout",
-    "input_dropout",
-    "output_dropout",
-)  # training only: the stock class has no such keys
+# While training only: the stock class has no such keys.
+DROPOUTS = ("dropout", "embedding_dropout", "input_dropout", "output_dropout")
 TIED_HEAD = "lm_head.weight"
 
 

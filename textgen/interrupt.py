@@ -8,6 +8,11 @@ from typing import Self
 DEFERRED = (signal.SIGINT, signal.SIGTERM)
 
 
+def in_main_thread() -> bool:
+    """Return whether this is the thread that Python's signal handlers run in."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class DeferredSignals:
     """A context in which SIGINT and SIGTERM are noted; `deliver` then hands them to whoever handled them before.
 
@@ -19,16 +24,16 @@ class DeferredSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread():
             for number in DEFERRED:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, or not Python's to give back
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._restore()
         if error is None and self.pending is not None:
-            signal.raise_signal(self.pending)
+            self.deliver()
+        self._restore()
 
     def deliver(self) -> None:
         """Let the pending signal do now what it would have done."""

@@ -38,12 +38,12 @@ def read_log(out: Path, first: int = 0) -> list[dict[str, float]]:
     """Return the lines of a training's log from line `first` on; a last one that was cut off is left out."""
     path = out / LOG_FILE
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text().splitlines()[first:] if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:
             break
-    return lines[first:]
+    return lines
 
 
 def _place(step: int, figures: dict[str, float]) -> tuple[int, bool]:

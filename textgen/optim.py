@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -93,8 +92,3 @@ def take_step(optimizers: Iterable[Optimizer], is_bad: Tensor) -> None:
             optimizer.step()
     for optimizer in optimizers:
         optimizer.zero_grad()
-
-
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients down to `max_norm` in all (Pascanu et al. 2013) and return the norm they had."""
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ from textgen.log import OnMetrics, TrainingLog
 from textgen.loss import NextTokenLoss
 from textgen.memory import advice_on_memory
 from textgen.model import LanguageModel
-from textgen.optim import build_optimizers, clip_gradients, set_schedule, take_step
+from textgen.optim import build_optimizers, set_schedule, take_step
 from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.warm_start import initial_sha256, start_from
@@ -47,15 +48,13 @@ from textgen.warm_start import initial_sha256, start_from
 log = logging.getLogger(__name__)
 
 TRAIN_VERSION = 2  # of the algorithm; a change makes every training key new
+KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 # What may change between two parts of one training: how it is run and watched, not what it computes. Of the sequences
 # in a step their number counts, and not how they are shared out; of the weights to start from, their sha256.
 NOT_IN_KEY = {
     "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
     "max_bad_steps", "init_from", "batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
-
-
-KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 
 
 class Diverged(Failure):
@@ -66,10 +65,8 @@ def train_key(tokens: TokensManifest, config: Config) -> str:
     """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
     parts = config.model_dump(mode="json", include={"seed", "model", "training"})
     parts["training"] = {name: value for name, value in parts["training"].items() if name not in NOT_IN_KEY}
-    sequences_a_step = config.training.batch_size * config.training.gradient_accumulation_steps
-    return content_key(
-        TRAIN_VERSION, tokens.key, config.data.seq_length, sequences_a_step, parts, initial_sha256(config)
-    )
+    sequences = config.training.sequences_per_step
+    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial_sha256(config))
 
 
 def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
@@ -77,7 +74,7 @@ def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
     if training.max_steps is not None:
         return training.max_steps
     assert training.epochs is not None
-    return math.ceil(training.epochs * blocks_in_train / (training.batch_size * training.gradient_accumulation_steps))
+    return math.ceil(training.epochs * blocks_in_train / training.sequences_per_step)
 
 
 def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetrics) -> CheckpointManifest:
@@ -96,10 +93,10 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         WorkerFailed: one of several processes failed.
     """
     check_length(tokens, config.data.seq_length)
-    out = out.resolve()
+    out, key = out.resolve(), train_key(tokens, config)
     if (processes := processes_to_start(config.training)) > 1:
         with _lock(out):
-            finished = _is_finished(out, train_key(tokens, config))
+            finished = _is_finished(out, key)
         if not finished:
             launch(processes, tokens.folder, config, out, on_metrics)
         return CheckpointManifest.read(out)
@@ -107,11 +104,11 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     with join_group(device) as group, ExitStack() as lock:
         if group.is_main:
             lock.enter_context(_lock(out))
-        if group.from_main(group.is_main and _is_finished(out, train_key(tokens, config))):
+        if group.from_main(group.is_main and _is_finished(out, key)):
             return CheckpointManifest.read(out)
         prepare_cpu(group.local_size)
         with disk_errors(out), advice_on_memory(config, device, validating=False):
-            run = Run(tokens, config, out, on_metrics, device, group)
+            run = Run(key, tokens, config, out, on_metrics, device, group)
             run.train()
             if group.is_main:
                 run.manifest().write(out)
@@ -167,6 +164,7 @@ class Run:
 
     def __init__(
         self,
+        key: str,
         tokens: TokensManifest,
         config: Config,
         out: Path,
@@ -174,8 +172,8 @@ class Run:
         device: torch.device,
         group: Group,
     ) -> None:
-        self.tokens, self.config, self.out, self.device, self.group = tokens, config, out, device, group
-        self.training, self.key = config.training, train_key(tokens, config)
+        self.key, self.tokens, self.config, self.out = key, tokens, config, out
+        self.training, self.device, self.group = config.training, device, group
         check_share(group.size, self.training)
         seq_length = config.data.seq_length
         self.order = BatchOrder(config.seed, load_stream(tokens, "train"), seq_length, self.training.random_offset)
@@ -187,7 +185,7 @@ class Run:
                 f"training.warmup_steps={self.training.warmup_steps} is not below the {self.steps} steps "
                 f"that training.epochs={self.training.epochs} makes"
             )
-        self.tokens_per_step = self.training.batch_size * self.training.gradient_accumulation_steps * seq_length
+        self.tokens_per_step = self.training.sequences_per_step * seq_length
 
         seed_everything(config.seed)
         model = LanguageModel(config.model, tokens.vocab_size)
@@ -225,12 +223,12 @@ class Run:
         return self.state.averaged or self.state.model
 
     def _restore(self) -> None:
-        folder = self.group.from_main(newest_state(self.out, self.key) if self.group.is_main else None)
-        if folder is not None:
-            restore_state(folder, self.state)
+        newest = self.group.from_main(newest_state(self.out, self.key) if self.group.is_main else None)
+        if newest is not None:
+            restore_state(newest, self.state)
             log.info("continuing from step %d", self.progress.step)
             if self.group.is_main:
-                restore_best(folder, self.out)
+                restore_best(newest, self.out)
         self.watch = Stopwatch(self.progress.seconds)
 
     def train(self) -> None:
@@ -263,7 +261,7 @@ class Run:
         progress, training, micro_steps = self.progress, self.training, self.training.gradient_accumulation_steps
         self.learning_rate = set_schedule(self.state.optimizers, progress.step, self.steps, training)
         nats = torch.zeros((), device=self.device)
-        with self.watch("train"), advice_on_memory(self.config, self.device, validating=False):
+        with self.watch("train"):
             for micro_step in range(micro_steps):
                 if self.group.any(self.signals.pending is not None or self.group.is_orphaned):
                     self.leave()
@@ -277,7 +275,7 @@ class Run:
                     (loss * self.group.size / self.tokens_per_step).backward()
                 nats += loss.detach()
             loss = self.group.sum(nats) / self.tokens_per_step
-            grad_norm = clip_gradients(self.state.model, training.max_grad_norm)
+            grad_norm = clip_grad_norm_(self.state.model.parameters(), training.max_grad_norm)
             is_bad = (torch.isfinite(loss) & torch.isfinite(grad_norm)).logical_not().float()
             take_step(self.state.optimizers, is_bad)
             self.update_average()
@@ -321,7 +319,7 @@ class Run:
                 continue
             self.progress.bad_steps += 1
             self.progress.bad_steps_in_a_row += 1
-            first = step * self.training.gradient_accumulation_steps * self.training.batch_size
+            first = step * self.training.sequences_per_step
             epoch, start = self.order.place(first)
             log.warning(
                 "step %d refused: loss %g, gradient norm %g; its batch starts with sample %d (epoch %d, token %d)",
@@ -349,7 +347,7 @@ class Run:
             "train/learning_rate": self.learning_rate,
             "train/tokens": progress.step * self.tokens_per_step,
             "train/tokens_per_second": tokens_per_second,
-            "train/mfu": tokens_per_second * self.flops_per_token / self.peak_flops,
+            "train/mfu": self.mfu(tokens_per_second),
             "train/bad_steps": progress.bad_steps,
             "train/memory_peak_bytes": memory_peak_bytes(self.device),
             **{f"seconds/{phase}": total for phase, total in seconds.items()},
@@ -359,6 +357,10 @@ class Run:
         if self.log is not None:
             self.log.add(progress.step, figures)
         return f"loss {figures.get('train/loss_nats', math.nan):.3f}, {tokens_per_second:,.0f} tokens/s"
+
+    def mfu(self, tokens_per_second: float) -> float:
+        """Return the share of the devices' matrix peak that the model's own arithmetic reaches at that speed."""
+        return tokens_per_second * self.flops_per_token / self.peak_flops
 
     def save_due(self) -> bool:
         """Return whether so many steps or minutes have passed since a state was saved."""
@@ -413,8 +415,6 @@ class Run:
 
     def leave(self) -> None:
         """Save the state and let the signal have its effect: in the step now begun nothing has moved yet."""
-        for optimizer in self.state.optimizers:
-            optimizer.zero_grad()
         self.save()
         log.info("stopping at step %d; its state is saved", self.progress.step)
         self.deliver_signal()
@@ -452,7 +452,7 @@ class Run:
                 tokens_per_second=tokens_per_second,
                 flops_per_token=self.flops_per_token,
                 peak_flops=self.peak_flops,
-                mfu=tokens_per_second * self.flops_per_token / self.peak_flops,
+                mfu=self.mfu(tokens_per_second),
                 memory_peak_bytes=memory_peak_bytes(self.device),
                 seconds=seconds,
             ),

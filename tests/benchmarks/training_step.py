@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from textgen.config import ModelConfig, TrainingConfig
 from textgen.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.loss import NextTokenLoss
 from textgen.model import LanguageModel
-from textgen.optim import build_optimizers, clip_gradients, take_step
+from textgen.optim import build_optimizers, take_step
 from textgen.speed import flops_per_token, matrix_peak, memory_peak_bytes
 
 SEED = 1234
@@ -75,7 +76,7 @@ def our_step(shape: dict[str, Any], vocab_size: int, device: torch.device) -> St
         with autocast(device, "auto"):
             loss = loss_sum(x_BT, y_BT) / y_BT.numel()
         loss.backward()
-        grad_norm = clip_gradients(model, training.max_grad_norm)
+        grad_norm = clip_grad_norm_(model.parameters(), training.max_grad_norm)
         take_step(optimizers, torch.isfinite(loss * grad_norm).logical_not().float())
         return loss.detach()
 
@@ -108,7 +109,7 @@ def transformers_step(shape: dict[str, Any], vocab_size: int, device: torch.devi
         with autocast(device, "auto"):
             loss = forward(input_ids=x_BT, labels=y_BT, shift_labels=y_BT, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        clip_grad_norm_(model.parameters(), training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
