@@ -85,22 +85,44 @@ def test_attention_is_a_masked_softmax_over_rotated_normed_queries_and_keys(shap
         torch.testing.assert_close(out, naive_attention(attention, x, config), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_those_of_transformers_qwen3_bit_for_bit(shape, tied, dtype):
+def stock_qwen3(ours: LanguageModel, dtype: torch.dtype) -> torch.nn.Module:
+    """Return transformers' model of the same shape and weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    ours = perturbed(new_model(**shape, tie_word_embeddings=tied)).to(dtype).eval()
     stock_config = Qwen3Config(**qwen3_config(ours.config, VOCAB_SIZE, seq_length=64, end_id=0))
     # Built in the dtype, as from_pretrained does: `.to` would round the rotary frequencies too.
     stock = Qwen3ForCausalLM._from_config(stock_config, attn_implementation="sdpa", dtype=dtype).eval()
     stock.load_state_dict(ours.state_dict())
+    return stock
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_those_of_transformers_qwen3_bit_for_bit(shape, tied, dtype):
+    ours = perturbed(new_model(**shape, tie_word_embeddings=tied)).to(dtype).eval()
+    stock = stock_qwen3(ours, dtype)
     for batch, length in [(1, 1), (3, 5), (2, 33)]:
         ids_BT = random_ids(batch, length)
         with torch.no_grad():
             # A cache would lay keys and values out otherwise, and the kernel's last bit follows that at length 33.
             assert torch.equal(ours(ids_BT), stock(ids_BT, use_cache=False).logits)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_those_of_transformers_qwen3(shape, dtype, tolerance):
+    ours, ids_BT = perturbed(new_model(**shape)), random_ids(3, 9)
+    stock = stock_qwen3(ours, torch.float32)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = ours(ids_BT), stock(ids_BT, use_cache=False).logits
+    gradients = []
+    for model, logits_BTV in zip((ours, stock), logits, strict=True):
+        logits_BTV.float().log_softmax(-1)[..., 0].sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        difference = (gradient - gradients[1][name]).norm() / gradients[1][name].norm()
+        assert difference < tolerance, name
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -5,6 +5,8 @@ A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and 
 (with SDPA and no cache: the stock cache lays keys out otherwise, which can move the last bits).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,26 +23,47 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The norm, and its gradient from its input alone: autograd would keep what lies between them too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         # Written out: F.rms_norm rounds otherwise, and in bf16 the logits would leave the stock class's by 0.5.
         x_fp32 = x.float()
-        normed = x_fp32 * torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        scale = torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (x_fp32 * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        grad, normed = grad.float(), x.float() * scale
+        along = grad * normed
+        weight_grad = along.flatten(0, -2).sum(0)
+        x_grad = (grad * weight).addcmul_(normed, (along * weight).mean(-1, keepdim=True), value=-1).mul_(scale)
+        return x_grad.to(x.dtype), weight_grad, None
 
 
 def rotary_tables(config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines [T, D] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+    """Return the cosines and sines [T, 1, D] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+    The sines of the first half of a head's channels are negative, as `rotate` needs them.
+    """
     head_dim = config.resolved_head_dim
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
-    angles = torch.arange(length, dtype=torch.float, device=device)[:, None] * frequencies
-    angles_TD = torch.cat((angles, angles), dim=-1)
-    return angles_TD.cos().to(dtype), angles_TD.sin().to(dtype)
+    angles = torch.arange(length, dtype=torch.float, device=device)[:, None, None] * frequencies
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+def rotate(x_BTHD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
     """Turn each pair (i, i + D/2) of a head's channels by its position's angle."""
-    first, second = x_BHTD.chunk(2, dim=-1)
-    return x_BHTD * cos_TD + torch.cat((-second, first), dim=-1) * sin_TD
+    first, second = x_BTHD.chunk(2, dim=-1)
+    return x_BTHD * cos_T1D + torch.cat((second, first), dim=-1) * sin_T1D
 
 
 class Attention(nn.Module):
@@ -58,15 +81,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, config.rms_norm_eps)
         self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         B, T, _ = x.shape
-        q_BHTD = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
-        k_BKTD = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
-        v_BKTD = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q_BTHD = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))
+        k_BTKD = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
+        v_BTKD = self.v_proj(x).view(B, T, -1, self.head_dim)
         out_BHTD = F.scaled_dot_product_attention(
-            rotate(q_BHTD, cos_TD, sin_TD),
-            rotate(k_BKTD, cos_TD, sin_TD),
-            v_BKTD,
+            rotate(q_BTHD, cos_T1D, sin_T1D).transpose(1, 2),
+            rotate(k_BTKD, cos_T1D, sin_T1D).transpose(1, 2),
+            v_BTKD.transpose(1, 2),
             is_causal=True,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.grouped,
@@ -84,7 +107,21 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class _SwiGLU(torch.autograd.Function):
+    """`silu(gate) * up`, of which `silu(gate)` is not kept for the gradient but made again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class Block(nn.Module):
@@ -98,8 +135,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos_TD, sin_TD))
+    def forward(self, x: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos_T1D, sin_T1D))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -131,9 +168,9 @@ class Decoder(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         x = self.input_dropout(self.type_dropout(self.embed_tokens(ids_BT), ids_BT, self.embed_tokens.num_embeddings))
-        cos_TD, sin_TD = rotary_tables(self.config, ids_BT.shape[1], x.device, x.dtype)
+        cos_T1D, sin_T1D = rotary_tables(self.config, ids_BT.shape[1], x.device, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos_TD, sin_TD)
+            x = layer(x, cos_T1D, sin_T1D)
         return self.norm(x)
 
 
