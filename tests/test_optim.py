@@ -95,9 +95,10 @@ def test_fused_steps_are_those_of_plain_adamw():
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest():
+def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's rounding, which ours has on a GPU only
     torch.manual_seed(0)
-    config = ModelConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, tie_word_embeddings=False)
+    config = ModelConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, tie_word_embeddings=False)
     ours, theirs = LanguageModel(config, 50), LanguageModel(config, 50)
     theirs.load_state_dict(ours.state_dict())
     training = TrainingConfig(optimizer="muon", learning_rate=1e-2, muon_momentum=0.9, weight_decay=0.2)
@@ -120,7 +121,7 @@ def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()), atol=1e-3, rtol=0)
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

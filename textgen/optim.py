@@ -1,8 +1,10 @@
 """The optimizers: which parameters each moves, and the learning rate and the weight decay at each step."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -31,7 +33,7 @@ def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[Optimiz
     )
     if not matrices:
         return [adamw]
-    muon = Muon(
+    muon = BatchedMuon(
         matrices,
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
@@ -85,10 +87,55 @@ def _cosine(progress: float) -> float:
 def take_step(optimizers: Iterable[Optimizer], is_bad: Tensor) -> None:
     """Move the parameters, unless `is_bad` (a scalar of 0 or 1 on their device) is 1: then nothing moves."""
     for optimizer in optimizers:
-        if isinstance(optimizer, AdamW):
-            optimizer.found_inf = is_bad  # GradScaler's switch in the fused kernel: no wait for the device
-            optimizer.step()
-        elif not is_bad.item():  # Muon has no such switch: with it the device is waited for at each step
-            optimizer.step()
+        optimizer.found_inf = is_bad  # GradScaler's switch in the fused AdamW: no wait for the device
+        optimizer.step()
     for optimizer in optimizers:
         optimizer.zero_grad()
+
+
+class BatchedMuon(Muon):
+    """torch's Muon, with the matrices of a shape in one product, and `found_inf` as fused AdamW has it.
+
+    torch orthogonalizes in bf16, one matrix after the other, which on a CPU without bf16 units takes ten times as long
+    as the rest of a step. On a CPU it is done in fp32.
+    """
+
+    found_inf = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the matrices, unless `found_inf` is 1."""
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                by_shape[parameter.shape].append(parameter)
+            for parameters in by_shape.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[Tensor], group: dict) -> None:
+        is_sound = self.found_inf == 0
+        grad_NRC = torch.stack([parameter.grad for parameter in parameters])
+        for parameter in parameters:
+            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        average_NRC = torch.stack(buffers).lerp_(grad_NRC, 1 - group["momentum"])
+        update_NRC = orthogonalize(
+            grad_NRC.lerp_(average_NRC, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        learning_rate = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))  # match_rms_adamw
+        for parameter, buffer, average, update in zip(parameters, buffers, average_NRC, update_NRC, strict=True):
+            moved = (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(update, alpha=learning_rate)
+            torch.where(is_sound, average, buffer, out=buffer)
+            torch.where(is_sound, moved, parameter, out=parameter)
+
+
+def orthogonalize(matrices_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Return the matrices with their singular values near 1: a quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    x = matrices_NRC if matrices_NRC.device.type == "cpu" else matrices_NRC.bfloat16()
+    x = x if (wide := x.shape[-2] <= x.shape[-1]) else x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices_NRC.dtype)
