@@ -3,11 +3,12 @@
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from prefect.testing.utilities import prefect_test_harness
 
 from textgen import corpus
 from textgen.checkpoint import CheckpointManifest
@@ -66,6 +67,13 @@ def one_thread() -> None:
     """Keep tiny products on one thread: several that share a busy machine's cores take a hundred times as long."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, and of trainings in this one
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Run flows on a Prefect server and a database of the tests' own."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 @pytest.fixture

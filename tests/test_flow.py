@@ -5,12 +5,10 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.train_flow import check_inputs, main, train_flow
 from textgen import tokens
@@ -20,13 +18,8 @@ from textgen.registry import resolve
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("fetch", "tokenize", "train", "evaluate", "publish")
+pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def tiny(folder: Path, **changes: Any) -> Config:

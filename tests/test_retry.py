@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from prefect import Task, flow
-from prefect.testing.utilities import prefect_test_harness
 
 import tasks.train
 import textgen.train
@@ -20,14 +19,9 @@ from textgen.log import LOG_FILE
 from textgen.memory import OutOfMemory
 from textgen.train import Diverged
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
 STEPS = 12
 Line = tuple[int, dict[str, float]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 class Recorder:
