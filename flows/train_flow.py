@@ -12,9 +12,12 @@ from typing import Any
 
 from prefect import flow, get_client
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
+from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
+from tasks.dispatch import cancel_children
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.publish import publish
@@ -22,33 +25,56 @@ from tasks.stage import run_stage
 from tasks.tokenize import tokenize
 from tasks.train import train
 from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
-from textgen.config import Config, load_config
-from textgen.corpus import source_key
+from textgen.config import Config
+from textgen.corpus import raw_folder
 from textgen.distributed import processes_to_start
 from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
+from textgen.train import train_key
 from textgen.warm_start import initial_sha256
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = CONFIGS / "default.yaml"
 
 
-@flow(name="train-flow")
-def train_flow(config: Config) -> dict[str, Any]:
+def name_run() -> str:
+    """Return the name of a run: its configuration and what differs from it."""
+    return describe(flow_run.parameters)
+
+
+@flow(
+    name="train-flow",
+    flow_run_name=name_run,
+    on_cancellation=[cancel_children],
+    persist_result=True,
+    result_serializer="json",
+)
+def train_flow(
+    config: ConfigName = "default",
+    training: TrainingChoices = TrainingChoices(),  # noqa: B008  frozen
+    run: RunChoices = RunChoices(),  # noqa: B008
+    overrides: Overrides = [],  # noqa: B006  Prefect hands on a copy
+) -> Any:
     """Make a published language model out of a corpus and return what each stage made.
 
-    A stage whose inputs did not change is not run again.
+    A stage whose inputs did not change is not run again; where none did, there is nothing to do.
     """
-    raw, fetched = run_stage(fetch, config)
-    tokens, tokenized = run_stage(tokenize, config, raw=raw)
-    checkpoint, trained = run_stage(train, config, tokens=tokens)
-    metrics, evaluated = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens)
-    published, publication = run_stage(publish, config, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw)
+    settings = make_config(config, training, run, overrides)
+    raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
+    tokens, tokenized = run_stage(tokenize, settings, raw=raw)
+    folder = f"{train_key(tokens, settings)}-{flow_run.id}" if run.force else None
+    checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
+    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens)
+    published, publication = run_stage(
+        publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
+    )
     reports = {
         "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
     }  # fmt: skip
-    return {
+    result = {
         "run_id": str(flow_run.id),
-        "config": config.model_dump(mode="json"),
+        "config": settings.model_dump(mode="json"),
         "raw": raw.model_dump(mode="json"),
         "tokens": tokens.model_dump(mode="json"),
         "checkpoint": checkpoint.model_dump(mode="json"),
@@ -56,6 +82,11 @@ def train_flow(config: Config) -> dict[str, Any]:
         "published": published.model_dump(mode="json"),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
+    if all(report.cached for report in reports.values()):
+        reason = f"the data, the configuration and the code are those of {published.name} {published.version}"
+        log.info("nothing to do: %s", reason)
+        return Completed(name="Nothing to do", message=reason, data=result)
+    return result
 
 
 def summarize(result: dict[str, Any]) -> None:
@@ -96,14 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.train_flow", description=__doc__)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--force", action="store_true", help="train again though nothing changed")
+    parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")
     options = parser.parse_intermixed_args(arguments)
+    run = RunChoices(force=options.force, refresh=options.refresh)
     try:
-        config = load_config(options.config, options.overrides)
-        check_inputs(config)
+        check_inputs(make_config(str(options.config), TrainingChoices(), run, options.overrides))
         print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
         start_server()
-        result = train_flow(config)
+        result = train_flow(str(options.config), run=run, overrides=options.overrides)
     except InputError as error:
         print(error, file=sys.stderr)
         return USER_MISTAKE
@@ -155,7 +188,7 @@ def check_inputs(config: Config) -> None:
     """
     processes_to_start(config.training)
     initial_sha256(config)
-    source_key(config.data, config.root)
+    raw_folder(config.data, config.root)
     find_gpt2_file(config.tokenizer, config.root)
 
 

@@ -6,6 +6,8 @@ from textgen import evaluate as evaluation
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluate import Metrics
+from textgen.mirror import bring_training
+from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 
@@ -16,7 +18,12 @@ def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) 
 @stage(key)
 def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> Metrics:
     """Measure the checkpoint on validation and test and return the metrics."""
+    storage = Storage(config.storage)
+    storage.bring(tokens.folder, TokensManifest)
+    bring_training(storage, checkpoint.folder)
+    storage.bring(evaluation.evaluation_folder(checkpoint.folder, key(config, checkpoint, tokens)), Metrics)
     metrics = evaluation.evaluate(checkpoint.folder, tokens, config)
+    storage.push(metrics.folder, metrics)
     with track(config, checkpoint.key, "evaluate") as run:
         run.summarize(
             {

@@ -1,13 +1,15 @@
 """The task that publishes the checkpoint."""
 
-from tasks.stage import stage
+from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from textgen import registry
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import content_key
+from textgen.mirror import bring_training
 from textgen.registry import PublishedManifest
+from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 
@@ -17,9 +19,12 @@ def key(
     return content_key(registry.PUBLISH_VERSION, config.name, checkpoint.weights_sha256)
 
 
-@stage(key)
+@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def publish(
     config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
 ) -> PublishedManifest:
     """Publish the checkpoint as the next version in data/models and return its manifest."""
-    return registry.publish(checkpoint, metrics, tokens, raw, config)
+    storage = Storage(config.storage)
+    storage.bring(raw.folder, RawManifest)
+    bring_training(storage, checkpoint.folder)
+    return registry.publish(checkpoint, metrics, tokens, raw, config, storage)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from textgen.config import Config
 from textgen.files import Damaged, Manifest, content_key
 from textgen.hub import SourceUnavailable
+from textgen.storage import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,11 @@ class StageReport(BaseModel):
 
 
 def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether to try a failed task again: only where the Hub did not answer this time, and not for long."""
+    """Return whether to try a failed task again: where the Hub or the storage did not answer, and not for long."""
     try:
         state.result()
+    except StorageUnavailable:
+        return True
     except SourceUnavailable as error:
         waited = (datetime.now(UTC) - run.start_time).total_seconds() if run.start_time is not None else 0.0
         if error.transient and waited < NETWORK_PATIENCE_SECONDS:
@@ -94,6 +97,7 @@ def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> t
             log.warning("%s: the cached result of %s is not believed", damage, stage_task.name)
             manifest = stage_task.with_options(refresh_cache=True)(config=config, **arguments)
             cached = False
+    cached = cached or not manifest.built
     report = StageReport(seconds=time.monotonic() - started, cached=cached)
     log.info("%s: %s", stage_task.name, "cached" if cached else f"{report.seconds:.1f} seconds")
-    return manifest, report
+    return manifest.model_copy(update={"built": False}), report

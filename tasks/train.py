@@ -1,4 +1,4 @@
-"""The task that trains the model."""
+"""The task that trains the model, here or on the work pool of another deployment."""
 
 import logging
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
+from tasks.dispatch import TrainingCancelled, train_elsewhere
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen import train as training
@@ -13,17 +14,19 @@ from textgen.checkpoint import CheckpointManifest, StateNotSaved
 from textgen.config import Config
 from textgen.files import InputError
 from textgen.memory import OutOfMemory
+from textgen.mirror import bring_training, mirrored
+from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 from textgen.train import Diverged
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = [1, 10]
-FINAL = (InputError, Diverged, OutOfMemory, StateNotSaved)  # a second attempt would end the same way
+FINAL = (InputError, Diverged, OutOfMemory, StateNotSaved, TrainingCancelled)  # a second attempt would end the same way
 
 
-def key(config: Config, tokens: TokensManifest) -> str:
-    return training.train_key(tokens, config)
+def key(config: Config, tokens: TokensManifest, folder: str | None = None) -> str:
+    return f"{training.train_key(tokens, config)}-{folder}"
 
 
 def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -39,13 +42,19 @@ def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 @stage(key, retry_if=can_resume, retry_seconds=RETRY_SECONDS)
-def train(config: Config, tokens: TokensManifest) -> CheckpointManifest:
-    """Train in data/checkpoints, in the folder of the training's key, and return the manifest of the best weights."""
+def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> CheckpointManifest:
+    """Train in data/checkpoints, in `folder` or else that of the training's key; return the best weights' manifest."""
+    storage = Storage(config.storage)
     training_key = training.train_key(tokens, config)
-    out = config.root / "checkpoints" / training_key
-    with track(config, training_key, "train") as run:
+    out = config.root / "checkpoints" / (folder or training_key)
+    storage.bring(tokens.folder, TokensManifest)
+    bring_training(storage, out)
+    if config.compute.gpu_deployment is not None:
+        return train_elsewhere(config, tokens, out, storage)
+    with mirrored(storage, out), track(config, training_key, "train") as run:
         checkpoint = training.train(tokens, config, out, on_metrics=run.log)
         run.summarize(
             {f"speed/{name}": value for name, value in checkpoint.speed.model_dump(exclude={"seconds"}).items()}
         )
+    storage.push(out, checkpoint)
     return checkpoint

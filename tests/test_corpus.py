@@ -9,7 +9,7 @@ import pytest
 
 from textgen import corpus
 from textgen.config import SPLITS, DataConfig
-from textgen.corpus import fetch, python_docs, read_rows, source_key
+from textgen.corpus import fetch, python_docs, raw_folder, read_rows
 from textgen.files import InputError
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "wikitext"
@@ -85,8 +85,8 @@ def test_a_flipped_byte_is_named_set_aside_and_rebuilt(text_files, tmp_path, cap
 
 
 def test_the_key_asks_no_network_and_needs_no_fetch(text_files, tmp_path):
-    assert source_key(text_files, tmp_path) == fetch(text_files, tmp_path).key
-    assert source_key(DataConfig(), tmp_path) is None
+    assert raw_folder(text_files, tmp_path) == fetch(text_files, tmp_path).folder
+    assert raw_folder(DataConfig(), tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,17 @@ def tiny(folder: Path, **changes: Any) -> Config:
     return parse_config(values)
 
 
+def run_flow(config: Config, **parameters: Any) -> dict[str, Any]:
+    path = config.root.with_suffix(".yaml")
+    path.write_text(json.dumps(config.model_dump(mode="json")), "utf-8")
+    return train_flow(str(path), **parameters)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the result of one run, for tests that copy the folder and go on from there."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, train_flow(tiny(folder))
+    return folder, run_flow(tiny(folder))
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
 
 def test_a_second_run_does_nothing_and_says_the_same(finished):
     folder, first = finished
-    second = train_flow(tiny(folder))
+    second = run_flow(tiny(folder))
     assert cached(second) == list(STAGES)
     assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
 
@@ -96,60 +102,60 @@ def test_a_second_run_does_nothing_and_says_the_same(finished):
     ],
 )
 def test_a_flipped_byte_is_named_set_aside_and_rebuilt(folder, caplog, file, rebuilt):
-    before = train_flow(tiny(folder))
+    before = run_flow(tiny(folder))
     (path,) = (folder / "data").glob(file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
     caplog.clear()
-    after = train_flow(tiny(folder))
+    after = run_flow(tiny(folder))
     assert str(path) in caplog.text
     assert [path for path in (folder / "data").rglob("*.damaged-1")]
     assert cached(after) == [name for name in STAGES if name not in rebuilt]
     assert after["checkpoint"]["sha256"] == before["checkpoint"]["sha256"]
     assert after["tokens"] == before["tokens"]
-    assert cached(train_flow(tiny(folder))) == list(STAGES)
+    assert cached(run_flow(tiny(folder))) == list(STAGES)
 
 
 def test_a_change_is_a_miss_from_its_stage_on(folder, monkeypatch):
-    train_flow(tiny(folder))
-    assert cached(train_flow(tiny(folder, evaluation={"protocol": "blocks"}))) == [
+    run_flow(tiny(folder))
+    assert cached(run_flow(tiny(folder, evaluation={"protocol": "blocks"}))) == [
         "fetch",
         "tokenize",
         "train",
         "publish",
     ]
-    assert cached(train_flow(tiny(folder, seed=5))) == ["fetch", "tokenize"]
-    assert cached(train_flow(tiny(folder, tokenizer={"vocab_size": 270}))) == ["fetch"]
+    assert cached(run_flow(tiny(folder, seed=5))) == ["fetch", "tokenize"]
+    assert cached(run_flow(tiny(folder, tokenizer={"vocab_size": 270}))) == ["fetch"]
     monkeypatch.setattr(tokens, "TOKENS_VERSION", tokens.TOKENS_VERSION + 1)
-    assert cached(train_flow(tiny(folder))) == ["fetch", "publish"]  # the same tokens again, so the same checkpoint
+    assert cached(run_flow(tiny(folder))) == ["fetch", "publish"]  # the same tokens again, so the same checkpoint
     monkeypatch.undo()
     with (folder / "test.txt").open("a") as file:
         file.write("one more row\n")
-    assert cached(train_flow(tiny(folder))) == ["publish"]
+    assert cached(run_flow(tiny(folder))) == ["publish"]
 
 
 def test_prefect_forgetting_everything_costs_no_work(folder):
-    before = train_flow(tiny(folder))
+    before = run_flow(tiny(folder))
     shutil.rmtree(folder / "data" / "cache")
     written = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*") if path.is_file()}
-    after = train_flow(tiny(folder))
+    after = run_flow(tiny(folder))
     assert after["published"] == before["published"]
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in written.items() if not path.name.endswith("lock"))
 
 
 def test_a_run_in_a_moved_folder_is_not_led_back_to_the_old_place(finished, folder):
     config = tiny(folder)
-    result = train_flow(config)
+    result = run_flow(config)
     assert Path(result["published"]["path"]).is_relative_to(folder)
     assert Path(result["raw"]["path"]).is_relative_to(folder)
 
 
 def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
-    better = train_flow(tiny(folder, training={"max_steps": 40}))["published"]
+    better = run_flow(tiny(folder, training={"max_steps": 40}))["published"]
     assert (better["version"], better["promoted"]) == ("v2", True)
-    worse = train_flow(tiny(folder, training={"max_steps": 3}))["published"]
+    worse = run_flow(tiny(folder, training={"max_steps": 3}))["published"]
     assert (worse["version"], worse["promoted"]) == ("v3", False)
     assert resolve("textgen@champion", folder / "data").name == "v2"
     assert resolve("textgen@v3", folder / "data").name == "v3"
@@ -159,7 +165,7 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
 
 def test_a_model_of_another_text_takes_over(folder):
     (folder / "validation.txt").write_text("an entirely different text of some twenty words " * 20)
-    published = train_flow(tiny(folder, training={"max_steps": 3}))["published"]
+    published = run_flow(tiny(folder, training={"max_steps": 3}))["published"]
     assert (published["version"], published["promoted"]) == ("v2", True)
     assert "not the one v1 was measured on" in published["reason"]
 

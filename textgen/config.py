@@ -189,6 +189,23 @@ class EvaluationConfig(Section):
     batch_size: int = Field(32, ge=1)
 
 
+class PublishConfig(Section):
+    """Which checkpoints become the champion, the version in use."""
+
+    policy: Literal["gate", "always", "never"] = Field(
+        "gate", description="promote: gate, if it is better than the champion; always; never"
+    )
+
+
+class ComputeConfig(Section):
+    """Where the training stage runs: in the flow's own process, or in a run of a deployment, on its work pool."""
+
+    gpu_deployment: str | None = Field(
+        None, pattern=r"^[^/]+/[^/]+$", description="flow/deployment that trains, as train-model/gpu; null: none"
+    )
+    timeout_seconds: float = Field(7 * 24 * 3600, gt=0, description="how long to wait for that run, queue included")
+
+
 class TrackingConfig(Section):
     """Weights & Biases. `auto`: online with a key, offline without."""
 
@@ -200,7 +217,17 @@ class TrackingConfig(Section):
 class StorageConfig(Section):
     """Where raw/, processed/, checkpoints/ and models/ are."""
 
-    root: str = Field("data", min_length=1)
+    root: str = Field("data", min_length=1, description="a folder, or, for workers that share no disk, an fsspec URL")
+    cache: str = Field("data", min_length=1, description="with a URL: the local folder for what is brought and made")
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.root
+
+    @property
+    def local(self) -> Path:
+        """The folder that the stages work in: the root itself, or a remote root's own place in `cache`."""
+        return Path(self.cache) / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root) if self.is_remote else Path(self.root)
 
 
 class Config(Section):
@@ -213,6 +240,8 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig = PublishConfig()
+    compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -227,7 +256,8 @@ class Config(Section):
 
     @property
     def root(self) -> Path:
-        return Path(self.storage.root)
+        """The local folder that the stages work in."""
+        return self.storage.local
 
     @property
     def stride(self) -> int:

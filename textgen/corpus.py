@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
-from textgen.hub import ANSWER_SECONDS, ask_hub, pin, pinned
+from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -69,38 +69,51 @@ class RawManifest(Manifest):
         return self.source.get("revision")
 
 
-def fetch(data: DataConfig, root: Path) -> RawManifest:
+def fetch(data: DataConfig, root: Path, refresh: bool = False) -> RawManifest:
     """Freeze the corpus under `root`/raw and return its manifest; a corpus that is there already is only verified.
+
+    With `refresh` the Hub is asked which commit a branch or a tag is at now, and that one is pinned.
 
     Raises:
         InputError: the local source is absent, empty, not UTF-8, or lacks a split or the column `text`.
         SourceUnavailable: the Hub did not give it.
     """
-    source = describe_source(data, root)
-    name = _folder_name(source)
+    source = describe_source(data, root, refresh)
     if source["kind"] == "hub" and source["revision"] is None:
         source = {**source, "revision": _resolve_commit(data)}
-    folder = root / "raw" / name / content_key(RAW_VERSION, source)
+    folder = _folder(source, root)
 
     def freeze(temporary: Path) -> RawManifest:
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
             splits = _freeze_splits(_load(source, data, cache), temporary)
-        return RawManifest(key=folder.name, name=name, source=source, splits=splits)
+        return RawManifest(key=folder.name, name=folder.parent.name, source=source, splits=splits)
 
     manifest = build_once(folder, RawManifest, freeze)
     if source["kind"] == "hub":
-        pin(root / "raw" / name, data.revision, source["revision"])
+        pin(folder.parent, data.revision, source["revision"])
     return manifest
 
 
-def source_key(data: DataConfig, root: Path) -> str | None:
-    """Return the key of what `fetch` would freeze, asking no network: None where the Hub's commit is not pinned yet."""
-    source = describe_source(data, root)
-    return None if source["kind"] == "hub" and source["revision"] is None else content_key(RAW_VERSION, source)
+def raw_folder(data: DataConfig, root: Path, refresh: bool = False) -> Path | None:
+    """Return where `fetch` freezes the corpus, asking no network: None where the Hub has to be asked for its commit.
+
+    Raises:
+        InputError: a local file is absent, empty or not UTF-8.
+    """
+    source = describe_source(data, root, refresh)
+    return None if source["kind"] == "hub" and source["revision"] is None else _folder(source, root)
 
 
-def describe_source(data: DataConfig, root: Path) -> dict[str, Any]:
+def pin_file(data: DataConfig, root: Path) -> Path | None:
+    """Return the file that pins the commits of a Hub dataset, None for text that is not from the Hub."""
+    from_hub = data.files is None and data.path is None and data.dataset_name != EMBEDDED_CORPUS
+    return _folder(_hub_source(data), root).parent / PIN_FILE if from_hub else None
+
+
+def describe_source(data: DataConfig, root: Path, refresh: bool = False) -> dict[str, Any]:
     """Return what identifies the text before it is read: sha256 of local files, or the Hub's name and pinned commit.
+
+    With `refresh` no pin counts but a commit that the configuration names.
 
     Raises:
         InputError: a local file is absent, empty or not UTF-8.
@@ -121,8 +134,9 @@ def describe_source(data: DataConfig, root: Path) -> dict[str, Any]:
     if data.dataset_name == EMBEDDED_CORPUS:
         modules = {name: sha256_file(path) for name, path in standard_library().items()}
         return {"kind": EMBEDDED_CORPUS, "python": sys.version.split()[0], "modules_sha256": content_key(modules)}
-    source = {"kind": "hub", "dataset_name": data.dataset_name, "dataset_config": data.dataset_config}
-    return {**source, "revision": pinned(root / "raw" / _folder_name(source), data.revision)}
+    source = _hub_source(data)
+    commit = pinned(_folder(source, root).parent, data.revision)
+    return {**source, "revision": None if refresh and commit != data.revision else commit}
 
 
 def read_rows(manifest: RawManifest, split: str) -> list[str]:
@@ -133,9 +147,13 @@ def read_rows(manifest: RawManifest, split: str) -> list[str]:
     return table.column("text").to_pylist()
 
 
-def _folder_name(source: dict[str, Any]) -> str:
+def _hub_source(data: DataConfig) -> dict[str, Any]:
+    return {"kind": "hub", "dataset_name": data.dataset_name, "dataset_config": data.dataset_config}
+
+
+def _folder(source: dict[str, Any], root: Path) -> Path:
     name = source.get("dataset_name") or source.get("folder") or source["kind"]
-    return re.sub(r"[^A-Za-z0-9._-]+", "--", name)
+    return root / "raw" / re.sub(r"[^A-Za-z0-9._-]+", "--", name) / content_key(RAW_VERSION, source)
 
 
 def _match(split: str, pattern: str) -> list[Path]:

@@ -83,7 +83,12 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
             splits=splits,
         )
 
-    return build_once(checkpoint / "evaluations" / key, Metrics, measure)
+    return build_once(evaluation_folder(checkpoint, key), Metrics, measure)
+
+
+def evaluation_folder(checkpoint: Path, key: str) -> Path:
+    """Return where the evaluation `key` of a checkpoint is kept."""
+    return checkpoint / "evaluations" / key
 
 
 def evaluate_splits(

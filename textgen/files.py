@@ -121,7 +121,9 @@ class Manifest(BaseModel):
     FILE: ClassVar[str] = "manifest.json"
 
     key: str
-    path: str = Field("", description="the folder, as this process reaches it; not part of the stored manifest")
+    # Not part of the stored manifest:
+    path: str = Field("", description="the folder, as this process reaches it")
+    built: bool = Field(False, description="whether it was made just now, and not found")
 
     def sha256_by_file(self) -> dict[str, str]:
         """Return the sha256 of every file that the manifest vouches for."""
@@ -131,11 +133,42 @@ class Manifest(BaseModel):
     def folder(self) -> Path:
         return Path(self.path)
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both say the same of the same folder, whoever made it."""
+        return type(other) is type(self) and (self.path, self.content()) == (other.path, other.content())
+
+    def as_built(self) -> Self:
+        """Return the manifest of what was made just now."""
+        return self.model_copy(update={"built": True})
+
+    def content(self) -> dict[str, Any]:
+        """Return what is stored of the manifest."""
+        return self.model_dump(mode="json", exclude={"path", "built"})
+
     def write(self, folder: Path) -> None:
         """Write the manifest into its folder, with a sha256 of itself."""
-        content = self.model_dump(mode="json", exclude={"path"})
+        content = self.content()
         digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
         write_atomic(folder / self.FILE, json.dumps({**content, "manifest_sha256": digest}, indent=2) + "\n")
+
+    @classmethod
+    def parse(cls, folder: Path) -> Self:
+        """Read a folder's manifest, and not the files that it names.
+
+        Raises:
+            Damaged: the manifest is missing or is not what was written.
+        """
+        path = folder / cls.FILE
+        try:
+            content = json.loads(path.read_bytes())
+            digest = content.pop("manifest_sha256")
+            if hashlib.sha256(canonical_json(content).encode()).hexdigest() != digest:
+                raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
+            return cls.model_validate({**content, "path": str(folder)})
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+            raise Damaged(f"{path} is damaged: it cannot be read as a {cls.__name__}") from error
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -144,17 +177,7 @@ class Manifest(BaseModel):
         Raises:
             Damaged: the manifest or a file is missing or is not what was written.
         """
-        path = folder / cls.FILE
-        try:
-            content = json.loads(path.read_bytes())
-            digest = content.pop("manifest_sha256")
-            if hashlib.sha256(canonical_json(content).encode()).hexdigest() != digest:
-                raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
-            manifest = cls.model_validate({**content, "path": str(folder)})
-        except FileNotFoundError as error:
-            raise Damaged(f"{path} is missing") from error
-        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-            raise Damaged(f"{path} is damaged: it cannot be read as a {cls.__name__}") from error
+        manifest = cls.parse(folder)
         verify(folder, manifest.sha256_by_file())
         return manifest
 
@@ -176,4 +199,4 @@ def build_once(folder: Path, manifest_type: type[M], build: Callable[[Path], M])
                 set_aside(folder, damage)
         with new_folder(folder) as temporary:
             build(temporary).write(temporary)
-        return manifest_type.read(folder)
+        return manifest_type.read(folder).as_built()

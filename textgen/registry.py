@@ -13,18 +13,20 @@ from filelock import FileLock
 
 from textgen.card import Sample, write_card
 from textgen.checkpoint import CheckpointManifest
-from textgen.config import Config
+from textgen.config import Config, PublishConfig
 from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.export import check_with_transformers, load_model
 from textgen.files import Damaged, InputError, Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.generate import SamplingConfig, generate
+from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 PUBLISH_VERSION = 1  # of the published form; a change makes every publish key new
 CHAMPION_FILE = "champion"
 METRICS_FILE = "metrics.json"
 LINEAGE_FILE = "lineage.json"
+CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
 VERSION = re.compile(r"v([1-9][0-9]*)")
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -58,6 +60,7 @@ def publish(
     tokens: TokensManifest,
     raw: RawManifest,
     config: Config,
+    storage: Storage,
 ) -> PublishedManifest:
     """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
 
@@ -69,20 +72,40 @@ def publish(
     home = config.root / "models" / config.name
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
+        bring(storage, home)
         published = _read_versions(home)
         for manifest in published:
             if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
                 break
         else:
-            manifest = _publish_next(home, published, checkpoint, metrics, tokens, raw, config)
+            folder = _next_folder(home, storage)
+            manifest = _publish(folder, published, checkpoint, metrics, tokens, raw, config)
+        storage.push(manifest.folder, manifest)
         champion = read_champion(home)
         if manifest.promoted and (champion is None or _number(champion) < _number(manifest.version)):
             write_atomic(home / CHAMPION_FILE, manifest.version + "\n")
+            storage.push_file(home / CHAMPION_FILE)
         return manifest
 
 
-def _publish_next(
-    home: Path,
+def bring(storage: Storage, home: Path) -> None:
+    """Have the versions and the champion of the models in `home` here as they are in the remote root."""
+    for folder in storage.folders(home, "v*"):
+        if VERSION.fullmatch(folder.name):
+            storage.bring(folder, PublishedManifest)
+    storage.bring_file(home / CHAMPION_FILE)
+
+
+def _next_folder(home: Path, storage: Storage) -> Path:
+    """Return the folder of the next version, that no other machine will take."""
+    number = 1 + max((_number(path.name.split(".")[0]) for path in home.glob("v*")), default=0)
+    while not storage.claim(home / f"v{number}" / CLAIM_FILE):
+        number += 1
+    return home / f"v{number}"
+
+
+def _publish(
+    folder: Path,
     published: list[PublishedManifest],
     checkpoint: CheckpointManifest,
     metrics: Metrics,
@@ -90,17 +113,14 @@ def _publish_next(
     raw: RawManifest,
     config: Config,
 ) -> PublishedManifest:
-    number = 1 + max((_number(path.name.split(".")[0]) for path in home.glob("v*")), default=0)
-    folder = home / f"v{number}"
-    champion = next((manifest for manifest in published if manifest.version == read_champion(home)), None)
+    champion = next((manifest for manifest in published if manifest.version == read_champion(folder.parent)), None)
     bits_per_byte = metrics.splits["validation"].bits_per_byte
-    promoted, reason = decide(bits_per_byte, raw, champion)
+    promoted, reason = decide(config.publish, bits_per_byte, raw, champion)
     samples = draw_samples(checkpoint, raw, config.seed)
     with new_folder(folder) as temporary:
         for name in checkpoint.sha256:
             shutil.copyfile(checkpoint.folder / name, temporary / name)
-        stored_metrics = metrics.model_dump(mode="json", exclude={"path"})
-        write_atomic(temporary / METRICS_FILE, json.dumps(stored_metrics, indent=2) + "\n")
+        write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
         lineage = describe_lineage(checkpoint, metrics, tokens, raw)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
         write_card(temporary, folder.name, checkpoint, metrics, raw, config, samples)
@@ -118,11 +138,15 @@ def _publish_next(
             samples=samples,
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
         ).write(temporary)
-    return PublishedManifest.read(folder)
+    return PublishedManifest.read(folder).as_built()
 
 
-def decide(bits_per_byte: float | None, raw: RawManifest, champion: PublishedManifest | None) -> tuple[bool, str]:
+def decide(
+    policy: PublishConfig, bits_per_byte: float | None, raw: RawManifest, champion: PublishedManifest | None
+) -> tuple[bool, str]:
     """Return whether a model with these validation bits a byte takes the champion's place, and the reason."""
+    if policy.policy != "gate":
+        return policy.policy == "always", f"publish.policy={policy.policy}"
     if champion is None:
         return True, "the first model"
     if champion.raw_sha256["validation"] != raw.splits["validation"].sha256:

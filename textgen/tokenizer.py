@@ -40,8 +40,13 @@ def find_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
         path = path / TOKENIZER_FILE if path.is_dir() else path
         load_tokenizer(path)
         return path
-    commit = pinned(root / "raw" / "gpt2", None)
-    return root / "raw" / "gpt2" / commit / TOKENIZER_FILE if commit is not None else None
+    commit = pinned(gpt2_home(root), None)
+    return gpt2_home(root) / commit / TOKENIZER_FILE if commit is not None else None
+
+
+def gpt2_home(root: Path) -> Path:
+    """Return where GPT-2's tokenizer is kept, a folder a commit."""
+    return root / "raw" / "gpt2"
 
 
 def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
@@ -55,7 +60,7 @@ def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
         return find_gpt2_file(config, root)
     from huggingface_hub import HfApi, hf_hub_download
 
-    home = root / "raw" / "gpt2"
+    home = gpt2_home(root)
     commit = pinned(home, None) or ask_hub(
         GPT2_REPO, GPT2_WAYS_ON, lambda: HfApi().model_info(GPT2_REPO, timeout=ANSWER_SECONDS).sha
     )

@@ -97,9 +97,10 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     if (processes := processes_to_start(config.training)) > 1:
         with _lock(out):
             finished = _is_finished(out, key)
-        if not finished:
-            launch(processes, tokens.folder, config, out, on_metrics)
-        return CheckpointManifest.read(out)
+        if finished:
+            return CheckpointManifest.read(out)
+        launch(processes, tokens.folder, config, out, on_metrics)
+        return CheckpointManifest.read(out).as_built()
     device = choose_device(config.training.device)
     with join_group(device) as group, ExitStack() as lock:
         if group.is_main:
@@ -113,7 +114,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
             if group.is_main:
                 run.manifest().write(out)
         group.from_main(None)
-    return CheckpointManifest.read(out)
+    return CheckpointManifest.read(out).as_built()
 
 
 @contextmanager

@@ -1,0 +1,35 @@
+"""The training stage as a flow of its own: what a GPU work pool runs."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from tasks.stage import run_stage
+from tasks.train import train
+from textgen.config import Config
+from textgen.storage import Storage
+from textgen.tokens import TokensManifest
+
+
+def name_run() -> str:
+    """Return the name of a run: its model and its training folder."""
+    return f"{flow_run.parameters['config']['name']} {flow_run.parameters['folder']}"
+
+
+@flow(name="train-model", flow_run_name=name_run, persist_result=True, result_serializer="json")
+def train_model(config: Config, tokens_key: str, folder: str) -> dict[str, Any]:
+    """Train a model on tokens that the parent flow made, in a folder of checkpoints/; return its manifest.
+
+    Args:
+        config: The whole configuration.
+        tokens_key: The folder of the tokens in processed/, in the storage that both flows reach.
+        folder: The folder of the training in checkpoints/: the same folder is continued.
+    """
+    storage = Storage(config.storage)
+    home = config.root / "processed" / tokens_key
+    storage.bring(home, TokensManifest)
+    here = config.model_copy(update={"compute": config.compute.model_copy(update={"gpu_deployment": None})})
+    checkpoint, _ = run_stage(train, here, tokens=TokensManifest.read(home), folder=Path(folder).name)
+    return checkpoint.model_dump(mode="json")

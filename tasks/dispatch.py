@@ -1,0 +1,163 @@
+"""Training on another work pool: start a run of the training deployment, or join one that is live, and wait for it."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect import Flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.runtime import flow_run as this_flow_run
+from prefect.states import Cancelling, State
+
+from textgen.checkpoint import CheckpointManifest
+from textgen.config import Config
+from textgen.files import Damaged, Failure, InputError
+from textgen.mirror import bring_training
+from textgen.storage import Storage
+from textgen.tokens import TokensManifest
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+QUIET_SECONDS = 60.0  # before a run that no worker has taken is mentioned
+SERVER_PATIENCE_SECONDS = 30 * 60  # without an answer from the server, beyond what its client waits itself
+
+T = TypeVar("T")
+
+
+class TrainingLost(Failure):
+    """The run that trained ended before its work was done; another one continues it."""
+
+
+class TrainingCancelled(Failure):
+    """The run that trained was cancelled."""
+
+
+def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: Storage) -> CheckpointManifest:
+    """Have a run of `compute.gpu_deployment` train in the folder `out` of the shared storage; return its manifest.
+
+    Raises:
+        InputError: there is no such deployment, or its storage is another one.
+        TrainingLost: the run failed, crashed or was ended.
+        TrainingCancelled: it was cancelled, or took longer than `compute.timeout_seconds`.
+    """
+    storage.push(tokens.folder, tokens)
+    parameters = {"config": config.model_dump(mode="json"), "tokens_key": tokens.key, "folder": out.name}
+    with get_client(sync_client=True) as client:
+        run = find_or_start(client, config.compute.gpu_deployment, f"training:{out.name}", parameters)
+        log.info("training in the run %s of %s", run.name, config.compute.gpu_deployment)
+        run = wait(client, run, config.compute.timeout_seconds)
+    bring_training(storage, out)
+    try:
+        return CheckpointManifest.read(out).as_built()  # whatever became of the run after its work was done
+    except Damaged as damage:
+        raise explain(run, config, damage) from None
+
+
+def find_or_start(client: SyncPrefectClient, deployment: str, tag: str, parameters: dict[str, Any]) -> FlowRun:
+    """Return the live run of this training, or a new one: one for each that has ended before.
+
+    Raises:
+        InputError: there is no such deployment.
+    """
+    of_this_training = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+    runs = persist(lambda: client.read_flow_runs(flow_run_filter=of_this_training))
+    live = [run for run in runs if run.state_type not in TERMINAL_STATES]
+    if live:
+        return live[0]
+    key = f"{tag}:{len(runs)}"  # of two who start one at the same time, both have the same run
+    start = partial(
+        run_deployment, deployment, parameters=parameters, tags=[tag, our_tag()], idempotency_key=key, timeout=0
+    )
+    try:
+        return persist(start)
+    except ObjectNotFound as error:
+        raise InputError(f"compute.gpu_deployment={deployment!r}: the server has no such deployment") from error
+
+
+def our_tag() -> str:
+    """Return the tag of the runs that this flow run started."""
+    return f"started-by:{this_flow_run.id}"
+
+
+def wait(client: SyncPrefectClient, run: FlowRun, timeout_seconds: float) -> FlowRun:
+    """Return the run as it is when it has ended; where it takes too long, cancel it.
+
+    Raises:
+        TrainingCancelled: it took longer than `timeout_seconds`.
+    """
+    started, mentioned = time.monotonic(), False
+    while (run := persist(lambda: client.read_flow_run(run.id))).state_type not in TERMINAL_STATES:
+        waited = time.monotonic() - started
+        if waited > timeout_seconds:
+            cancel(client, run.id)
+            raise TrainingCancelled(
+                f"the run {run.name} was cancelled: compute.timeout_seconds={timeout_seconds:g} have passed"
+            )
+        if waited > QUIET_SECONDS and run.start_time is None and not mentioned:
+            log.warning("no worker of the work pool %s has taken the run %s yet", run.work_pool_name, run.name)
+            mentioned = True
+        time.sleep(POLL_SECONDS)
+    return run
+
+
+def explain(run: FlowRun, config: Config, damage: Damaged) -> Exception:
+    """Return the exception for a run that left no finished training: its own, where its message is for the user."""
+    state, deployment = run.state, config.compute.gpu_deployment
+    if state.is_completed():
+        return InputError(f"{deployment} trained in another storage than storage.root={config.storage.root}: {damage}")
+    if state.is_cancelled():
+        if our_tag() in run.tags:
+            return TrainingCancelled(f"the run {run.name} of {deployment} was cancelled")
+        return TrainingLost(f"the run {run.name} of {deployment} was cancelled with the flow run that started it")
+    for expected in (InputError, *Failure.__subclasses__()):
+        _, found, text = (state.message or "").partition(f"{expected.__name__}: ")
+        if found:
+            return expected(text)
+    return TrainingLost(f"the run {run.name} of {deployment} ended {state.name}: {state.message}")
+
+
+def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the runs that a cancelled flow run started, at once: the server does so half a minute later."""
+    children = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))),
+    )
+    with get_client(sync_client=True) as client:
+        for child in client.read_flow_runs(flow_run_filter=children):
+            cancel(client, child.id)
+
+
+def cancel(client: SyncPrefectClient, run_id: UUID) -> None:
+    """Ask the worker of a run to end it; one that no worker has taken ends at once."""
+    client.set_flow_run_state(run_id, Cancelling())
+
+
+def persist(ask: Callable[[], T]) -> T:
+    """Return `ask()`, asked again while the server is down: it may be started again."""
+    deadline = time.monotonic() + SERVER_PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if isinstance(error, PrefectHTTPStatusError) and not error.response.is_server_error:
+                raise
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the Prefect server does not answer (%s); asking again", error)
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,83 @@
+"""A training that another machine can continue: its states go to the remote root while it runs, and come from there."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest
+from textgen.files import Damaged
+from textgen.log import LOG_FILE
+from textgen.storage import Storage, StorageUnavailable
+from textgen.train import KEY_FILE
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+STATES = "step-????????"
+
+
+def bring_training(storage: Storage, out: Path) -> None:
+    """Have the training folder `out` here as far as it has come elsewhere: finished, or its newest state and its log.
+
+    Raises:
+        StorageUnavailable: the remote root did not answer.
+    """
+    storage.bring_file(out / KEY_FILE)  # by which a folder is known to be a training's
+    storage.bring(out, CheckpointManifest)
+    if (out / CheckpointManifest.FILE).exists():
+        return
+    here = {folder.name for folder in (out / STATES_FOLDER).glob(STATES)}
+    for folder in reversed(storage.folders(out / STATES_FOLDER, STATES)):
+        if folder.name <= max(here, default=""):
+            return
+        storage.bring(folder, StateManifest)
+        if folder.exists():
+            storage.bring_file(out / LOG_FILE)
+            log.info("%s was brought from %s, from another machine", folder.name, storage.root)
+            return
+
+
+@contextmanager
+def mirrored(storage: Storage, out: Path) -> Iterator[None]:
+    """Push the states that a training saves in `out` while the block runs, in a thread that it does not wait for.
+
+    The last one is pushed before the block ends, however it ends. A state that could not be pushed is a warning: the
+    next one may be.
+    """
+    if not storage.is_remote:
+        yield
+        return
+    done = threading.Event()
+
+    def follow() -> None:
+        pushed, finished = "", False
+        while not finished:
+            finished = done.wait(POLL_SECONDS)
+            newest = max((out / STATES_FOLDER).glob(STATES), default=None)
+            if newest is not None and newest.name > pushed and _push(storage, out, newest):
+                pushed = newest.name
+
+    thread = threading.Thread(target=follow, name="training-states")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _push(storage: Storage, out: Path, folder: Path) -> bool:
+    """Push a state and the log, remove the states there that are no longer here, and return whether that went well."""
+    try:
+        storage.push_file(out / KEY_FILE)
+        storage.push(folder, StateManifest.parse(folder))
+        storage.push_file(out / LOG_FILE)
+        for old in storage.folders(out / STATES_FOLDER, STATES):
+            if not old.exists() and old.name < folder.name:
+                storage.delete(old)
+    except (StorageUnavailable, FileNotFoundError, Damaged) as error:  # or it was replaced by a newer one meanwhile
+        log.warning("the state %s was not pushed: %s", folder.name, error)
+        return False
+    return True
