@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from textgen.config import Config, Section, load_config
+
+T = TypeVar("T")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -19,6 +22,8 @@ def known_keys() -> list[str]:
         keys += [f"{name}.{key}" for key in field.annotation.model_fields] if is_section else [name]
     return keys
 
+
+Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
 
 # The API knows the files that were there at `prefect deploy`; a command may name any other.
 ConfigName = Annotated[
@@ -46,21 +51,18 @@ class Choices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def field(position: int, title: str, description: str, default: Any = None) -> Any:
+    """Return a field of a group, at its place in the form."""
+    return Field(default, title=title, description=description, json_schema_extra={"position": position})
+
+
 class TrainingChoices(Choices):
     """How to train. What is left empty is as in the configuration."""
 
-    steps: int | None = Field(
-        None, ge=1, title="Steps", description="optimizer steps", json_schema_extra={"position": 0}
-    )
-    learning_rate: float | None = Field(
-        None, gt=0, le=1, title="Learning rate", description="at its peak", json_schema_extra={"position": 1}
-    )
-    batch_size: int | None = Field(
-        None, ge=1, title="Batch size", description="sequences in a forward pass", json_schema_extra={"position": 2}
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=2**32, title="Seed", description="of everything random", json_schema_extra={"position": 3}
-    )
+    steps: Chosen[Annotated[int, Field(ge=1)]] = field(0, "Steps", "optimizer steps")
+    learning_rate: Chosen[Annotated[float, Field(gt=0, le=1)]] = field(1, "Learning rate", "at its peak")
+    batch_size: Chosen[Annotated[int, Field(ge=1)]] = field(2, "Batch size", "sequences in a forward pass")
+    seed: Chosen[Annotated[int, Field(ge=0, lt=2**32)]] = field(3, "Seed", "of everything random")
 
     def overrides(self) -> list[str]:
         """Return the choices as overrides of the configuration."""
@@ -77,30 +79,15 @@ class TrainingChoices(Choices):
 class RunChoices(Choices):
     """What to do, and where."""
 
-    force: bool = Field(
-        False,
-        title="Train again",
-        description="though data, configuration and code are those of a model that is there",
-        json_schema_extra={"position": 0},
+    force: bool = field(0, "Train again", "though data, configuration and code are those of a model there is", False)
+    refresh: bool = field(
+        1, "Look for new data", "ask the Hub for the newest commit, in place of the one that was fetched first", False
     )
-    refresh: bool = Field(
-        False,
-        title="Look for new data",
-        description="ask the Hugging Face Hub for the newest commit, not the one that was fetched first",
-        json_schema_extra={"position": 1},
+    promote: Chosen[Literal["gate", "always", "never"]] = field(
+        2, "Promote", "gate: if it is better than the champion; empty: as in the configuration"
     )
-    promote: Literal["gate", "always", "never"] | None = Field(
-        None,
-        title="Promote",
-        description="gate: if it is better than the champion",
-        json_schema_extra={"position": 2},
-    )
-    gpu_deployment: str | None = Field(
-        None,
-        pattern=r"^[^/]+/[^/]+$",
-        title="GPU deployment",
-        description="that trains, as train-model/gpu; empty: this run's own process does",
-        json_schema_extra={"position": 3},
+    gpu_deployment: Chosen[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]] = field(
+        3, "GPU deployment", "that trains, as train-model/gpu; empty: this run's own process does"
     )
 
     def overrides(self) -> list[str]:

@@ -21,6 +21,7 @@ from tasks.dispatch import cancel_children
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.publish import publish
+from tasks.report import show_model
 from tasks.stage import run_stage
 from tasks.tokenize import tokenize
 from tasks.train import train
@@ -32,8 +33,6 @@ from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
 from textgen.train import train_key
 from textgen.warm_start import initial_sha256
-
-log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
 
@@ -59,6 +58,12 @@ def train_flow(
     """Make a published language model out of a corpus and return what each stage made.
 
     A stage whose inputs did not change is not run again; where none did, there is nothing to do.
+
+    Args:
+        config: The configuration to start from, a file of configs/.
+        training: How to train. What is left empty is as in the configuration.
+        run: What to do, and where.
+        overrides: Other settings, as section.key=value, over everything above; README.md lists the keys.
     """
     settings = make_config(config, training, run, overrides)
     raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
@@ -82,9 +87,9 @@ def train_flow(
         "published": published.model_dump(mode="json"),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
+    show_model(published, metrics)
     if all(report.cached for report in reports.values()):
         reason = f"the data, the configuration and the code are those of {published.name} {published.version}"
-        log.info("nothing to do: %s", reason)
         return Completed(name="Nothing to do", message=reason, data=result)
     return result
 
@@ -176,7 +181,6 @@ def set_up_console() -> None:
     console.setFormatter(logging.Formatter("%(message)s"))
     for name in ("textgen", "tasks"):
         logging.getLogger(name).addHandler(console)
-        logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = False
 
 

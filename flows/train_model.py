@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from tasks.stage import run_stage
 from tasks.train import train
@@ -13,12 +12,7 @@ from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 
-def name_run() -> str:
-    """Return the name of a run: its model and its training folder."""
-    return f"{flow_run.parameters['config']['name']} {flow_run.parameters['folder']}"
-
-
-@flow(name="train-model", flow_run_name=name_run, persist_result=True, result_serializer="json")
+@flow(name="train-model", flow_run_name="{config.name} {folder}", persist_result=True, result_serializer="json")
 def train_model(config: Config, tokens_key: str, folder: str) -> dict[str, Any]:
     """Train a model on tokens that the parent flow made, in a folder of checkpoints/; return its manifest.
 

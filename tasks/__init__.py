@@ -1,8 +1,16 @@
 """One thin Prefect task a stage: the library's function, with retries and a result cached under its content key."""
 
+import logging
 import os
 
-# Read by Prefect when it is imported, so set before any task imports it.
+from tasks import redact
+
+# Read by Prefect when it is imported, so set before any task imports it. In a worker's process it is imported before:
+# prefect.yaml sets what counts there.
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow first start is no failure
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server calls nobody
+
+redact.install()
+for name in ("textgen", "tasks"):
+    logging.getLogger(name).setLevel(logging.INFO)

@@ -34,6 +34,11 @@ class Tracker:
             self.run.summary.update({name: value for name, value in figures.items() if value is not None})
 
     @property
+    def url(self) -> str | None:
+        """Return the address of the run on the server, None where it is recorded offline or not at all."""
+        return self._run.url if self._run is not None else None
+
+    @property
     def run(self) -> Any:
         if self._run is None:
             self._run = self._open()

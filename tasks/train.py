@@ -7,6 +7,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
 from tasks.dispatch import TrainingCancelled, train_elsewhere
+from tasks.report import shown
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen import train as training
@@ -51,8 +52,14 @@ def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> 
     bring_training(storage, out)
     if config.compute.gpu_deployment is not None:
         return train_elsewhere(config, tokens, out, storage)
-    with mirrored(storage, out), track(config, training_key, "train") as run:
-        checkpoint = training.train(tokens, config, out, on_metrics=run.log)
+    with mirrored(storage, out), track(config, training_key, "train") as run, shown(config, tokens) as progress:
+
+        def on_metrics(step: int, figures: dict[str, float]) -> None:
+            run.log(step, figures)
+            progress.log(step, figures)
+            progress.link(run.url)
+
+        checkpoint = training.train(tokens, config, out, on_metrics)
         run.summarize(
             {f"speed/{name}": value for name, value in checkpoint.speed.model_dump(exclude={"seconds"}).items()}
         )

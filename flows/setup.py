@@ -1,0 +1,188 @@
+"""What a Prefect server needs before a deployment: pools, result storage, automations. `python -m flows.setup`
+
+Each thing is made if no thing of its name is there, and else brought up to date: run twice, nothing doubles.
+"""
+
+import argparse
+import copy
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import get_client
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.variables import Variable
+
+from textgen.__main__ import USER_MISTAKE
+from textgen.config import StorageConfig
+from textgen.files import InputError
+
+TRAININGS_AT_ONCE = 1
+RESULTS_BLOCK = "textgen-results"
+RESULTS_VARIABLE = "textgen_results"  # read by prefect.yaml
+NOTIFICATION_BLOCK = "textgen-notifications"
+NOTIFY_VARIABLE = "TEXTGEN_NOTIFY_URL"  # a secret: it goes into a block, which the server encrypts
+FLOWS = ["train-flow", "train-model"]
+LOST_AFTER_SECONDS = 300  # five heartbeats of prefect.yaml's deployments: a server may be away for four minutes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Set the server up and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.setup", description=__doc__)
+    parser.add_argument("--storage", default=StorageConfig().root, help="storage.root of the runs: a folder or a URL")
+    parser.add_argument("--gpu-pool", choices=["process", "docker", "kubernetes"], default="process")
+    parser.add_argument(
+        "--lost-after", type=int, default=LOST_AFTER_SECONDS, metavar="SECONDS",
+        help="without a heartbeat, after which a run counts as crashed",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        with get_client(sync_client=True) as client:
+            set_up_pool(client, "cpu", "process")
+            set_up_pool(client, "gpu", options.gpu_pool)
+            set_up_results(options.storage)
+            set_up_automation(client, lost_runs(options.lost_after))
+            set_up_notification(client)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return USER_MISTAKE
+    return 0
+
+
+def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
+    """Have a work pool of that kind, in which one run at a time trains.
+
+    Raises:
+        InputError: it is there and is of another kind.
+    """
+    try:
+        pool = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = base_job_template(client, kind)
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=TRAININGS_AT_ONCE)
+        )
+        print(f"work pool {name}: made")
+        return
+    if pool.type != kind:
+        raise InputError(f"work pool {name}: it is there, for workers of type {pool.type}, not {kind}")
+    if kind == "kubernetes":
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=base_job_template(client, kind)))
+    print(f"work pool {name}: is there")
+
+
+def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
+    """Return what a job of a pool is made from: Prefect's own, and on Kubernetes with a GPU and a choice of nodes."""
+    for workers in client.read_worker_metadata().values():
+        if kind in workers:
+            template = copy.deepcopy(workers[kind]["default_base_job_configuration"])
+    if kind == "kubernetes":
+        pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+        pod["nodeSelector"] = "{{ node_selector }}"
+        pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "{{ gpus }}"
+        template["variables"]["properties"] |= {
+            "gpus": {"title": "GPUs", "type": "integer", "default": 1, "minimum": 1},
+            "node_selector": {
+                "title": "Node selector", "type": "object", "default": {},
+                "description": "labels of the nodes that may run it, as {cloud.google.com/gke-accelerator: nvidia-l4}",
+            },
+        }  # fmt: skip
+    return template
+
+
+def set_up_results(root: str) -> None:
+    """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is."""
+    if StorageConfig(root=root).is_remote:
+        block: Block = RemoteFileSystem(basepath=f"{root.rstrip('/')}/results")
+    else:
+        block = LocalFileSystem(basepath=str(Path(root).resolve() / "results"))
+    block.save(RESULTS_BLOCK, overwrite=True)
+    Variable.set(RESULTS_VARIABLE, f"{block.get_block_type_slug()}/{RESULTS_BLOCK}", overwrite=True)
+    print(f"result storage {RESULTS_BLOCK}: {block.basepath}")
+
+
+def set_up_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
+    """Have an automation of that name, as it is wanted, and no other one of it."""
+    there = client.read_automations_by_name(wanted.name)
+    if there:
+        client.update_automation(there[0].id, wanted)
+    else:
+        client.create_automation(wanted)
+    for double in there[1:]:
+        client.delete_automation(double.id)
+    print(f"automation {wanted.name!r}: {'is there' if there else 'made'}")
+
+
+def on_runs(name: str, description: str, action: ActionTypes, **trigger: Any) -> AutomationCore:
+    """Return an automation that acts on events of the runs of our flows."""
+    return AutomationCore(
+        name=name,
+        description=description,
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
+            for_each={"prefect.resource.id"},
+            **trigger,
+        ),
+        actions=[action],
+    )
+
+
+def lost_runs(seconds: int) -> AutomationCore:
+    """Return the automation for runs whose process or machine is gone, which would be Running for ever."""
+    message = f"no sign of life for {seconds} seconds"
+    return on_runs(
+        "textgen: a run without a heartbeat has crashed",
+        f"After {seconds} seconds without one; the next run continues its training.",
+        ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message),
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.*"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=seconds),
+    )
+
+
+def set_up_notification(client: SyncPrefectClient) -> None:
+    """Have failed and crashed runs reported to the webhook in TEXTGEN_NOTIFY_URL, if it is set."""
+    url = os.environ.get(NOTIFY_VARIABLE)
+    if url is None:
+        print(f"{NOTIFY_VARIABLE} is not set: who is told of failed runs stays as it was")
+        return
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    block = CustomWebhookNotificationBlock(
+        name="textgen",
+        url="{{url}}",
+        json_data={"text": "{{subject}}\n{{body}}"},  # as Slack, Mattermost and Teams take it
+        secrets={"url": url},
+    )
+    block_id = block.save(NOTIFICATION_BLOCK, overwrite=True)
+    action = SendNotification(
+        block_document_id=block_id,
+        subject="textgen: {{ flow.name }} {{ flow_run.name }} is {{ flow_run.state.name }}",
+        body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+    )
+    wanted = on_runs(
+        "textgen: a failed or crashed run notifies",
+        "A message to the webhook of the block textgen-notifications.",
+        action,
+        expect={f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    set_up_automation(client, wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

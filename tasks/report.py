@@ -1,0 +1,156 @@
+"""What a run shows in the Prefect UI: the training's progress, a table of metrics, the model card.
+
+It is never a reason to fail. The server may be away while a training goes on: its progress is sent from a thread that
+nobody waits for.
+"""
+
+import base64
+import contextvars
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from textgen.card import CARD_FILE
+from textgen.config import Config
+from textgen.evaluate import Metrics
+from textgen.registry import METRICS_FILE, PublishedManifest, read_champion
+from textgen.tokens import TokensManifest, block_count
+from textgen.train import total_steps
+
+log = logging.getLogger(__name__)
+
+UPDATE_SECONDS = 5.0  # between two looks at a training's progress
+LEAVE_SECONDS = 10.0  # to send the last of it
+SHOWN = {
+    "loss_nats": "loss (nats a token)",
+    "token_perplexity": "token perplexity",
+    "word_perplexity": "word perplexity",
+    "bits_per_byte": "bits a byte",
+}
+
+
+class Progress:
+    """How far a training is, as an artifact that moves."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps, self.step = name, steps, 0
+        self.figures: dict[str, float] = {}
+        self._url: str | None = None
+        self._artifact: UUID | None = None
+        self._sent: tuple[Any, ...] = ()
+        self._linked = False
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Note the figures of a step."""
+        self.step = step
+        self.figures = {**self.figures, **figures}
+
+    def link(self, url: str | None) -> None:
+        """Note where the record of the run is."""
+        self._url = url
+
+    def send(self) -> None:
+        """Have the server show what was noted since the last time."""
+        if self._sent != (noted := (self.step, self.describe())):
+            percent = 100.0 * self.step / self.steps
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, f"{self.name}-training", self.describe())
+            else:
+                update_progress_artifact(self._artifact, percent, self.describe())
+            self._sent = noted
+        if self._url is not None and not self._linked:
+            create_link_artifact(self._url, self._url, key=f"{self.name}-wandb", description="Weights & Biases")
+            self._linked = True
+
+    def describe(self) -> str:
+        """Return the most important figures in words."""
+        words = {
+            "train/loss_nats": "loss {:.3f}", "validation/loss_nats": "validation {:.3f}",
+            "train/tokens_per_second": "{:,.0f} tokens/s", "train/mfu": "{:.0%} of the matrix peak",
+        }  # fmt: skip
+        known = [text.format(self.figures[name]) for name, text in words.items() if name in self.figures]
+        return ", ".join([f"step {self.step:,} of {self.steps:,}", *known])
+
+
+@contextmanager
+def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
+    """Yield the progress of a training and show it every few seconds while the block runs."""
+    blocks = block_count(tokens.splits["train"].tokens, config.data.seq_length)
+    progress, done = Progress(slug(config.name), total_steps(config.training, max(1, blocks))), threading.Event()
+
+    def follow() -> None:
+        finished, warned = False, False
+        while not finished:
+            finished = done.wait(UPDATE_SECONDS)
+            try:
+                progress.send()
+            except Exception as error:  # whatever the server or the way to it does: a training goes on
+                if not warned:
+                    log.warning("the progress could not be shown: %s", error)
+                warned = True
+
+    context = contextvars.copy_context()  # of the run that the artifacts are of
+    thread = threading.Thread(target=context.run, args=(follow,), name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        done.set()
+        thread.join(LEAVE_SECONDS)
+
+
+def show_model(published: PublishedManifest, metrics: Metrics) -> None:
+    """Show the metrics beside the champion's, and the model card."""
+    name, reason = slug(published.name), f"{published.version}: {published.reason}"
+    try:
+        create_table_artifact(compare(published, metrics), f"{name}-metrics", reason)
+        create_markdown_artifact(card(published.folder), f"{name}-model-card", reason)
+    except Exception as error:  # the model is published all the same
+        log.warning("the model could not be shown: %s", error)
+
+
+def compare(published: PublishedManifest, metrics: Metrics) -> list[dict[str, str]]:
+    """Return a row a metric: of this version and of the champion."""
+    home = published.folder.parent
+    champion = read_champion(home)
+    theirs = Metrics.model_validate(json.loads((home / champion / METRICS_FILE).read_text())) if champion else metrics
+    rows = []
+    for split, figures in metrics.splits.items():
+        for metric, words in SHOWN.items():
+            ours = getattr(figures, metric)
+            row = {"split": split, "metric": words, published.version: _number(ours)}
+            if champion not in (None, published.version):
+                row[f"{champion} (champion)"] = _number(getattr(theirs.splits[split], metric))
+            rows.append(row)
+    return rows
+
+
+def card(folder: Path) -> str:
+    """Return the model card of a published folder, its pictures in the text: the UI reaches no file."""
+    _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+    for picture in folder.glob("*.png"):
+        data = base64.b64encode(picture.read_bytes()).decode()
+        body = body.replace(f"]({picture.name})", f"](data:image/png;base64,{data})")
+    return body
+
+
+def slug(name: str) -> str:
+    """Return a name as an artifact's key may be: lowercase letters, digits and dashes."""
+    return "".join(character if character.isalnum() and character.isascii() else "-" for character in name.lower())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
