@@ -1,6 +1,7 @@
 """The form of a run: what people choose in the Prefect UI, and the configuration that it makes."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,17 +10,19 @@ from pydantic.json_schema import SkipJsonSchema
 
 from textgen.config import Config, Section, load_config
 
+NAME_LENGTH = 80
+
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def known_keys() -> list[str]:
-    """Return every key of the configuration, as `section.key`."""
-    keys = []
+    """Return every key of the configuration: of a section `section` and each `section.key`."""
+    keys = list(Config.model_fields)
     for name, field in Config.model_fields.items():
-        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        keys += [f"{name}.{key}" for key in field.annotation.model_fields] if is_section else [name]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
     return keys
 
 
@@ -109,8 +112,11 @@ def make_config(config: str, training: TrainingChoices, run: RunChoices, overrid
 
 def describe(parameters: dict[str, Any]) -> str:
     """Return a short name for a run with these parameters: the configuration and what differs from it."""
-    groups = [parameters.get("training") or {}, parameters.get("run") or {}]
-    values = [dict(group) for group in groups]
-    chosen = [f"{name}={value}" for group in values for name, value in group.items() if value not in (None, False)]
-    chosen = [choice for choice in chosen if not choice.startswith("gpu_deployment")]
-    return " ".join([Path(parameters.get("config") or "default").stem, *chosen, *(parameters.get("overrides") or [])])
+    chosen = [
+        f"{name}={value}"
+        for group in ("training", "run")
+        for name, value in dict(parameters.get(group) or {}).items()
+        if value not in (None, False) and name != "gpu_deployment"
+    ]
+    words = [Path(parameters.get("config") or "default").stem, *chosen, *(parameters.get("overrides") or [])]
+    return textwrap.shorten(" ".join(words), NAME_LENGTH, placeholder=" …")

@@ -11,13 +11,14 @@ from types import FrameType
 from typing import Any
 
 from prefect import flow, get_client
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
 from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
-from tasks.dispatch import cancel_children
+from tasks.dispatch import cancel_children, ended_by
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.publish import publish
@@ -69,7 +70,10 @@ def train_flow(
     raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
     tokens, tokenized = run_stage(tokenize, settings, raw=raw)
     folder = f"{train_key(tokens, settings)}-{flow_run.id}" if run.force else None
-    checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
+    try:
+        checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
+    except TerminationSignal as signal:
+        return ended_by(signal)
     metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens)
     published, publication = run_stage(
         publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.exceptions import TerminationSignal
 
+from tasks.dispatch import ended_by
 from tasks.stage import run_stage
 from tasks.train import train
 from textgen.config import Config
@@ -13,7 +15,7 @@ from textgen.tokens import TokensManifest
 
 
 @flow(name="train-model", flow_run_name="{config.name} {folder}", persist_result=True, result_serializer="json")
-def train_model(config: Config, tokens_key: str, folder: str) -> dict[str, Any]:
+def train_model(config: Config, tokens_key: str, folder: str) -> Any:
     """Train a model on tokens that the parent flow made, in a folder of checkpoints/; return its manifest.
 
     Args:
@@ -25,5 +27,8 @@ def train_model(config: Config, tokens_key: str, folder: str) -> dict[str, Any]:
     home = config.root / "processed" / tokens_key
     storage.bring(home, TokensManifest)
     here = config.model_copy(update={"compute": config.compute.model_copy(update={"gpu_deployment": None})})
-    checkpoint, _ = run_stage(train, here, tokens=TokensManifest.read(home), folder=Path(folder).name)
+    try:
+        checkpoint, _ = run_stage(train, here, tokens=TokensManifest.read(home), folder=Path(folder).name)
+    except TerminationSignal as signal:
+        return ended_by(signal)
     return checkpoint.model_dump(mode="json")

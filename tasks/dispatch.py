@@ -20,9 +20,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.runtime import flow_run as this_flow_run
-from prefect.states import Cancelling, State
+from prefect.states import Cancelled, Cancelling, State
 
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
@@ -141,6 +141,21 @@ def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     with get_client(sync_client=True) as client:
         for child in client.read_flow_runs(flow_run_filter=children):
             cancel(client, child.id)
+
+
+def ended_by(signal: TerminationSignal) -> State[Any]:
+    """Return the state of this flow run, whose process was told to end, if that was because it was cancelled.
+
+    Prefect itself knows only where no training held its signal back until the state was saved.
+
+    Raises:
+        TerminationSignal: it was not: the worker or the machine ends.
+    """
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(this_flow_run.id)).state
+    if state is None or not state.is_cancelling():
+        raise signal
+    return Cancelled(message="cancelled; what was trained is saved, and the next run continues it")
 
 
 def cancel(client: SyncPrefectClient, run_id: UUID) -> None:

@@ -1,0 +1,200 @@
+"""A Prefect server and its workers as processes of a test's own, and what a test asks of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 600  # a slow machine is no failure
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+T = TypeVar("T")
+
+
+def until(ask: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+    """Return the first true value of `ask()`, asked again and again."""
+    deadline = time.monotonic() + seconds
+    while not (value := ask()):
+        assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}"
+        time.sleep(POLL_SECONDS)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """A command in a session of its own, whose output is kept in a file."""
+
+    def __init__(self, arguments: list[str | Path], env: dict[str, str], log: Path, cwd: Path = ROOT) -> None:
+        self.log = log
+        with log.open("a") as file:
+            self.popen = subprocess.Popen(
+                [str(argument) for argument in arguments], cwd=cwd, env=env, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL the process, not what it started."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def kill_group(self) -> None:
+        """SIGKILL the process and all that it started, as the loss of a machine does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+class Prefect:
+    """A server with a database of its own, its workers, its deployments, its API."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("WANDB_", "HF_", "PREFECT_", "AWS_", "TEXTGEN_"))
+        }
+        self.env = {
+            **kept,
+            "HOME": str(folder),
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        headers = {}
+        if auth := environment.get("PREFECT_API_AUTH_STRING"):
+            headers["Authorization"] = httpx.BasicAuth(*auth.split(":", 1))._auth_header
+        self.api = httpx.Client(base_url=f"{self.url}/api/", headers=headers, timeout=60)
+        self.processes: dict[str, Process] = {}
+
+    def start(self, name: str, *arguments: str | Path, **environment: str) -> Process:
+        """Start a process of this name."""
+        log = self.folder / f"{name}-{len(list(self.folder.glob(f'{name}-*.log')))}.log"
+        self.processes[name] = Process(list(arguments), {**self.env, **environment}, log)
+        return self.processes[name]
+
+    def start_server(self) -> Process:
+        """Start the server and wait until it answers."""
+        server = self.start(
+            "server", BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)
+        )
+        until(lambda: self.is_up() or server.popen.poll() is not None, "the server answers")
+        assert server.popen.poll() is None, server.log.read_text()[-2000:]
+        return server
+
+    def is_up(self) -> bool:
+        try:
+            return self.api.get("health").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def start_worker(self, pool: str, **environment: str) -> Process:
+        """Start a worker of a pool and wait until it polls."""
+        worker = self.start(
+            f"worker-{pool}", BIN / "prefect", "worker", "start", "--pool", pool, "--type", "process", **environment
+        )
+        until(lambda: "started!" in worker.log.read_text(), f"the worker of {pool} starts")
+        return worker
+
+    def command(self, *arguments: str | Path) -> str:
+        """Run a command against this server and return what it prints."""
+        done = subprocess.run(
+            [str(argument) for argument in arguments], cwd=ROOT, env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def set_up(self, storage: str, *options: str) -> None:
+        """Do what the README's Deploy section does after the server is started, but for the workers."""
+        self.command(sys.executable, "-m", "flows.setup", "--storage", storage, *options)
+        self.command(BIN / "prefect", "--no-prompt", "deploy", "--all")
+
+    def post(self, path: str, body: Any) -> Any:
+        busy = httpx.codes.SERVICE_UNAVAILABLE  # SQLite's answer where two write
+        answer = until(lambda: (answer := self.api.post(path, json=body)).status_code != busy and answer, path)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def create_run(self, parameters: dict[str, Any], deployment: str = "train-flow/on-demand") -> str:
+        """Start a run of a deployment and return its id."""
+        deployment_id = self.api.get(f"deployments/name/{deployment}").raise_for_status().json()["id"]
+        return self.post(f"deployments/{deployment_id}/create_flow_run", {"parameters": parameters})["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.api.get(f"flow_runs/{run_id}").raise_for_status().json()
+
+    def wait(self, run_id: str) -> dict[str, Any]:
+        """Return the run when it has ended."""
+        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, f"run {run_id} ends")
+
+    def children(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the runs of train-model that a run started or joined, the oldest first."""
+        body = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return self.post("flow_runs/filter", body)
+
+    def live_runs(self) -> list[dict[str, Any]]:
+        """Return every run that has not ended, scheduled ones of the future apart."""
+        body = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}}}}
+        return self.post("flow_runs/filter", body)
+
+    def logs(self, run_id: str) -> list[str]:
+        """Return the lines of a run's log."""
+        body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [line["message"] for line in self.post("logs/filter", body)]
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        """Return the data of a run's artifacts by key."""
+        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        return {
+            artifact["key"]: artifact["data"] for artifact in self.post("artifacts/filter", body) if artifact["key"]
+        }
+
+    def stop(self) -> None:
+        """End every process that was started here."""
+        for process in self.processes.values():
+            process.kill_group()
+
+
+@contextmanager
+def prefect(folder: Path, **environment: str) -> Iterator[Prefect]:
+    """Yield a running server that ends, with all of its workers, with the block."""
+    stack = Prefect(folder, **environment)
+    try:
+        stack.start_server()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def processes_of_run(run_id: str) -> list[int]:
+    """Return the ids of the processes that execute a flow run, by their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in environment:
+            found.append(int(process.name))
+    return sorted(found)

@@ -1,0 +1,278 @@
+"""Deployed runs on a real server and real workers: what they make, and that nothing is lost when a process dies."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.services import Prefect, prefect, processes_of_run, until
+from textgen.config import SPLITS
+from textgen.log import read_log
+from textgen.registry import PublishedManifest
+
+LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds
+CANCEL_SECONDS = 30
+OVERHEAD_SECONDS = {"ephemeral": 15.0, "running": 6.0}
+STEPS = 1500  # about half a minute
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
+TINY = (
+    "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
+    "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
+    "training.warmup_steps=2", "training.eval_every=500", "training.eval_blocks=16", "training.checkpoint_every=100",
+    "training.log_every=10",
+)  # fmt: skip
+SECRET = "sk-not-for-anyone-0123456789"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory) -> Iterator[Prefect]:
+    folder = tmp_path_factory.mktemp("stack")
+    with prefect(folder, WANDB_API_KEY=SECRET) as stack:
+        stack.set_up(str(folder / "shared"), "--lost-after", str(LOST_AFTER_SECONDS))
+        stack.start_worker("cpu")
+        stack.start_worker("gpu")
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    """Return the override that names a corpus of three small files."""
+    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=20)) for _ in range(200)) + "\n")
+    return "data.files={" + ", ".join(f"{split}: {folder / split}.txt" for split in SPLITS) + "}"
+
+
+@pytest.fixture
+def parameters(corpus, tmp_path) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes the parameters of a tiny run in a storage of the test's own."""
+
+    def make(steps: int = STEPS, seed: int = 1, root: str | None = None, **run: Any) -> dict[str, Any]:
+        return {
+            "config": "default",
+            "training": {"steps": steps, "seed": seed},
+            "run": {"gpu_deployment": "train-model/gpu", **run},
+            "overrides": [corpus, f"storage.root={root or tmp_path / 'data'}", *TINY],
+        }
+
+    return make
+
+
+def training_folder(root: Path) -> Path:
+    """Return the one training folder of a storage."""
+    (folder,) = {path.parent for path in root.glob("checkpoints/*/log.jsonl")}
+    return folder
+
+
+def steps_logged(root: Path) -> list[int]:
+    return [int(line["step"]) for line in read_log(training_folder(root)) if "train/loss_nats" in line]
+
+
+def until_trained(root: Path, least: int = 120) -> int:
+    """Wait until a training has come some random number of steps far, with a state saved; return the step."""
+    wanted = random.randint(least, STEPS // 2)
+
+    def far() -> int:
+        if not list(root.glob("checkpoints/*/states/step-*/manifest.json")):
+            return 0
+        return step if (step := max(steps_logged(root), default=0)) >= wanted else 0
+
+    return until(far, f"the training comes to step {wanted}")
+
+
+def check_one_version(root: Path) -> None:
+    """Check that one version was published and is the champion, and that no step was taken twice or left out."""
+    versions = sorted(root.glob("models/tiny/v*"))
+    assert [version.name for version in versions] == ["v1"]
+    PublishedManifest.read(versions[0])
+    assert (root / "models" / "tiny" / "champion").read_text().strip() == "v1"
+    assert steps_logged(root) == list(range(10, STEPS + 1, 10))
+    assert not list(root.rglob("*.damaged*"))
+
+
+def continued_from(stack: Prefect, run_id: str) -> list[int]:
+    """Return the steps that the trainings of a run's children continued from."""
+    lines = [line for child in stack.children(run_id) for line in stack.logs(child["id"])]
+    return [int(line.split()[-1]) for line in lines if line.startswith("continuing from step")]
+
+
+def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parameters, tmp_path):
+    run = stack.wait(stack.create_run(parameters(steps=200)))
+    assert (run["state_name"], run["name"]) == ("Completed", run["name"]), run["state"]["message"]
+    assert run["name"].startswith("default steps=200 seed=1")
+    (child,) = stack.children(run["id"])
+    assert (child["state_name"], child["work_pool_name"], run["work_pool_name"]) == ("Completed", "gpu", "cpu")
+    assert (tmp_path / "data" / "models" / "tiny" / "champion").read_text() == "v1\n"
+
+    shown = stack.artifacts(run["id"])
+    rows = json.loads(shown["tiny-metrics"])
+    assert {row["metric"] for row in rows} == {
+        "loss (nats a token)", "token perplexity", "word perplexity", "bits a byte",
+    }  # fmt: skip
+    assert "data:image/png;base64," in shown["tiny-model-card"]
+    assert stack.artifacts(child["id"])["tiny-training"] == 100
+    assert any(line.startswith("publish: ") for line in stack.logs(run["id"]))
+    assert any("train: " in line for line in stack.logs(child["id"]))
+    result = stack.api.post("artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}).text
+    everything = json.dumps([run, child, stack.logs(run["id"]), stack.logs(child["id"]), result])
+    assert SECRET not in everything
+
+    again = stack.wait(stack.create_run(parameters(steps=200)))
+    assert (again["state_type"], again["state_name"]) == ("COMPLETED", "Nothing to do")
+    assert "those of tiny v1" in again["state"]["message"]
+    assert again["total_run_time"] < 30
+    assert stack.children(again["id"]) == []
+
+
+def test_new_data_is_trained_on_and_force_trains_without_any(stack, parameters, corpus, tmp_path):
+    root = tmp_path / "data"
+    assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Completed"
+    train_file = Path(corpus.split("train: ")[1].split(",")[0])
+    before = train_file.read_text()
+    try:
+        train_file.write_text(before + "one more cat\n")
+        assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Completed"
+    finally:
+        train_file.write_text(before)
+    assert sorted(path.name for path in root.glob("models/tiny/v*")) == ["v1", "v2"]
+    assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Nothing to do"
+    forced = stack.wait(stack.create_run(parameters(steps=100, force=True)))
+    assert forced["state_name"] == "Completed"
+    assert len(stack.children(forced["id"])) == 1
+    assert len(list(root.glob("checkpoints/*/manifest.json"))) == 3
+    assert sorted(path.name for path in root.glob("models/tiny/v*")) == ["v1", "v2"], "the same bytes: no new version"
+
+
+@pytest.mark.parametrize(
+    ("parameters_of_a_mistake", "words"),
+    [
+        ({"training": {"steps": 0}}, "less than the minimum"),
+        ({"training": {"learning_rate": "fast"}}, "learning_rate"),
+        ({"config": "no-such-file"}, "no-such-file"),
+        ({"run": {"promote": "perhaps"}}, "perhaps"),
+        ({"overrides": ["training.max_step=3"]}, "training.max_step=3"),
+        ({"training": {"epochs": 1}}, "epochs"),
+    ],
+)
+def test_a_bad_value_is_refused_before_a_run_starts(parameters_of_a_mistake, words, stack):
+    deployment = stack.api.get("deployments/name/train-flow/on-demand").json()["id"]
+    answer = stack.api.post(f"deployments/{deployment}/create_flow_run", json={"parameters": parameters_of_a_mistake})
+    assert answer.status_code in (409, 422)
+    assert words in answer.text
+
+
+def test_a_killed_training_process_is_continued_by_a_new_run_of_the_same_flow(stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    step = until_trained(tmp_path / "data")
+    (child,) = stack.children(run_id)
+    for process in processes_of_run(child["id"]):
+        os.kill(process, signal.SIGKILL)
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    children = stack.children(run_id)
+    assert [child["state_name"] for child in children] == ["Crashed", "Completed"]
+    assert 0 < continued_from(stack, run_id)[-1] >= step - 200
+    check_one_version(tmp_path / "data")
+
+
+def test_a_killed_flow_process_leaves_its_training_for_the_next_run_to_join(stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    until_trained(tmp_path / "data")
+    for process in processes_of_run(run_id):
+        os.kill(process, signal.SIGKILL)
+    assert stack.wait(run_id)["state_name"] == "Crashed"
+    again = stack.create_run(parameters())
+    assert stack.wait(again)["state_name"] == "Completed"
+    assert stack.children(again) == [], "it joined the training that went on"
+    check_one_version(tmp_path / "data")
+
+
+@pytest.mark.parametrize("pool", ["gpu", "cpu"])
+def test_a_killed_worker_interrupts_nothing(pool, stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    until_trained(tmp_path / "data")
+    stack.processes[f"worker-{pool}"].kill()
+    stack.start_worker(pool)
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    assert continued_from(stack, run_id) == []
+    check_one_version(tmp_path / "data")
+
+
+def test_a_lost_gpu_machine_is_noticed_and_another_one_continues(stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    step = until_trained(tmp_path / "data")
+    (child,) = stack.children(run_id)
+    stack.processes["worker-gpu"].kill_group()
+    for process in processes_of_run(child["id"]):
+        os.kill(process, signal.SIGKILL)
+    stack.start_worker("gpu")
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    first, second = stack.children(run_id)
+    assert first["state"]["message"] == f"no sign of life for {LOST_AFTER_SECONDS} seconds"
+    assert second["state_name"] == "Completed"
+    assert continued_from(stack, run_id)[-1] >= step - 200
+    check_one_version(tmp_path / "data")
+
+
+def test_a_killed_server_that_is_started_again_interrupts_nothing(stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    until_trained(tmp_path / "data")
+    stack.processes["server"].kill_group()
+    stack.start_server()
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    assert continued_from(stack, run_id) == []
+    check_one_version(tmp_path / "data")
+
+
+def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack, parameters, tmp_path):
+    run_id = stack.create_run(parameters())
+    step = until_trained(tmp_path / "data")
+    (child,) = stack.children(run_id)
+    training = processes_of_run(child["id"])
+    stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    cancelled = time.monotonic()
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in training), "the training ends")
+    assert time.monotonic() - cancelled < CANCEL_SECONDS
+    assert stack.wait(run_id)["state_name"] == "Cancelled"
+    assert stack.wait(child["id"])["state_name"] == "Cancelled", "and not first Crashed, which would notify"
+    newest = max((tmp_path / "data").glob("checkpoints/*/states/step-*")).name
+    assert int(newest.removeprefix("step-")) >= step, "the state of the step that it was cancelled in"
+
+    again = stack.create_run(parameters())
+    assert stack.wait(again)["state_name"] == "Completed"
+    assert continued_from(stack, again) == [int(newest.removeprefix("step-"))]
+    check_one_version(tmp_path / "data")
+
+
+def test_of_two_runs_at_once_one_trains_and_one_version_comes_out(stack, parameters, tmp_path):
+    runs = [stack.create_run(parameters()), stack.create_run(parameters())]
+    assert sorted(stack.wait(run_id)["state_name"] for run_id in runs) == ["Completed", "Nothing to do"]
+    assert sum(len(stack.children(run_id)) for run_id in runs) == 1
+    check_one_version(tmp_path / "data")
+
+
+def test_no_run_is_left_alive(stack):
+    """After all of the tests before."""
+    until(lambda: not stack.live_runs(), "every run ends", seconds=2 * LOST_AFTER_SECONDS)
+
+
+def test_setting_up_twice_doubles_nothing(stack, tmp_path):
+    def there() -> dict[str, list[str]]:
+        names = {
+            "work_pools": stack.post("work_pools/filter", {}),
+            "automations": stack.post("automations/filter", {}),
+            "deployments": stack.post("deployments/filter", {}),
+            "block_documents": stack.post("block_documents/filter", {}),
+        }
+        return {kind: sorted(item["name"] for item in items) for kind, items in names.items()}
+
+    before = there()
+    stack.set_up(str(tmp_path), "--lost-after", str(LOST_AFTER_SECONDS))
+    assert there() == before
+    assert before["work_pools"] == ["cpu", "gpu"]
+    assert before["deployments"] == ["gpu", "on-demand", "scheduled"]
