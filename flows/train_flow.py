@@ -1,11 +1,14 @@
 """The parent flow: fetch, tokenize, train, evaluate, publish; and the command `python -m flows.train_flow`."""
 
 import argparse
+import contextvars
 import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,22 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
-from tasks.dispatch import cancel_children, ended_by
-from tasks.evaluate import evaluate
-from tasks.fetch import fetch
-from tasks.publish import publish
-from tasks.report import show_model
-from tasks.stage import run_stage
-from tasks.tokenize import tokenize
-from tasks.train import train
+from tasks.cancel import cancel_children, ended_by
 from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
 from textgen.config import Config
 from textgen.corpus import raw_folder
-from textgen.distributed import processes_to_start
 from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
-from textgen.train import train_key
-from textgen.warm_start import initial_sha256
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
 
@@ -66,6 +59,16 @@ def train_flow(
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above; README.md lists the keys.
     """
+    # With them comes torch, which takes seconds: here they pass while the command's temporary server starts.
+    from tasks.evaluate import evaluate
+    from tasks.fetch import fetch
+    from tasks.publish import publish
+    from tasks.report import show_model
+    from tasks.stage import run_stage
+    from tasks.tokenize import tokenize
+    from tasks.train import train
+    from textgen.train import train_key
+
     settings = make_config(config, training, run, overrides)
     raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
     tokens, tokenized = run_stage(tokenize, settings, raw=raw)
@@ -142,9 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     run = RunChoices(force=options.force, refresh=options.refresh)
     try:
-        check_inputs(make_config(str(options.config), TrainingChoices(), run, options.overrides))
+        config = make_config(str(options.config), TrainingChoices(), run, options.overrides)
+        check_files(config)
         print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
-        start_server()
+        with server_started():
+            check_devices(config)
         result = train_flow(str(options.config), run=run, overrides=options.overrides)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -162,14 +167,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def start_server() -> None:
-    """Have Prefect's temporary server running, if one is needed, and deaf to Ctrl-C: it is told how the run ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+@contextmanager
+def server_started() -> Iterator[None]:
+    """Start Prefect's temporary server, if one is needed, while the block runs; at its end it answers.
+
+    It is deaf to Ctrl-C: it is told how the run ended.
+    """
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            with get_client(sync_client=True):
+                pass
+        except Exception as error:
+            failures.append(error)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which threads and new processes inherit
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(start,), name="server")
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        with get_client(sync_client=True):
-            pass
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        thread.join()
+        if failures:
+            raise failures[0]
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -188,16 +210,29 @@ def set_up_console() -> None:
         logging.getLogger(name).propagate = False
 
 
-def check_inputs(config: Config) -> None:
-    """Check what can be checked before a server starts: local files and the device.
+def check_files(config: Config) -> None:
+    """Check before a server starts that the local files are there.
 
     Raises:
         InputError: one of them is absent or unusable.
     """
-    processes_to_start(config.training)
-    initial_sha256(config)
     raw_folder(config.data, config.root)
     find_gpt2_file(config.tokenizer, config.root)
+
+
+def check_devices(config: Config) -> None:
+    """Check before the flow starts that the devices and the model to start from are there.
+
+    Raises:
+        InputError: one of them is absent or unusable.
+    """
+    from textgen.distributed import processes_to_start
+    from textgen.warm_start import initial_sha256
+
+    if config.compute.gpu_deployment is None:
+        processes_to_start(config.training)
+    if not config.storage.is_remote:
+        initial_sha256(config)
 
 
 if __name__ == "__main__":

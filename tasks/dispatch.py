@@ -6,24 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
 
 import httpx
-from prefect import Flow, get_client
+from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as this_flow_run
-from prefect.states import Cancelled, Cancelling, State
 
+from tasks.cancel import cancel
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.files import Damaged, Failure, InputError
@@ -130,37 +123,6 @@ def explain(run: FlowRun, config: Config, damage: Damaged) -> Exception:
         if found:
             return expected(text)
     return TrainingLost(f"the run {run.name} of {deployment} ended {state.name}: {state.message}")
-
-
-def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the runs that a cancelled flow run started, at once: the server does so half a minute later."""
-    children = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))),
-    )
-    with get_client(sync_client=True) as client:
-        for child in client.read_flow_runs(flow_run_filter=children):
-            cancel(client, child.id)
-
-
-def ended_by(signal: TerminationSignal) -> State[Any]:
-    """Return the state of this flow run, whose process was told to end, if that was because it was cancelled.
-
-    Prefect itself knows only where no training held its signal back until the state was saved.
-
-    Raises:
-        TerminationSignal: it was not: the worker or the machine ends.
-    """
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(this_flow_run.id)).state
-    if state is None or not state.is_cancelling():
-        raise signal
-    return Cancelled(message="cancelled; what was trained is saved, and the next run continues it")
-
-
-def cancel(client: SyncPrefectClient, run_id: UUID) -> None:
-    """Ask the worker of a run to end it; one that no worker has taken ends at once."""
-    client.set_flow_run_state(run_id, Cancelling())
 
 
 def persist(ask: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.train_flow import check_inputs, main, train_flow
+from flows.train_flow import check_files, main, train_flow
 from textgen import tokens
 from textgen.config import SPLITS, Config, parse_config
 from textgen.files import InputError
@@ -209,10 +209,10 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, override, words):
 def test_text_that_is_not_utf_8_or_empty_is_refused_before_a_run_starts(folder):
     (folder / "train.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
-        check_inputs(tiny(folder))
+        check_files(tiny(folder))
     (folder / "train.txt").write_bytes(b"")
     with pytest.raises(InputError, match="empty"):
-        check_inputs(tiny(folder))
+        check_files(tiny(folder))
 
 
 def test_a_model_that_transformers_would_run_otherwise_is_not_published(folder, monkeypatch, capsys):

@@ -27,6 +27,8 @@ Line = tuple[int, dict[str, float]]
 class Recorder:
     """What stands in for Weights & Biases: it keeps what each attempt hands on."""
 
+    url = None
+
     def __init__(self) -> None:
         self.attempts: list[list[Line]] = []
 

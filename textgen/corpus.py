@@ -5,6 +5,7 @@ import codecs
 import functools
 import glob
 import hashlib
+import os
 import re
 import sys
 import sysconfig
@@ -255,12 +256,14 @@ def _freeze_splits(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
 
 def standard_library() -> dict[str, Path]:
     """Return the source file of every module of the running interpreter's standard library, by module name."""
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    modules = {}
-    for path in sorted(stdlib.rglob("*.py")):
-        parts = path.relative_to(stdlib).with_suffix("").parts
-        if parts[0] in sys.stdlib_module_names and not NOT_DOCUMENTATION & set(parts):
-            modules[".".join(parts).removesuffix(".__init__")] = path
+    stdlib, modules = Path(sysconfig.get_path("stdlib")), {}
+    for folder, subfolders, files in os.walk(stdlib):
+        subfolders[:] = set(subfolders) - NOT_DOCUMENTATION  # site-packages may hold fifty times as much
+        for file in files:
+            path = Path(folder, file)
+            parts = path.relative_to(stdlib).with_suffix("").parts
+            if path.suffix == ".py" and parts[0] in sys.stdlib_module_names and parts[-1] not in NOT_DOCUMENTATION:
+                modules[".".join(parts).removesuffix(".__init__")] = path
     return modules
 
 
