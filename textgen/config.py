@@ -227,7 +227,9 @@ class StorageConfig(Section):
     @property
     def local(self) -> Path:
         """The folder that the stages work in: the root itself, or a remote root's own place in `cache`."""
-        return Path(self.cache) / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root) if self.is_remote else Path(self.root)
+        if self.is_remote:
+            return Path(self.cache).expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root)
+        return Path(self.root).expanduser()
 
 
 class Config(Section):
