@@ -173,9 +173,12 @@ class Prefect:
         }
 
     def stop(self) -> None:
-        """End every process that was started here."""
+        """End every process that was started here, and the runs that workers started."""
         for process in self.processes.values():
             process.kill_group()
+        for process_id in processes_with(f"PREFECT_API_URL={self.url}/api"):
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
         self.api.close()
 
 
@@ -221,13 +224,18 @@ def prefect(folder: Path, **environment: str) -> Iterator[Prefect]:
 
 
 def processes_of_run(run_id: str) -> list[int]:
-    """Return the ids of the processes that execute a flow run, by their environment."""
+    """Return the ids of the processes that execute a flow run."""
+    return processes_with(f"PREFECT__FLOW_RUN_ID={run_id}")
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the ids of the processes that have this in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             environment = (process / "environ").read_bytes()
         except OSError:
             continue
-        if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in environment:
+        if variable.encode() in environment.split(b"\0"):
             found.append(int(process.name))
     return sorted(found)

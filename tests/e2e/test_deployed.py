@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_of_two_runs_at_once_one_trains_and_one_version_comes_out(stack, paramet
 def test_no_run_is_left_alive(stack):
     """After all of the tests before."""
     until(lambda: not stack.live_runs(), "every run ends", seconds=2 * LOST_AFTER_SECONDS)
+
+
+def test_the_next_monday_is_scheduled(stack):
+    scheduled = stack.api.get("deployments/name/train-flow/scheduled").raise_for_status().json()["id"]
+    body = {"deployments": {"id": {"any_": [scheduled]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 1}
+    (run,) = until(lambda: stack.post("flow_runs/filter", body), "the scheduler has run")
+    start = datetime.fromisoformat(run["expected_start_time"])
+    assert (start.weekday(), start.hour, start.minute, run["state_name"]) == (0, 3, 0, "Scheduled")
+    assert start - datetime.now(UTC) < timedelta(days=7)
 
 
 def test_setting_up_twice_doubles_nothing(stack, tmp_path):
