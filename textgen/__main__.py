@@ -97,9 +97,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     loaded = load_model(folder, choose_device("auto"))
     evaluation = EvaluationConfig(protocol=options.protocol)
     if options.text is not None:
-        splits = {"text": evaluate_text(loaded, options.text, evaluation)}
+        measured = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        splits = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, max(1, loaded.seq_length // 2))
+        stride = max(1, loaded.seq_length // 2)
+        measured = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, stride)
+    splits = {name: split.metrics for name, split in measured.items()}
     if options.json:
         print(json.dumps({name: metrics.model_dump(mode="json") for name, metrics in splits.items()}, indent=2))
         return
