@@ -1,6 +1,8 @@
 """Perplexity: every token scored once, in the context that is promised, over the right denominators."""
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import textgen.evaluate
-from textgen.config import EvaluationConfig
+from textgen.__main__ import main
+from textgen.config import EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
 from textgen.evaluate import (
     Metrics,
@@ -21,7 +24,8 @@ from textgen.evaluate import (
 )
 from textgen.export import LoadedModel, load_model
 from textgen.files import Damaged, InputError
-from textgen.protocols import blocks, sliding_windows
+from textgen.protocols import DEFINITIONS, blocks, sliding_windows
+from textgen.storage import Storage
 from textgen.tokens import TextCounts, load_stream
 
 # length of the stream, of a sequence, stride
@@ -214,3 +218,68 @@ def test_a_text_file_that_cannot_be_measured_is_refused(content, message, checkp
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
+
+
+def score_rows(loaded: LoadedModel, rows: list[str]) -> list[float]:
+    """Return the nats of each row of a text that is no WikiText, as lm-eval's windows have them."""
+    end, nats = loaded.tokenizer.token_to_id("<|endoftext|>"), []
+    for row in rows:
+        ids = [end, *loaded.tokenizer.encode(row).ids]
+        nats.append(sum(brute_force_nats(loaded, ids, "sliding", loaded.seq_length, loaded.seq_length)))
+    return nats
+
+
+def test_a_corpus_is_measured_as_lm_eval_does_from_its_raw_text(checkpoint, tokens, raw, make_config):
+    metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": "lm-eval"}))
+    assert metrics.definition == DEFINITIONS["lm-eval"]
+    loaded = load_model(checkpoint.folder)
+    for name, split in metrics.splits.items():
+        rows = read_rows(raw, name)
+        nats, words = score_rows(loaded, rows), sum(len(row.split()) + 1 for row in rows)  # a line feed ends each
+        assert read_documents(metrics, name).nats.tolist() == pytest.approx(nats, rel=1e-5)
+        assert split.word_perplexity == pytest.approx(math.exp(sum(nats) / words), rel=1e-5)
+        assert split.bits_per_byte == pytest.approx(sum(nats) / split.bytes / math.log(2), rel=1e-5)
+        assert split.byte_perplexity == pytest.approx(2**split.bits_per_byte)
+
+
+@pytest.mark.parametrize("protocol", ["sliding", "blocks", "lm-eval"])
+def test_the_command_measures_as_the_evaluation_of_a_run_does(protocol, checkpoint, tokens, make_config, capsys):
+    arguments = ["evaluate", str(checkpoint.folder), "--root", str(tokens.root), "--protocol", protocol]
+    assert main([*arguments, "--json"]) == 0
+    splits = json.loads(capsys.readouterr().out)
+    metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": protocol}))
+    assert splits == {name: split.model_dump() for name, split in metrics.splits.items()}
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert DEFINITIONS[protocol].denominators in printed and DEFINITIONS[protocol].context in printed
+
+
+def test_the_command_says_that_the_raw_text_is_not_there(checkpoint, tokens, tmp_path, capsys):
+    shutil.copytree(tokens.root / "processed", tmp_path / "processed")
+    arguments = ["evaluate", str(checkpoint.folder), "--root", str(tmp_path), "--protocol", "lm-eval"]
+    assert main(arguments) == 2
+    assert f"{tmp_path / 'raw'}: the raw text of the tokens is not there" in capsys.readouterr().err
+
+
+def test_on_another_machine_the_task_brings_the_raw_text(checkpoint, tokens, raw, make_config, tmp_path):
+    from tasks.evaluate import evaluate as task
+
+    root = f"memory://{tmp_path.name}"
+    here, there = (Storage(StorageConfig(root=root, cache=str(tmp_path / name))) for name in ("here", "there"))
+    shutil.copytree(tokens.root, here.local)
+    manifests = [manifest.model_copy(update={"path": str(here.local / manifest.folder.relative_to(tokens.root))})
+                 for manifest in (tokens, raw)]  # fmt: skip
+    for manifest in manifests:
+        here.push(manifest.folder, manifest)
+    arrived = [manifest.model_copy(update={"path": manifest.path.replace(str(here.local), str(there.local))})
+               for manifest in manifests]  # fmt: skip
+    trained = there.local / "checkpoints" / checkpoint.key
+    shutil.copytree(checkpoint.folder, trained, ignore=shutil.ignore_patterns("evaluations"))
+    config = make_config(
+        evaluation={"protocol": "lm-eval"},
+        storage={"root": root, "cache": str(tmp_path / "there")},
+        tracking={"mode": "disabled"},
+    )
+    metrics = task.fn(config, checkpoint.model_copy(update={"path": str(trained)}), *arrived)
+    assert metrics.folder.is_relative_to(there.local)
+    assert metrics.splits == evaluate(checkpoint.folder, tokens, config).splits

@@ -91,6 +91,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from textgen.device import choose_device
     from textgen.evaluate import evaluate_splits, evaluate_text
     from textgen.export import load_model
+    from textgen.protocols import DEFINITIONS
     from textgen.registry import read_tokens, resolve
 
     folder = resolve(options.model, options.root)
@@ -105,6 +106,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({name: metrics.model_dump(mode="json") for name, metrics in splits.items()}, indent=2))
         return
+    print(f"{options.protocol}: context {loaded.seq_length}")
+    for part, description in DEFINITIONS[options.protocol].model_dump().items():
+        print(f"  {part:18} {description}")
     for name, metrics in splits.items():
         print(name)
         for figure, value in metrics.model_dump().items():
