@@ -109,6 +109,7 @@ def test_documents_of_any_length_are_scored_together_as_each_alone(batch_size, o
     _, loaded = opinionated
     draw = random.Random(0)
     rows = [" ".join(draw.choices(["river", "塔", "old", "42"], k=draw.randint(1, 30))) + "\n" for _ in range(9)]
+    rows.append("42\n")  # the stream ends before the windows that it is batched with
     measured = evaluate_rows(loaded, rows, EvaluationConfig(protocol="lm-eval", batch_size=batch_size))
     end = loaded.tokenizer.token_to_id("<|endoftext|>")
     expected = [score_alone(loaded, lm_eval_windows(loaded.tokenizer.encode(row).ids, end, 32)) for row in rows]
