@@ -182,10 +182,14 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How perplexity is measured: `sliding` windows with a stride, or disjoint `blocks`."""
+    """How perplexity is measured: `sliding` windows with a stride, disjoint `blocks`, or `lm-eval`'s wikitext task."""
 
-    protocol: Literal["sliding", "blocks"] = "sliding"
-    stride: int | None = Field(None, ge=1, description="tokens scored a window; null: half of data.seq_length")
+    protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
+        "sliding", description="textgen/protocols.py defines them"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="sliding only: tokens scored a window; null: half of data.seq_length"
+    )
     batch_size: int = Field(32, ge=1)
 
 
