@@ -12,6 +12,7 @@ from textgen.config import Config
 from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.files import write_atomic
+from textgen.gate import Decision
 from textgen.plots import plot_data, plot_training, words_by_row
 from textgen.tokens import TokensManifest
 
@@ -55,6 +56,7 @@ def write_card(
     raw: RawManifest,
     config: Config,
     samples: Sequence[Sample],
+    decision: Decision,
     lineage: dict[str, Any],
 ) -> None:
     """Write the card and its plots into `folder`."""
@@ -87,7 +89,7 @@ def write_card(
         protocol=metrics.protocol,
         protocol_words=PROTOCOLS[metrics.protocol].format(seq_length=metrics.seq_length, stride=metrics.stride),
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
-        decision=describe_decision(lineage["decision"]),
+        decision=describe_decision(decision),
         samples="\n\n".join(f"> **{sample.prompt}**{_quoted(sample.continuation)}" for sample in samples),
         packages=", ".join(f"{package} {number}" for package, number in lineage["packages"].items()),
         python=lineage["python"],
@@ -148,6 +150,8 @@ Protocol `{protocol}`. {protocol_words}
 Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word perplexity
 divides the nats of the split by its words (separated by white space) and, except in `lm-eval`, its rows (each row's
 end counts as a word); bits a byte divides them by its bytes in UTF-8. `metrics.json` has all the digits.
+
+## Promotion
 
 {decision}
 
@@ -212,9 +216,38 @@ def describe_training(checkpoint: CheckpointManifest) -> str:
     )
 
 
-def describe_decision(decision: dict[str, Any] | None) -> str:
-    """Return in words whether the version became the champion, and by what figures."""
-    return ""
+def describe_decision(decision: Decision) -> str:
+    """Return whether the version became the champion, the figures that said so, and the guards."""
+    figures = {
+        "compared with": decision.opponent,
+        "protocol": decision.protocol,
+        "unit": decision.unit,
+        "documents of test": decision.documents,
+        "this version": decision.challenger,
+        "compared with it": decision.champion,
+        "difference (below zero is better)": decision.difference,
+        "its interval, low": decision.low,
+        "its interval, high": decision.high,
+        "confidence reached": decision.confidence,
+        "confidence required": decision.required_confidence,
+        "improvement required": decision.min_improvement,
+    }
+    rows = [(name, _figure(value)) for name, value in figures.items() if value is not None]
+    for guard in decision.guards:
+        outcome = "passed" if guard.passed else "failed"
+        rows.append((f"guard: {guard.name}", f"{outcome}: {_figure(guard.value)}, bound {_figure(guard.bound)}"))
+    verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {decision.reason}."
+    return f"{verdict}\n\n{_table(('decision', 'value'), rows)}" if rows else verdict
+
+
+def _figure(value: str | float | None) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4f}"
+        case _:
+            return str(value)
 
 
 def _hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:

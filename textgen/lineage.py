@@ -6,12 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from textgen.checkpoint import CheckpointManifest
 from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import Manifest
+from textgen.gate import Decision
 from textgen.tokens import TokensManifest
 
 LINEAGE_FILE = "lineage.json"
@@ -23,8 +22,8 @@ def describe_lineage(
     metrics: Metrics,
     tokens: TokensManifest,
     raw: RawManifest,
-    decision: BaseModel | None = None,
-    flow_run_id: str | None = None,
+    decision: Decision,
+    flow_run_id: str | None,
 ) -> dict[str, Any]:
     """Return where a model comes from: data, tokens, weights, configuration, code, packages, run and decision.
 
@@ -45,7 +44,7 @@ def describe_lineage(
         "python": sys.version.split()[0],
         "packages": {package: version(package) for package in PACKAGES},
         "flow_run": flow_run_id,
-        "decision": decision.model_dump(mode="json") if decision is not None else None,
+        "decision": decision.model_dump(mode="json"),
     }
 
 

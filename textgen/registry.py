@@ -14,6 +14,7 @@ from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.export import check_with_transformers, load_model
 from textgen.files import Damaged, InputError, Manifest, new_folder, set_aside, sha256_file, write_atomic
+from textgen.gate import Decision
 from textgen.generate import SamplingConfig, generate
 from textgen.lineage import LINEAGE_FILE, describe_lineage
 from textgen.storage import Storage
@@ -118,9 +119,10 @@ def _publish(
         for name in checkpoint.sha256:
             shutil.copyfile(checkpoint.folder / name, temporary / name)
         write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
-        lineage = describe_lineage(checkpoint, metrics, tokens, raw, None, flow_run_id)
+        decision = Decision(promoted=promoted, reason=reason)
+        lineage = describe_lineage(checkpoint, metrics, tokens, raw, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
-        write_card(temporary, folder.name, checkpoint, metrics, tokens, raw, config, samples, lineage)
+        write_card(temporary, folder.name, checkpoint, metrics, tokens, raw, config, samples, decision, lineage)
         check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
         PublishedManifest(
             key=checkpoint.weights_sha256,
