@@ -1,6 +1,7 @@
 """The task that publishes the checkpoint."""
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
+from tasks.tracking import flow_run_id
 from textgen import registry
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
@@ -27,4 +28,4 @@ def publish(
     storage = Storage(config.storage)
     storage.bring(raw.folder, RawManifest)
     bring_training(storage, checkpoint.folder)
-    return registry.publish(checkpoint, metrics, tokens, raw, config, storage)
+    return registry.publish(checkpoint, metrics, tokens, raw, config, storage, flow_run_id())

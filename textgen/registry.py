@@ -3,11 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -18,17 +14,17 @@ from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.export import check_with_transformers, load_model
 from textgen.files import Damaged, InputError, Manifest, new_folder, set_aside, sha256_file, write_atomic
+from textgen.gate import Decision
 from textgen.generate import SamplingConfig, generate
+from textgen.lineage import LINEAGE_FILE, describe_lineage
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 PUBLISH_VERSION = 1  # of the published form; a change makes every publish key new
 CHAMPION_FILE = "champion"
 METRICS_FILE = "metrics.json"
-LINEAGE_FILE = "lineage.json"
 CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
 VERSION = re.compile(r"v([1-9][0-9]*)")
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
 
 SAMPLES = 3
 SAMPLE_PROMPT_WORDS = 8
@@ -61,6 +57,7 @@ def publish(
     raw: RawManifest,
     config: Config,
     storage: Storage,
+    flow_run_id: str | None = None,
 ) -> PublishedManifest:
     """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
 
@@ -79,7 +76,7 @@ def publish(
                 break
         else:
             folder = _next_folder(home, storage)
-            manifest = _publish(folder, published, checkpoint, metrics, tokens, raw, config)
+            manifest = _publish(folder, published, checkpoint, metrics, tokens, raw, config, flow_run_id)
         storage.push(manifest.folder, manifest)
         champion = read_champion(home)
         if manifest.promoted and (champion is None or _number(champion) < _number(manifest.version)):
@@ -112,6 +109,7 @@ def _publish(
     tokens: TokensManifest,
     raw: RawManifest,
     config: Config,
+    flow_run_id: str | None,
 ) -> PublishedManifest:
     champion = next((manifest for manifest in published if manifest.version == read_champion(folder.parent)), None)
     bits_per_byte = metrics.splits["validation"].bits_per_byte
@@ -121,9 +119,10 @@ def _publish(
         for name in checkpoint.sha256:
             shutil.copyfile(checkpoint.folder / name, temporary / name)
         write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
-        lineage = describe_lineage(checkpoint, metrics, tokens, raw)
+        decision = Decision(promoted=promoted, reason=reason)
+        lineage = describe_lineage(checkpoint, metrics, tokens, raw, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
-        write_card(temporary, folder.name, checkpoint, metrics, raw, config, samples)
+        write_card(temporary, folder.name, checkpoint, metrics, tokens, raw, config, samples, decision, lineage)
         check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
         PublishedManifest(
             key=checkpoint.weights_sha256,
@@ -169,32 +168,6 @@ def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) ->
         sampling = SAMPLING.model_copy(update={"seed": seed + number})
         samples.append(Sample(prompt=prompt, continuation=generate(loaded, prompt, sampling)))
     return samples
-
-
-def describe_lineage(
-    checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
-) -> dict[str, Any]:
-    """Return where a model comes from: data, tokens, configuration, code and packages."""
-    return {
-        "raw": {"key": raw.key, "source": raw.source, "sha256": tokens.raw_sha256},
-        "tokens": {"key": tokens.key, "sha256": {name: split.sha256 for name, split in tokens.splits.items()}},
-        "checkpoint": {"key": checkpoint.key, "sha256": checkpoint.weights_sha256, "step": checkpoint.best_step},
-        "evaluation": {"key": metrics.key},
-        "config": checkpoint.config,
-        "git_commit": _git_commit(),
-        "python": sys.version.split()[0],
-        "packages": {package: version(package) for package in PACKAGES},
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the code, with `+changes` where the checkout differs; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def resolve(name: str, root: Path) -> Path:
