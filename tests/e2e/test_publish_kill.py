@@ -11,7 +11,6 @@ import pytest
 
 from tests.e2e import killable, publishing
 from tests.trainings import ignore
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluate import evaluate
 from textgen.files import sha256_file
@@ -35,7 +34,7 @@ def run(target: Callable[..., None], *arguments: Any) -> int:
 
 def content(home: Path) -> dict[str, str]:
     """Return the sha256 of every file, but for the locks."""
-    files = (path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock")
+    files = (path for path in home.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {str(path.relative_to(home)): sha256_file(path) for path in files}
 
 
