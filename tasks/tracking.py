@@ -57,7 +57,7 @@ class Tracker:
             "entity": self.config.tracking.entity,
             "id": self.key,  # the training's: a retry goes on in the same run
             "resume": "allow",
-            "group": _flow_run_id(),
+            "group": flow_run_id(),
             "job_type": self.job_type,
             "config": self.config.model_dump(mode="json"),
             "dir": self.config.root,
@@ -107,6 +107,7 @@ def _has_key() -> bool:
     return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url) is not None
 
 
-def _flow_run_id() -> str | None:
+def flow_run_id() -> str | None:
+    """Return the id of the flow run that this is a part of, None outside one."""
     context = FlowRunContext.get()
     return str(context.flow_run.id) if context is not None and context.flow_run is not None else None

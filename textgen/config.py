@@ -199,6 +199,13 @@ class PublishConfig(Section):
     policy: Literal["gate", "always", "never"] = Field(
         "gate", description="promote: gate, if it is better than the champion; always; never"
     )
+    min_improvement_nats: float = Field(0.0, ge=0, description="gate only: nats a token that it must be better by")
+    confidence: float = Field(
+        0.95, ge=0.5, le=0.999, description="gate only: that it is so, over other documents like those of test"
+    )
+    keep_versions: int | None = Field(
+        None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
+    )
 
 
 class ComputeConfig(Section):
