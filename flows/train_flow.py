@@ -81,7 +81,7 @@ def train_flow(
         checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
     except TerminationSignal as signal:
         return ended_by(signal)
-    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens)
+    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens, raw=raw)
     published, publication = run_stage(
         publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
     )

@@ -27,7 +27,8 @@ from textgen.card import CARD_FILE
 from textgen.config import Config
 from textgen.drift import Drift, TextFigures
 from textgen.evaluate import Metrics
-from textgen.registry import METRICS_FILE, PublishedManifest, read_champion
+from textgen.registry import PublishedManifest, read_champion
+from textgen.scores import METRICS_FILE
 from textgen.tokens import TokensManifest, block_count
 from textgen.train import total_steps
 

@@ -9,7 +9,8 @@ from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics, evaluate
-from textgen.registry import PublishedManifest, publish
+from textgen.publish import publish
+from textgen.registry import PublishedManifest
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest, tokenize
 from textgen.train import train

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, describe_decision, write_card
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
-from textgen.registry import METRICS_FILE
+from textgen.scores import METRICS_FILE
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

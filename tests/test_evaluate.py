@@ -13,16 +13,15 @@ from textgen.config import EvaluationConfig
 from textgen.corpus import read_rows
 from textgen.evaluate import (
     Metrics,
-    blocks,
     evaluate,
     evaluate_text,
     read_documents,
     score,
-    sliding_windows,
     summarize,
 )
 from textgen.export import LoadedModel, load_model
 from textgen.files import Damaged, InputError
+from textgen.protocols import blocks, sliding_windows
 from textgen.tokens import TextCounts, load_stream
 
 # length of the stream, of a sequence, stride
@@ -107,6 +106,7 @@ def test_a_splits_nats_are_spread_over_tokens_words_with_rows_and_bytes():
         "loss_nats": 3.0,
         "token_perplexity": math.e**3,
         "word_perplexity": math.e ** (3 * 11 / (3 + 2)),
+        "byte_perplexity": math.e ** (3 * 11 / 20),
         "bits_per_byte": 3 * 11 / (20 * math.log(2)),
         "tokens_scored": 10,
         "tokens": 11,
@@ -119,7 +119,7 @@ def test_a_splits_nats_are_spread_over_tokens_words_with_rows_and_bytes():
 
 def test_unknown_words_leave_no_bits_per_byte():
     metrics = summarize(30.0, 10, counts(unknown=1))
-    assert metrics.bits_per_byte is None and metrics.word_perplexity is not None
+    assert metrics.bits_per_byte is None and metrics.byte_perplexity is None and metrics.word_perplexity is not None
 
 
 @pytest.mark.parametrize(("tokens", "has_one"), [(470, True), (480, False)])  # exp(705) is a float, exp(720) is not

@@ -81,7 +81,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
-    parser.add_argument("--protocol", choices=["sliding", "blocks"], default=Config().evaluation.protocol)
+    parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
     parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_evaluate)

@@ -182,10 +182,14 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How perplexity is measured: `sliding` windows with a stride, or disjoint `blocks`."""
+    """How perplexity is measured: `sliding` windows with a stride, disjoint `blocks`, or `lm-eval`'s wikitext task."""
 
-    protocol: Literal["sliding", "blocks"] = "sliding"
-    stride: int | None = Field(None, ge=1, description="tokens scored a window; null: half of data.seq_length")
+    protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
+        "sliding", description="textgen/protocols.py defines them"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="sliding only: tokens scored a window; null: half of data.seq_length"
+    )
     batch_size: int = Field(32, ge=1)
 
 
@@ -194,6 +198,13 @@ class PublishConfig(Section):
 
     policy: Literal["gate", "always", "never"] = Field(
         "gate", description="promote: gate, if it is better than the champion; always; never"
+    )
+    min_improvement_nats: float = Field(0.0, ge=0, description="gate only: nats a token that it must be better by")
+    confidence: float = Field(
+        0.95, ge=0.5, le=0.999, description="gate only: that it is so, over other documents like those of test"
+    )
+    keep_versions: int | None = Field(
+        None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
     )
 
 

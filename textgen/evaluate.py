@@ -3,7 +3,7 @@
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,20 +13,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen import documents
 from textgen.config import Config, EvaluationConfig
+from textgen.corpus import find_raw, read_rows
 from textgen.device import autocast, choose_device
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file, write_atomic
 from textgen.loss import next_token_nats
 from textgen.model import LanguageModel
-from textgen.tokens import TextCounts, TokensManifest, block_count, encode_stream, load_documents, load_stream
+from textgen.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
+from textgen.tokens import TextCounts, TokensManifest, load_documents, load_stream
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 EVALUATED = ("validation", "test")
-
-Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 
 
 class SplitMetrics(BaseModel):
@@ -44,6 +43,7 @@ class SplitMetrics(BaseModel):
     loss_nats: float
     token_perplexity: float
     word_perplexity: float | None
+    byte_perplexity: float | None
     bits_per_byte: float | None
     tokens_scored: int
     tokens: int
@@ -74,15 +74,6 @@ class Measured(NamedTuple):
         write_atomic(path, save({"token_nats": self.token_nats, **arrays}))
 
 
-class Text(NamedTuple):
-    """What a protocol reads: a stream of ids, the windows over it, and what its documents and the whole hold."""
-
-    ids_N: Tensor
-    windows: list[Window]
-    documents: dict[str, Tensor]  # int64 [D]: `tokens` in the stream, `words`, `bytes`
-    counts: TextCounts
-
-
 class Metrics(Manifest):
     """The evaluation of one checkpoint on one corpus by one protocol.
 
@@ -93,6 +84,7 @@ class Metrics(Manifest):
     checkpoint_sha256: str
     tokens_key: str
     protocol: str
+    definition: Definition
     seq_length: int
     stride: int
     splits: dict[str, SplitMetrics]
@@ -130,6 +122,7 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
             checkpoint_sha256=sha256,
             tokens_key=tokens.key,
             protocol=config.evaluation.protocol,
+            definition=DEFINITIONS[config.evaluation.protocol],
             seq_length=config.data.seq_length,
             stride=stride,
             splits={name: split.metrics for name, split in measured.items()},
@@ -147,12 +140,20 @@ def evaluation_folder(checkpoint: Path, key: str) -> Path:
 def evaluate_splits(
     loaded: LoadedModel, tokens: TokensManifest, evaluation: EvaluationConfig, stride: int
 ) -> dict[str, Measured]:
-    """Measure a model on validation and test, in the context it was trained at."""
+    """Measure a model on validation and test, in the context it was trained at.
+
+    Raises:
+        InputError: the protocol reads the raw text, which is no longer there.
+    """
+    raw = find_raw(tokens.root, tokens.raw_sha256) if evaluation.protocol == "lm-eval" else None
     measured = {}
     for name in EVALUATED:
-        counts = tokens.splits[name]
-        windows = list(WINDOWS[evaluation.protocol](counts.tokens, loaded.seq_length, stride))
-        text = Text(load_stream(tokens, name), windows, load_documents(tokens, name), counts)
+        if raw is not None:
+            text = read_as_lm_eval(loaded.tokenizer, read_rows(raw, name), loaded.seq_length)
+        else:
+            counts = tokens.splits[name]
+            windows = WINDOWS[evaluation.protocol](counts.tokens, loaded.seq_length, stride)
+            text = Text(load_stream(tokens, name), list(windows), load_documents(tokens, name), counts)
         measured[name] = measure(loaded.model, text, evaluation.batch_size, f"evaluate {name}")
     return measured
 
@@ -188,21 +189,13 @@ def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationCo
     Raises:
         InputError: the text holds fewer than two tokens.
     """
-    stream = encode_stream(loaded.tokenizer, rows, torch.int32, "text")
-    length = len(stream.ids_N)
-    if length < 2:
-        raise InputError(f"{length} tokens; perplexity needs two")
-    seq_length = min(loaded.seq_length, length - 1)
-    windows = WINDOWS[evaluation.protocol](length, seq_length, evaluation.stride or max(1, seq_length // 2))
-    found = documents.count(rows, stream.row_tokens)
-    counts = TextCounts(
-        tokens=length,
-        unknown=stream.unknown,
-        rows=len(rows),
-        words=int(found["words"].sum()),
-        text_bytes=int(found["bytes"].sum()),
-    )
-    return measure(loaded.model, Text(stream.ids_N, list(windows), found, counts), evaluation.batch_size, "evaluate")
+    if evaluation.protocol == "lm-eval":
+        text = read_as_lm_eval(loaded.tokenizer, rows, loaded.seq_length)
+    else:
+        text = read_as_stream(loaded.tokenizer, rows, evaluation, loaded.seq_length)
+    if text.counts.tokens < 2:
+        raise InputError(f"{text.counts.tokens} tokens; perplexity needs two")
+    return measure(loaded.model, text, evaluation.batch_size, "evaluate text")
 
 
 def measure(model: LanguageModel, text: Text, batch_size: int, label: str | None = None) -> Measured:
@@ -216,37 +209,16 @@ def measure(model: LanguageModel, text: Text, batch_size: int, label: str | None
     return Measured(summarize(nats_D.sum().item(), len(nats_S), text.counts), nats_S, found)
 
 
-def blocks(tokens: int, seq_length: int, stride: int | None = None, limit: int | None = None) -> Iterator[Window]:
-    """Yield the disjoint blocks of a stream, all of each scored; with a `limit`, that many spread over the stream."""
-    count = block_count(tokens, seq_length)
-    taken = count if limit is None else min(limit, count)
-    for number in range(taken):
-        yield (number * count // taken) * seq_length, seq_length, seq_length
-
-
-def sliding_windows(tokens: int, seq_length: int, stride: int) -> Iterator[Window]:
-    """Yield windows that move on by `stride` and score what no window before them scored, so every token but the first.
-
-    A scored token has at least `seq_length - stride` tokens of context where the stream has them. The last window
-    reaches back to its full length.
-    """
-    end = min(seq_length, tokens - 1)
-    yield 0, end, end
-    while end < tokens - 1:
-        step = min(stride, tokens - 1 - end)
-        end += step
-        yield end - seq_length, seq_length, step
-
-
-WINDOWS = {"sliding": sliding_windows, "blocks": blocks}
-
-
 def scored_positions(windows: list[Window]) -> Tensor:
     """Return where in the stream the tokens are that the windows score, in order."""
-    starts_W, inputs_W, scored_W = torch.tensor(windows).view(-1, 3).T
-    first_W = starts_W + inputs_W - scored_W + 1
-    before_W = scored_W.cumsum(0) - scored_W  # scored in the windows before
-    return torch.arange(int(scored_W.sum())) + (first_W - before_W).repeat_interleave(scored_W)
+    starts_W, inputs_W, scored_W = torch.tensor(windows, dtype=torch.int64).view(-1, 3).T
+    return _ranges(starts_W + inputs_W - scored_W + 1, scored_W)
+
+
+def _ranges(starts_W: Tensor, lengths_W: Tensor) -> Tensor:
+    """Return the numbers of several ranges, one range after the other."""
+    before_W = lengths_W.cumsum(0) - lengths_W
+    return torch.arange(int(lengths_W.sum())) + (starts_W - before_W).repeat_interleave(lengths_W)
 
 
 def score(
@@ -272,32 +244,28 @@ def score_tokens(
 ) -> Tensor:
     """Return the negative log-likelihood in nats of each token that the windows score, in order: fp32 [S].
 
-    Windows of one length are batched together; `label` names a progress bar.
+    Windows are batched with those of about their length, and read on to the length of the longest: a token's logits do
+    not depend on what comes after it. `label` names a progress bar.
     """
-    device = next(model.parameters()).device
+    device, last = next(model.parameters()).device, len(stream_N) - 1
+    windows_W3 = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
+    order_W = windows_W3[:, 1].argsort(descending=True, stable=True)
     nats, is_scored = [torch.empty(0, device=device)], [torch.empty(0, dtype=torch.bool)]
     with tqdm(total=len(windows), desc=label, unit="window", disable=True if label is None else None) as progress:
-        for batch in _batches(windows, batch_size):
-            length = batch[0][1]
-            starts_B1 = torch.tensor([start for start, _, _ in batch])[:, None]
-            ids_BS = stream_N[starts_B1 + torch.arange(length + 1)].long().to(device)
+        for batch_B3 in windows_W3[order_W].split(batch_size):
+            starts_B1, inputs_B1, scored_B1 = batch_B3.T[:, :, None]
+            reach_S = torch.arange(int(inputs_B1.max()) + 1)
+            ids_BS = stream_N[(starts_B1 + reach_S).clamp(max=last)].long().to(device)
             nats.append(next_token_nats(model, ids_BS[:, :-1], ids_BS[:, 1:]).flatten())
-            scored_B1 = torch.tensor([count for _, _, count in batch])[:, None]
-            is_scored.append((torch.arange(length) >= length - scored_B1).flatten())
-            progress.update(len(batch))
+            input_T = reach_S[:-1]
+            is_scored.append(((input_T < inputs_B1) & (input_T >= inputs_B1 - scored_B1)).flatten())
+            progress.update(len(batch_B3))
             between_batches()
-    return torch.cat(nats).cpu()[torch.cat(is_scored)]  # copied once: a copy waits for the GPU
-
-
-def _batches(windows: list[Window], batch_size: int) -> Iterator[list[Window]]:
-    batch: list[Window] = []
-    for window in windows:
-        if batch and (len(batch) == batch_size or window[1] != batch[0][1]):
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
+    scored_W = windows_W3[:, 2]
+    nats_S = torch.empty(int(scored_W.sum()))
+    places_S = _ranges((scored_W.cumsum(0) - scored_W)[order_W], scored_W[order_W])
+    nats_S[places_S] = torch.cat(nats).cpu()[torch.cat(is_scored)]  # copied once: a copy waits for the GPU
+    return nats_S
 
 
 def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
@@ -305,11 +273,13 @@ def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
     loss_nats = nats / scored
     split_nats = loss_nats * split.tokens
     word_nats = split_nats / (split.words + split.rows)
+    byte_nats = split_nats / split.text_bytes if split.unknown == 0 else None
     return SplitMetrics(
         loss_nats=loss_nats,
         token_perplexity=math.exp(loss_nats),
         word_perplexity=math.exp(word_nats) if word_nats < LARGEST_EXPONENT else None,
-        bits_per_byte=split_nats / (split.text_bytes * math.log(2)) if split.unknown == 0 else None,
+        byte_perplexity=None if byte_nats is None else math.exp(byte_nats),
+        bits_per_byte=None if byte_nats is None else byte_nats / math.log(2),
         tokens_scored=scored,
         tokens=split.tokens,
         words=split.words,

@@ -2,6 +2,7 @@
 
 import io
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,11 @@ class TokensManifest(Manifest):
         streams = {split.file: split.sha256 for split in self.splits.values()}
         documents = {split.documents_file: split.documents_sha256 for split in self.splits.values()}
         return {**self.tokenizer_sha256, **streams, **documents}
+
+    @property
+    def root(self) -> Path:
+        """The storage folder that has them in processed/."""
+        return self.folder.resolve().parents[1]
 
 
 def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None) -> str:
@@ -150,7 +156,7 @@ def dtype_for(vocab_size: int) -> torch.dtype:
     return torch.uint16 if vocab_size <= UINT16_IDS else torch.int32
 
 
-def encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, label: str) -> Stream:
+def encode_stream(tokenizer: Tokenizer, rows: Sequence[str], dtype: torch.dtype, label: str) -> Stream:
     """Return the stream of the rows and how many of its ids stand for unknown words.
 
     A word that is `<unk>` in the text itself, as in WikiText's word-level release, is not unknown.
