@@ -62,7 +62,7 @@ def test_the_hub_reads_the_card_and_every_result_in_it_is_in_the_metrics(folder,
     card = ModelCard.load(folder / CARD_FILE)
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     results = {(result.dataset_split, result.metric_type): result for result in card.data.eval_results}
-    kinds = ("token_perplexity", "word_perplexity", "bits_per_byte")
+    kinds = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     assert set(results) == {(split, kind) for split in metrics["splits"] for kind in kinds}
     for (split, kind), result in results.items():
         assert result.metric_value == metrics["splits"][split][kind]
@@ -72,7 +72,8 @@ def test_the_hub_reads_the_card_and_every_result_in_it_is_in_the_metrics(folder,
 def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, metrics):
     columns = {
         "loss (nats a token)": "loss_nats", "token perplexity": "token_perplexity",
-        "word perplexity": "word_perplexity", "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
+        "word perplexity": "word_perplexity", "byte perplexity": "byte_perplexity",
+        "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
         "rows": "rows", "bytes": "bytes",
     }  # fmt: skip
     rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")

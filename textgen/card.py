@@ -28,14 +28,6 @@ LICENCES = {
     "Salesforce/wikitext": "CC BY-SA 3.0 and GFDL",
 }
 LANGUAGES = {"python-docs": "en", "Salesforce/wikitext": "en"}
-PROTOCOLS = {
-    "sliding": "The split is one stream of tokens. Windows of {seq_length} tokens start every {stride}; in each, the "
-    "tokens that the window before did not score are scored, so that a token has up to {seq_length} before it.",
-    "blocks": "The split is one stream of tokens, cut into blocks of {seq_length} that do not overlap; a token has "
-    "only those of its block before it.",
-    "lm-eval": "The `wikitext` task of lm-evaluation-harness: each document is detokenized and scored on its own, in "
-    "rolling windows of {seq_length} tokens; words and bytes are those of the document before that.",
-}
 
 
 class Sample(BaseModel):
@@ -87,7 +79,10 @@ def write_card(
         hyperparameters=_table(("setting", "value"), _hyperparameters(checkpoint)),
         training_plot=TRAINING_PLOT,
         protocol=metrics.protocol,
-        protocol_words=PROTOCOLS[metrics.protocol].format(seq_length=metrics.seq_length, stride=metrics.stride),
+        stride=metrics.stride,
+        text=metrics.definition.text,
+        context=metrics.definition.context,
+        denominators=metrics.definition.denominators,
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
         decision=describe_decision(decision),
         samples="\n\n".join(f"> **{sample.prompt}**{_quoted(sample.continuation)}" for sample in samples),
@@ -141,15 +136,20 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=48)[0]))
 
 ## Evaluation
 
-Protocol `{protocol}`. {protocol_words}
+Protocol `{protocol}`, seq_length {seq_length}, stride {stride}.
 
-| split | loss (nats a token) | token perplexity | word perplexity | bits a byte | tokens | words | rows | bytes |
-|---|---|---|---|---|---|---|---|---|
+- Text: {text}.
+- Tokens that a scored token sees: {context}.
+- Denominators: {denominators}.
+
+| split | loss (nats a token) | token perplexity | word perplexity | byte perplexity | bits a byte \
+| tokens | words | rows | bytes |
+|---|---|---|---|---|---|---|---|---|---|
 {metrics_rows}
 
-Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word perplexity
-divides the nats of the split by its words (separated by white space) and, except in `lm-eval`, its rows (each row's
-end counts as a word); bits a byte divides them by its bytes in UTF-8. `metrics.json` has all the digits.
+Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte
+perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the
+digits.
 
 ## Promotion
 
@@ -281,9 +281,10 @@ def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
 def _metrics_row(name: str, metrics: Metrics) -> str:
     split = metrics.splits[name]
     word = "-" if split.word_perplexity is None else f"{split.word_perplexity:.2f}"
+    byte = "-" if split.byte_perplexity is None else f"{split.byte_perplexity:.4f}"
     bits = "-" if split.bits_per_byte is None else f"{split.bits_per_byte:.4f}"
     return (
-        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {bits} "
+        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {byte} | {bits} "
         f"| {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
     )
 
@@ -297,6 +298,7 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
         values = {
             "token perplexity": split.token_perplexity,
             "word perplexity": split.word_perplexity,
+            "byte perplexity": split.byte_perplexity,
             "bits per byte": split.bits_per_byte,
         }
         results += [
