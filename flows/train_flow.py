@@ -64,6 +64,7 @@ def train_flow(
     from tasks.evaluate import evaluate
     from tasks.fetch import fetch
     from tasks.publish import publish
+    from tasks.push import push_champion
     from tasks.report import show_drift, show_model
     from tasks.stage import run_stage
     from tasks.tokenize import tokenize
@@ -97,6 +98,7 @@ def train_flow(
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
+        "hub_commit": push_champion(settings, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
     show_model(published, metrics)
