@@ -1,4 +1,4 @@
-"""The command line of the library: `python -m textgen train | evaluate | generate`."""
+"""The command line of the library: `python -m textgen train | evaluate | generate | models`."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from textgen.config import Config, EvaluationConfig, load_config
 from textgen.files import Failure, InputError
+from textgen.models import add_models
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_evaluate(commands)
     _add_generate(commands)
+    add_models(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

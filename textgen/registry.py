@@ -89,7 +89,7 @@ def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
         Damaged: it is not what was published.
     """
     with opened(home, storage):
-        manifest = PublishedManifest.read(_existing(home, version))
+        manifest = PublishedManifest.read(find_version(home, version))
         if read_champion(home) != version:
             _move(home, version, storage, settled=f"v{numbers(home)[-1]}")
         return manifest
@@ -204,7 +204,7 @@ def number_of(version: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _existing(home: Path, version: str | None) -> Path:
+def find_version(home: Path, version: str | None) -> Path:
     """Return the folder of a version.
 
     Raises:
@@ -229,7 +229,7 @@ def resolve(name: str, root: Path) -> Path:
         if not at:
             raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
         home = root / "models" / base
-        folder = _existing(home, read_champion(home) if wanted == "champion" else wanted)
+        folder = find_version(home, read_champion(home) if wanted == "champion" else wanted)
     if (folder / Manifest.FILE).exists():  # which a training has from its end on
         read_manifest(folder)
     return folder

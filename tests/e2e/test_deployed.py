@@ -23,6 +23,7 @@ STEPS = 1500  # about half a minute
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
 TINY = (
     "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
+    "publish.policy=always",  # random words: nothing beats a unigram model
     "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
     "training.warmup_steps=2", "training.eval_every=500", "training.eval_blocks=16", "training.checkpoint_every=100",
     "training.log_every=10",
