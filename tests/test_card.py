@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, describe_decision, write_card
+from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
+from textgen.card_text import describe_decision, quote
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
 from textgen.scores import METRICS_FILE
@@ -148,11 +149,15 @@ def test_a_decision_is_shown_with_all_its_figures():
     assert shown.startswith("Not promoted: not better by enough.\n")
     for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
         assert f"| {figure} |" in shown
-    assert "| guard: finite | passed: 1.0000, bound 1.0000 |" in shown
-    assert "| guard: repetition | failed: -, bound 0.5000 |" in shown
+    assert "| guard: finite | passed: 1, bound 1 |" in shown
+    assert "| guard: repetition | failed: -, bound 0.5 |" in shown
 
 
 def test_a_decision_without_a_comparison_is_one_sentence():
     assert describe_decision(Decision(promoted=True, reason="publish.policy=always")) == (
         "Promoted: publish.policy=always."
     )
+
+
+def test_what_the_model_wrote_is_quoted_as_it_is_and_is_no_markup():
+    assert quote("a *b*\n<i>\x00# |") == "a \\*b\\*\n> \\<i\\>�\\# \\|"
