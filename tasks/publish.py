@@ -1,7 +1,7 @@
 """The task that publishes the checkpoint."""
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
-from tasks.tracking import flow_run_id
+from tasks.tracking import flow_run_id, track_model
 from textgen import publish as publishing
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
@@ -30,4 +30,6 @@ def publish(
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, checkpoint.folder)
     storage.bring(metrics.folder, Metrics)
-    return publishing.publish(checkpoint, metrics, tokens, raw, config, storage, flow_run_id())
+    published = publishing.publish(checkpoint, metrics, tokens, raw, config, storage, flow_run_id())
+    track_model(config, published, checkpoint.key)
+    return published

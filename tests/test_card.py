@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, describe_decision, write_card
+from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
+from textgen.card_text import describe_decision, quote
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
 from textgen.scores import METRICS_FILE
@@ -62,7 +63,7 @@ def test_the_hub_reads_the_card_and_every_result_in_it_is_in_the_metrics(folder,
     card = ModelCard.load(folder / CARD_FILE)
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     results = {(result.dataset_split, result.metric_type): result for result in card.data.eval_results}
-    kinds = ("token_perplexity", "word_perplexity", "bits_per_byte")
+    kinds = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     assert set(results) == {(split, kind) for split in metrics["splits"] for kind in kinds}
     for (split, kind), result in results.items():
         assert result.metric_value == metrics["splits"][split][kind]
@@ -72,7 +73,8 @@ def test_the_hub_reads_the_card_and_every_result_in_it_is_in_the_metrics(folder,
 def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, metrics):
     columns = {
         "loss (nats a token)": "loss_nats", "token perplexity": "token_perplexity",
-        "word perplexity": "word_perplexity", "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
+        "word perplexity": "word_perplexity", "byte perplexity": "byte_perplexity",
+        "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
         "rows": "rows", "bytes": "bytes",
     }  # fmt: skip
     rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
@@ -147,11 +149,15 @@ def test_a_decision_is_shown_with_all_its_figures():
     assert shown.startswith("Not promoted: not better by enough.\n")
     for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
         assert f"| {figure} |" in shown
-    assert "| guard: finite | passed: 1.0000, bound 1.0000 |" in shown
-    assert "| guard: repetition | failed: -, bound 0.5000 |" in shown
+    assert "| guard: finite | passed: 1, bound 1 |" in shown
+    assert "| guard: repetition | failed: -, bound 0.5 |" in shown
 
 
 def test_a_decision_without_a_comparison_is_one_sentence():
     assert describe_decision(Decision(promoted=True, reason="publish.policy=always")) == (
         "Promoted: publish.policy=always."
     )
+
+
+def test_what_the_model_wrote_is_quoted_as_it_is_and_is_no_markup():
+    assert quote("a *b*\n<i>\x00# |") == "a \\*b\\*\n> \\<i\\>�\\# \\|"

@@ -71,7 +71,9 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     _, result = finished
     assert list(result["stages"]) == list(STAGES)
     assert cached(result) == []
-    assert set(result) == {"run_id", "config", "raw", "tokens", "checkpoint", "metrics", "published", "stages"}
+    assert set(result) == {
+        "run_id", "config", "raw", "tokens", "drift", "checkpoint", "metrics", "published", "hub_commit", "stages",
+    }  # fmt: skip
     assert set(result["metrics"]) == {"validation", "test"}
     published = result["published"]
     assert (published["version"], published["promoted"]) == ("v1", True)

@@ -206,6 +206,9 @@ class PublishConfig(Section):
     keep_versions: int | None = Field(
         None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
     )
+    hub_repo: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub, to push what is promoted to; null: none"
+    )
 
 
 class ComputeConfig(Section):
@@ -223,6 +226,7 @@ class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "textgen"
     entity: str | None = None
+    registry: str | None = Field("model", min_length=1, description="where champions are linked; null: nowhere")
 
 
 class StorageConfig(Section):

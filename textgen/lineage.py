@@ -38,7 +38,10 @@ def describe_lineage(
             "step": checkpoint.best_step,
             "initial_sha256": checkpoint.initial_sha256,
         },
-        "evaluation": _record(f"{trained}/evaluations/{metrics.key}", metrics),
+        "evaluation": {
+            **_record(f"{trained}/evaluations/{metrics.key}", metrics),
+            **metrics.model_dump(include={"protocol", "seq_length", "stride"}),
+        },
         "config": checkpoint.config,
         "git_commit": _git_commit(),
         "python": sys.version.split()[0],
