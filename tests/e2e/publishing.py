@@ -50,4 +50,6 @@ def _begin(home: Path, output: Path, kill_at: int | None) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if kill_at is not None:
+        fsync = os.fsync
         kill_before(kill_at, "", home)
+        os.fsync = fsync  # to a process that reads the files later, a kill before it or after it is the same
