@@ -1,5 +1,6 @@
 """The gate: whether a challenger takes the champion's place, by numbers that the decision keeps."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -12,7 +13,7 @@ from textgen.config import PublishConfig
 from textgen.evaluate import Documents
 
 RESAMPLES = 10_000
-RESAMPLING_SEED = 0  # the same figures give the same decision
+RESAMPLING_SEED = 0
 GROUPS = 256
 VALIDATION_BOUND_NATS = 0.02  # a token: about the noise of a few thousand words
 # A model of 1M parameters has 0.9 and 0.0 at temperature 0.8; taking the likeliest token, 0.2 to 0.4 and 0.3 to 0.6.
@@ -127,14 +128,19 @@ def compare(rates: Rates, min_improvement: float, required: float) -> Comparison
     sums_G2 = torch.zeros(groups, 2, dtype=torch.float64).index_add_(
         0, group_D, torch.stack([rates.challenger_D - rates.opponent_D, rates.weight_D.double()], 1)
     )
-    generator = torch.Generator().manual_seed(RESAMPLING_SEED)
-    taken_RG = torch.randint(2, (RESAMPLES, groups), generator=generator).double()
-    difference_R, weight_R = (taken_RG @ sums_G2).T
+    difference_R, weight_R = (_halves(groups) @ sums_G2).T
     difference_R = difference_R / weight_R  # nan for no documents at all: evidence of nothing
-    tails = torch.tensor([1 - required, required], dtype=torch.float64)
-    low = difference_R.nan_to_num(-math.inf).quantile(tails[0], interpolation="lower")
-    high = difference_R.nan_to_num(math.inf).quantile(tails[1], interpolation="higher")
+    above = math.ceil(required * RESAMPLES) - 1
+    low = difference_R.nan_to_num(-math.inf).sort(descending=True).values[above]
+    high = difference_R.nan_to_num(math.inf).sort().values[above]
     return Comparison(low.item(), high.item(), (difference_R < -min_improvement).double().mean().item())
+
+
+@functools.lru_cache(maxsize=1)
+def _halves(groups: int) -> Tensor:
+    """Return which groups are in which random half, as ones and zeros [R, G]; the same figures find the same ones."""
+    generator = torch.Generator().manual_seed(RESAMPLING_SEED)
+    return torch.randint(2, (RESAMPLES, groups), generator=generator).double()
 
 
 def decide(policy: PublishConfig, challenger: Scores, opponent: Scores, guards: list[Guard], protocol: str) -> Decision:
