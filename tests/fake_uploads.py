@@ -122,7 +122,7 @@ class UploadHandler(HubHandler):
         for line in lines:
             value = line["value"]
             match line["key"]:
-                case "header" if value["parentCommit"] != repository.main:
+                case "header" if value.get("parentCommit", repository.main) != repository.main:
                     self.refuse(412, {"X-Error-Message": "the branch has moved"})
                     return
                 case "file":

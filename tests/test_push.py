@@ -117,18 +117,20 @@ def test_files_of_others_in_the_repository_stay(hub, published, storage):
 
 def test_a_reader_sees_the_old_version_or_the_new_one(hub, published, storage):
     hub.push(f"models/{REPO}", {**FIRST, **{name: b"old" for name in contents(published)}})
-    seen, done = [], threading.Event()
+    seen, done = set(), threading.Event()
 
     def read():
         while not done.is_set():
-            seen.append({name: data == b"old" for name, data in hub.files(REPO).items() if name not in FIRST})
+            seen.add(frozenset(data == b"old" for name, data in hub.files(REPO).items() if name not in FIRST))
 
     reader = threading.Thread(target=read)
     reader.start()
-    push(published, REPO, storage)
-    done.set()
-    reader.join()
-    assert {frozenset(view.values()) for view in seen} <= {frozenset({True}), frozenset({False})}
+    try:
+        push(published, REPO, storage)
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= {frozenset({True}), frozenset({False})}
 
 
 def test_a_damaged_version_is_not_pushed(hub, published, storage, flip_bit):
