@@ -5,7 +5,7 @@ import os
 import re
 import traceback
 
-SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|AUTH_STRING|NOTIFY_URL)(?:$|_)")
+SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|CREDENTIALS|AUTH_STRING|NOTIFY_URL)(?:$|_)|PASSWORD|PASSWD")
 SHORTEST_SECRET = 8  # characters: shorter values are words that logs need
 BLOT = "********"
 

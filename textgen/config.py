@@ -235,6 +235,13 @@ class StorageConfig(Section):
     root: str = Field("data", min_length=1, description="a folder, or, for workers that share no disk, an fsspec URL")
     cache: str = Field("data", min_length=1, description="with a URL: the local folder for what is brought and made")
 
+    @field_validator("root")
+    @classmethod
+    def folder_is_no_url(cls, root: str) -> str:
+        if root.startswith(("file://", "local://")):
+            raise rule(f"storage.root={root!r}: a folder is named by its path, as {root.partition('://')[2]!r}")
+        return root
+
     @property
     def is_remote(self) -> bool:
         return "://" in self.root

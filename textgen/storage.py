@@ -71,12 +71,18 @@ class Storage:
             self._set_aside(folder)
 
     def push(self, folder: Path, manifest: Manifest) -> None:
-        """Have the remote root hold the files that the manifest of `folder` names, and then the manifest."""
+        """Have the remote root hold the files that the manifest of `folder` names, and then the manifest.
+
+        Another manifest that is there is removed before: its files are about to be others.
+        """
         if not self.is_remote:
             return
         stored = (folder / manifest.FILE).read_bytes()
         with self._speaking():
-            known = self._read(folder / manifest.FILE) == stored
+            there = self._read(folder / manifest.FILE)
+            known = there == stored
+            if there is not None and not known:
+                self._remote.rm_file(self._place(folder / manifest.FILE))
             sizes = self._sizes(folder) if known else {}
             for name in manifest.sha256_by_file():
                 if sizes.get(name) != (folder / name).stat().st_size:

@@ -1,0 +1,324 @@
+"""A remote root: what goes there and comes from there is whole and verified, or it is said why not."""
+
+import logging
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tests.trainings import Interruption
+from textgen.config import StorageConfig, parse_config
+from textgen.files import InputError, Manifest, build_once, sha256_file
+from textgen.storage import Storage, StorageUnavailable
+
+FILES = {"one.bin": random.Random(1).randbytes(1000), "two.bin": random.Random(2).randbytes(2000)}
+
+
+class Notes(Manifest):
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+
+def make(folder: Path, files: dict[str, bytes] = FILES) -> Notes:
+    """Make a folder of files with a manifest."""
+
+    def fill(temporary: Path) -> Notes:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        sha256 = {name: sha256_file(temporary / name) for name in files}
+        return Notes(key=folder.name, sha256=sha256)
+
+    return build_once(folder, Notes, fill)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != Notes.FILE}
+
+
+@pytest.fixture
+def root(tmp_path) -> str:
+    """Return the URL of a remote root of the test's own."""
+    return f"memory:/{tmp_path}"
+
+
+@pytest.fixture
+def remote(root) -> Callable[[str], str]:
+    """Return a function from a path under the remote root to its path in the file system of the remote root."""
+    _, base = fsspec.url_to_fs(root)
+    return lambda path: f"{base}/{path}"
+
+
+@pytest.fixture
+def here(root, tmp_path) -> Storage:
+    return Storage(StorageConfig(root=root, cache=str(tmp_path / "here")))
+
+
+@pytest.fixture
+def there(root, tmp_path) -> Storage:
+    """Return the same storage on another machine."""
+    return Storage(StorageConfig(root=root, cache=str(tmp_path / "there")))
+
+
+def flip_remote_bit(path: str) -> None:
+    data = bytearray(MemoryFileSystem().cat_file(path))
+    data[len(data) // 2] ^= 1
+    MemoryFileSystem().pipe_file(path, bytes(data))
+
+
+def test_what_one_machine_made_the_other_has(here, there, caplog):
+    caplog.set_level(logging.INFO)
+    made = make(here.local / "raw" / "k")
+    here.push(made.folder, made)
+    there.bring(there.local / "raw" / "k", Notes)
+    assert Notes.read(there.local / "raw" / "k").content() == made.content()
+    assert contents(there.local / "raw" / "k") == FILES
+    assert "k came from" in caplog.text
+    assert not [path for path in (there.local / "raw").iterdir() if path.name not in ("k", ".k.arriving.lock")]
+
+
+def test_what_nobody_made_is_not_brought(here):
+    here.bring(here.local / "raw" / "k", Notes)
+    assert not (here.local / "raw" / "k").exists()
+
+
+def test_a_folder_that_is_here_is_not_fetched(here, monkeypatch):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", None)
+    here.bring(made.folder, Notes)
+
+
+def test_a_damaged_folder_here_is_set_aside_and_comes_anew(here, flip_bit):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    flip_bit(made.folder / "two.bin")
+    here.bring(made.folder, Notes)
+    assert contents(made.folder) == FILES
+    assert (here.local / "k.damaged-1").is_dir()
+
+
+def test_an_object_that_comes_damaged_once_is_fetched_again(here, there, monkeypatch, caplog):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    get_file, fetched = MemoryFileSystem.get_file, []
+
+    def damage_the_first(self, source: str, target: str, **options) -> None:
+        get_file(self, source, target, **options)
+        fetched.append(source)
+        if len(fetched) == 1:
+            Path(target).write_bytes(b"something else")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", damage_the_first)
+    there.bring(there.local / "k", Notes)
+    assert contents(there.local / "k") == FILES
+    assert "one.bin is damaged" in caplog.text
+    assert "set aside" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["flip", "flip the manifest", "remove"])
+def test_a_damaged_object_is_set_aside_there_and_made_anew(damage, here, there, remote, caplog):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    match damage:
+        case "flip":
+            flip_remote_bit(remote("k/two.bin"))
+        case "flip the manifest":
+            flip_remote_bit(remote("k/manifest.json"))
+        case "remove":
+            MemoryFileSystem().rm_file(remote("k/two.bin"))
+    there.bring(there.local / "k", Notes)
+    assert not (there.local / "k").exists()
+    assert MemoryFileSystem().find(remote("k")) == []
+    assert MemoryFileSystem().exists(remote("k.damaged-1/manifest.json"))
+    assert f"{remote('k')}: set aside there as {remote('k.damaged-1')}" in caplog.text
+    anew = make(there.local / "k")
+    there.push(anew.folder, anew)
+    Notes.read(made.folder)
+    here.bring(here.local / "k", Notes)
+    assert contents(here.local / "k") == FILES
+
+
+def test_a_second_damaged_folder_does_not_replace_the_first_one(here, there, remote):
+    for number in (1, 2):
+        made = make(here.local / "k")
+        here.push(made.folder, made)
+        flip_remote_bit(remote("k/one.bin"))
+        there.bring(there.local / "k", Notes)
+        assert MemoryFileSystem().exists(remote(f"k.damaged-{number}/one.bin"))
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_push_that_is_interrupted_leaves_nothing_to_find_and_is_taken_up(sent, here, there, monkeypatch):
+    made = make(here.local / "raw" / "k")
+    put_file, calls = MemoryFileSystem.put_file, []
+
+    def fail_at(self, *arguments, **options) -> None:
+        calls.append(arguments)
+        if len(calls) > sent:
+            raise Interruption
+        put_file(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "put_file", fail_at)
+        with pytest.raises(StorageUnavailable, match="Interruption"):
+            here.push(made.folder, made)
+    home = there.local / "raw"
+    there.bring(home / "k", Notes)
+    assert not (home / "k").exists()
+    assert there.folders(home, "*") == []
+    here.push(made.folder, made)
+    there.bring(home / "k", Notes)
+    assert contents(home / "k") == FILES
+    assert there.folders(home, "*") == [home / "k"]
+
+
+def test_a_folder_that_differs_there_is_gone_before_the_new_files_come(here, there, monkeypatch):
+    home, put_file, seen = here.local / "raw", MemoryFileSystem.put_file, []
+    theirs = make(there.local / "raw" / "k", {**FILES, "two.bin": b"another ending"})
+    there.push(theirs.folder, theirs)
+    assert here.folders(home, "*") == [home / "k"]
+
+    def look_first(self, *arguments, **options) -> None:
+        seen.append(here.folders(home, "*"))
+        put_file(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", look_first)
+    ours = make(home / "k")
+    here.push(ours.folder, ours)
+    assert seen == [[], []]
+    assert here.folders(home, "*") == [home / "k"]
+
+
+def test_a_push_of_what_is_there_sends_nothing_and_of_what_is_lost_there_sends_that(here, there, remote, monkeypatch):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    MemoryFileSystem().rm_file(remote("k/one.bin"))
+    put_file, sent = MemoryFileSystem.put_file, []
+
+    def note(self, source: str, *arguments, **options) -> None:
+        sent.append(Path(source).name)
+        put_file(self, source, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", note)
+    here.push(made.folder, made)
+    here.push(made.folder, made)
+    assert sent == ["one.bin"]
+
+
+def test_a_training_folder_that_is_there_is_completed_and_keeps_what_else_it_has(here, there):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+    folder = there.local / "k"
+    (folder / "states").mkdir(parents=True)
+    (folder / "one.bin").write_bytes(b"not finished")
+    there.bring(folder, Notes)
+    assert Notes.read(folder).content() == made.content()
+    assert (folder / "states").is_dir()
+    assert {path.name for path in folder.iterdir()} == {*FILES, "states", Notes.FILE}
+    assert not (there.local / ".k.arrived").exists()
+
+
+def test_of_two_claims_one_is_granted(here, there):
+    assert here.claim(here.local / "v1" / "claim")
+    assert not there.claim(there.local / "v1" / "claim")
+    assert there.claim(there.local / "v2" / "claim")
+
+
+def test_a_small_file_is_as_it_was_pushed_last(here, there):
+    for text in ("v1", "v2"):
+        (here.local / "models").mkdir(parents=True, exist_ok=True)
+        (here.local / "models" / "champion").write_text(text)
+        here.push_file(here.local / "models" / "champion")
+        there.bring_file(there.local / "models" / "champion")
+        assert (there.local / "models" / "champion").read_text() == text
+    there.bring_file(there.local / "models" / "nothing")
+    here.push_file(here.local / "models" / "nothing")
+    assert not (there.local / "models" / "nothing").exists()
+
+
+def test_folders_are_found_by_their_manifests_and_deleted_whole(here, there, remote):
+    for name in ("v2", "v1", "w1"):
+        made = make(here.local / "models" / name)
+        here.push(made.folder, made)
+    MemoryFileSystem().pipe_file(remote("models/v3/one.bin"), b"on its way")
+    home = there.local / "models"
+    assert there.folders(home, "v*") == [home / "v1", home / "v2"]
+    there.delete(home / "v1")
+    assert there.folders(home, "v*") == [home / "v2"]
+    assert MemoryFileSystem().find(remote("models/v1")) == []
+
+
+@pytest.mark.parametrize("method", ["cat_file", "get_file"])
+def test_a_root_that_does_not_answer_is_one_line(method, here, there, monkeypatch):
+    made = make(here.local / "k")
+    here.push(made.folder, made)
+
+    def refuse(*arguments, **options) -> None:
+        raise PermissionError("Access\nDenied")
+
+    monkeypatch.setattr(MemoryFileSystem, method, refuse)
+    with pytest.raises(StorageUnavailable) as error:
+        there.bring(there.local / "k", Notes)
+    assert str(error.value) == f"storage.root={there.root}: PermissionError: Access Denied"
+    assert [path.name for path in there.local.iterdir()] == [".k.arriving.lock"]
+
+
+def test_an_address_where_nobody_listens_is_one_line(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/bucket"
+    storage = Storage(StorageConfig(root=url, cache=str(tmp_path)))
+    with pytest.raises(StorageUnavailable, match=f"^storage.root={url}: ClientConnectorError: [^\n]*$"):
+        storage.bring(storage.local / "k", Notes)
+
+
+@pytest.mark.parametrize(
+    ("root", "words"), [("nope://bucket/x", "Protocol not known: nope"), ("dropbox://bucket/x", "dropbox")]
+)
+def test_a_url_of_no_known_kind_is_the_users_mistake(root, words, tmp_path):
+    with pytest.raises(InputError, match=words) as error:
+        Storage(StorageConfig(root=root, cache=str(tmp_path)))
+    assert f"storage.root='{root}'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_of_a_folder_is_the_users_mistake():
+    with pytest.raises(InputError, match=r"^storage\.root='file:///data': a folder is named by its path, as '/data'$"):
+        parse_config({"storage": {"root": "file:///data"}})
+
+
+def test_a_folder_as_root_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(fsspec, "url_to_fs", None)
+    storage = Storage(StorageConfig(root=str(tmp_path)))
+    made = make(tmp_path / "k")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    storage.push(made.folder, made)
+    storage.bring(tmp_path / "k", Notes)
+    storage.bring(tmp_path / "other", Notes)
+    storage.push_file(tmp_path / "k" / "one.bin")
+    storage.bring_file(tmp_path / "k" / "one.bin")
+    storage.delete(made.folder)
+    assert storage.claim(tmp_path / "claim") and storage.claim(tmp_path / "claim")
+    assert storage.folders(tmp_path, "*") == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_roots_do_not_share_a_cache(tmp_path):
+    ours, theirs = (
+        StorageConfig(root=f"s3://{bucket}/textgen", cache=str(tmp_path)).local for bucket in ("ours", "theirs")
+    )
+    assert ours != theirs
+    assert ours.parent == theirs.parent == tmp_path
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert StorageConfig(root="~/data").local == tmp_path / "data"
+    assert StorageConfig(root="s3://bucket/x", cache="~/cache").local.parent == tmp_path / "cache"
+    assert StorageConfig(root="s3://bucket/~x").root == "s3://bucket/~x"
