@@ -158,3 +158,5 @@ def test_the_sample_of_a_large_text_is_bounded_and_reaches_its_end():
     assert int(taken[-1].split()[0]) > 900
     assert sum(len(row.encode()) for row in sample(["é" * SAMPLE_BYTES])) == SAMPLE_BYTES
     assert sample(rows[:3]) == rows[:3]
+    uneven = ["é" * 50_000, "a", "é" * 50_000, "b"]
+    assert sum(len(row.encode()) for row in sample(uneven)) == SAMPLE_BYTES
