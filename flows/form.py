@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
 from textgen.config import Config, Section, load_config
@@ -49,14 +49,24 @@ Overrides = Annotated[
 
 
 class Choices(BaseModel):
-    """A group of the form."""
+    """A group of the form. What is left empty is absent, as the form leaves it out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 def field(position: int, title: str, description: str, default: Any = None) -> Any:
     """Return a field of a group, at its place in the form."""
-    return Field(default, title=title, description=description, json_schema_extra={"position": position})
+
+    def place(schema: dict[str, Any]) -> None:
+        schema["position"] = position
+        if default is None:  # which the form would send back, and refuse
+            del schema["default"]
+
+    return Field(default, title=title, description=description, json_schema_extra=place)
 
 
 class TrainingChoices(Choices):

@@ -60,10 +60,12 @@ def train_flow(
         overrides: Other settings, as section.key=value, over everything above; README.md lists the keys.
     """
     # With them comes torch, which takes seconds: here they pass while the command's temporary server starts.
+    from tasks.drift import drift
     from tasks.evaluate import evaluate
     from tasks.fetch import fetch
     from tasks.publish import publish
-    from tasks.report import show_model
+    from tasks.push import push_champion
+    from tasks.report import show_drift, show_model
     from tasks.stage import run_stage
     from tasks.tokenize import tokenize
     from tasks.train import train
@@ -72,12 +74,15 @@ def train_flow(
     settings = make_config(config, training, run, overrides)
     raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
     tokens, tokenized = run_stage(tokenize, settings, raw=raw)
+    drifted = drift(settings, raw)
+    if drifted is not None:
+        show_drift(settings.name, drifted)
     folder = f"{train_key(tokens, settings)}-{flow_run.id}" if run.force else None
     try:
         checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
     except TerminationSignal as signal:
         return ended_by(signal)
-    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens)
+    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens, raw=raw)
     published, publication = run_stage(
         publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
     )
@@ -89,9 +94,11 @@ def train_flow(
         "config": settings.model_dump(mode="json"),
         "raw": raw.model_dump(mode="json"),
         "tokens": tokens.model_dump(mode="json"),
+        "drift": drifted.model_dump(mode="json") if drifted is not None else None,
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
+        "hub_commit": push_champion(settings, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
     show_model(published, metrics)
@@ -124,6 +131,10 @@ def summarize(result: dict[str, Any]) -> None:
         figures = [split["loss_nats"], split["token_perplexity"], split["word_perplexity"], split["bits_per_byte"]]
         perplexities.add_row(name, *("-" if figure is None else f"{figure:.4f}" for figure in figures))
     console.print(perplexities)
+
+    if (drift := result["drift"]) is not None:
+        reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
+        console.print(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{reasons}\n")
 
     published = result["published"]
     for sample in published["samples"]:

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 
-from tasks.dispatch import ended_by
+from tasks.cancel import ended_by
 from tasks.stage import run_stage
 from tasks.train import train
 from textgen.config import Config

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,11 +45,15 @@ class TrainingCancelled(Failure):
 def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: Storage) -> CheckpointManifest:
     """Have a run of `compute.gpu_deployment` train in the folder `out` of the shared storage; return its manifest.
 
+    A training that is finished there is returned as it is.
+
     Raises:
         InputError: there is no such deployment, or its storage is another one.
         TrainingLost: the run failed, crashed or was ended.
         TrainingCancelled: it was cancelled, or took longer than `compute.timeout_seconds`.
     """
+    with suppress(Damaged):
+        return CheckpointManifest.read(out)
     storage.push(tokens.folder, tokens)
     parameters = {"config": config.model_dump(mode="json"), "tokens_key": tokens.key, "folder": out.name}
     with get_client(sync_client=True) as client:

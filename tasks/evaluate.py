@@ -5,23 +5,26 @@ from tasks.tracking import track
 from textgen import evaluate as evaluation
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
+from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
 
-def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> str:
+def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> str:
     return evaluation.evaluation_key(checkpoint.weights_sha256, tokens, config)
 
 
 @stage(key)
-def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest) -> Metrics:
+def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> Metrics:
     """Measure the checkpoint on validation and test and return the metrics."""
     storage = Storage(config.storage)
     storage.bring(tokens.folder, TokensManifest)
+    if config.evaluation.protocol == "lm-eval":
+        storage.bring(raw.folder, RawManifest)
     bring_training(storage, checkpoint.folder)
-    storage.bring(evaluation.evaluation_folder(checkpoint.folder, key(config, checkpoint, tokens)), Metrics)
+    storage.bring(evaluation.evaluation_folder(checkpoint.folder, key(config, checkpoint, tokens, raw)), Metrics)
     metrics = evaluation.evaluate(checkpoint.folder, tokens, config)
     storage.push(metrics.folder, metrics)
     with track(config, checkpoint.key, "evaluate") as run:

@@ -1,7 +1,8 @@
 """The task that publishes the checkpoint."""
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
-from textgen import registry
+from tasks.tracking import flow_run_id, track_model
+from textgen import publish as publishing
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.corpus import RawManifest
@@ -16,7 +17,7 @@ from textgen.tokens import TokensManifest
 def key(
     config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
 ) -> str:
-    return content_key(registry.PUBLISH_VERSION, config.name, checkpoint.weights_sha256)
+    return content_key(publishing.PUBLISH_VERSION, config.name, checkpoint.weights_sha256)
 
 
 @stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
@@ -26,5 +27,9 @@ def publish(
     """Publish the checkpoint as the next version in data/models and return its manifest."""
     storage = Storage(config.storage)
     storage.bring(raw.folder, RawManifest)
+    storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, checkpoint.folder)
-    return registry.publish(checkpoint, metrics, tokens, raw, config, storage)
+    storage.bring(metrics.folder, Metrics)
+    published = publishing.publish(checkpoint, metrics, tokens, raw, config, storage, flow_run_id())
+    track_model(config, published, checkpoint.key)
+    return published

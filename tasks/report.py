@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI: the training's progress, a table of metrics, the model card.
+"""What a run shows in the Prefect UI: the training's progress, tables of metrics and drift, the model card.
 
 It is never a reason to fail. The server may be away while a training goes on: its progress is sent from a thread that
 nobody waits for.
@@ -25,8 +25,10 @@ from prefect.artifacts import (
 
 from textgen.card import CARD_FILE
 from textgen.config import Config
+from textgen.drift import Drift, TextFigures
 from textgen.evaluate import Metrics
-from textgen.registry import METRICS_FILE, PublishedManifest, read_champion
+from textgen.registry import PublishedManifest, read_champion
+from textgen.scores import METRICS_FILE
 from textgen.tokens import TokensManifest, block_count
 from textgen.train import total_steps
 
@@ -122,6 +124,19 @@ def show_model(published: PublishedManifest, metrics: Metrics) -> None:
         log.warning("the model could not be shown: %s", error)
 
 
+def show_drift(name: str, drift: Drift) -> None:
+    """Show the figures of new text beside those of the champion's, and the verdict."""
+    rows = [
+        {"figure": figure.replace("_", " "), f"text of {drift.champion}": _estimate(drift.last, figure),
+         "new text": _estimate(drift.new, figure)}
+        for figure in TextFigures.model_fields
+    ]  # fmt: skip
+    try:
+        create_table_artifact(rows, f"{slug(name)}-drift", "; ".join([drift.verdict, *drift.reasons]))
+    except Exception as error:  # the training goes on
+        log.warning("the drift could not be shown: %s", error)
+
+
 def compare(published: PublishedManifest, metrics: Metrics) -> list[dict[str, str]]:
     """Return a row a metric: of this version and of the champion."""
     home = published.folder.parent
@@ -150,6 +165,11 @@ def card(folder: Path) -> str:
 def slug(name: str) -> str:
     """Return a name as an artifact's key may be: lowercase letters, digits and dashes."""
     return "".join(character if character.isalnum() and character.isascii() else "-" for character in name.lower())
+
+
+def _estimate(figures: TextFigures | None, name: str) -> str:
+    estimate = getattr(figures, name, None)
+    return "-" if estimate is None else f"{estimate.value:.4g} ± {estimate.standard_error:.2g}"
 
 
 def _number(value: float | None) -> str:

@@ -1,18 +1,30 @@
 """Weights & Biases: the record of a run. The only module that imports wandb, and never a reason for a run to fail."""
 
+import argparse
+import json
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect.context import FlowRunContext
+from pydantic import BaseModel, ConfigDict
 
+from textgen.__main__ import FAILURE, USER_MISTAKE
 from textgen.config import Config, TrackingConfig
+from textgen.files import write_atomic
+from textgen.lineage import LINEAGE_FILE
+from textgen.registry import PublishedManifest, read_champion
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_SECONDS = 30
+UPLOAD_TIMEOUT_SECONDS = 1800
+PENDING_FOLDER = Path("wandb", "pending")  # under the root: published versions that are yet to be sent
+INPUTS = ("raw", "tokens")  # of a model, in its lineage
 _unreachable = False  # the server did not answer this process: the stages after do not wait for it again
 
 
@@ -53,15 +65,9 @@ class Tracker:
         from wandb.errors import CommError, UsageError
 
         options = {
-            "project": self.config.tracking.project,
-            "entity": self.config.tracking.entity,
-            "id": self.key,  # the training's: a retry goes on in the same run
-            "resume": "allow",
-            "group": _flow_run_id(),
+            **_options(self.config.tracking, self.config.root, self.key, flow_run_id()),
             "job_type": self.job_type,
             "config": self.config.model_dump(mode="json"),
-            "dir": self.config.root,
-            "settings": wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
         }
         mode = "offline" if _unreachable else choose_mode(self.config.tracking)
         try:
@@ -107,6 +113,142 @@ def _has_key() -> bool:
     return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url) is not None
 
 
-def _flow_run_id() -> str | None:
+def flow_run_id() -> str | None:
+    """Return the id of the flow run that this is a part of, None outside one."""
     context = FlowRunContext.get()
     return str(context.flow_run.id) if context is not None and context.flow_run is not None else None
+
+
+def _options(tracking: TrackingConfig, root: Path, key: str, group: str | None) -> dict[str, Any]:
+    """Return what every part of the record of the training `key` is opened with."""
+    import wandb
+
+    return {
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "id": key,  # the training's: a retry goes on in the same run
+        "resume": "allow",
+        "group": group,
+        "dir": root,
+        "settings": wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
+    }
+
+
+class Pending(BaseModel):
+    """A published version that is to be sent; the rest is in its folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    training_key: str
+    group: str | None
+    tracking: TrackingConfig
+
+
+def track_model(config: Config, published: PublishedManifest, training_key: str) -> None:
+    """Record a published version as an artifact, now if the server is there, else at the next `replay`."""
+    if (mode := choose_mode(config.tracking)) == "disabled":
+        return
+    pending = Pending(
+        name=published.name, version=published.version, training_key=training_key, group=flow_run_id(),
+        tracking=config.tracking,
+    )  # fmt: skip
+    file = config.root / PENDING_FOLDER / f"{published.name}-{published.version}.json"
+    write_atomic(file, pending.model_dump_json(indent=2) + "\n")
+    if mode != "online" or _unreachable:
+        return
+    try:
+        _send(pending, config.root)
+    except Exception as error:  # the server's, the client's, the network's: the model is published all the same
+        reason = " ".join(str(error).split())
+        log.warning("Weights & Biases: %s; `python -m tasks.tracking replay` sends what is in %s", reason, file.parent)
+    else:
+        file.unlink()
+
+
+def replay(root: Path) -> int:
+    """Send the published versions that are pending under `root`; return the exit code."""
+    files = sorted((root / PENDING_FOLDER).glob("*.json"))
+    if files and not _has_key():
+        print("Weights & Biases: there is no key; set WANDB_API_KEY, or run `wandb login`", file=sys.stderr)
+        return USER_MISTAKE
+    failed = False
+    for file in files:
+        pending = Pending.model_validate_json(file.read_bytes())
+        outcome = "sent"
+        try:
+            if (root / "models" / pending.name / pending.version).is_dir():
+                _send(pending, root)
+            else:
+                outcome = "no longer there"
+        except Exception as error:  # as in `track_model`: it can be sent again
+            print(f"{file.stem}: {' '.join(str(error).split())}; it is still in {file}", file=sys.stderr)
+            failed = True
+            continue
+        file.unlink()
+        print(f"{file.stem}: {outcome}", file=sys.stderr)
+    return FAILURE if failed else 0
+
+
+def _send(pending: Pending, root: Path) -> None:
+    """Record a version, its inputs and its place in the registry. What the server has already is not sent again."""
+    import wandb
+
+    home = root / "models" / pending.name
+    published = PublishedManifest.read(home / pending.version)
+    lineage = json.loads((published.folder / LINEAGE_FILE).read_bytes())
+    options = _options(pending.tracking, root, pending.training_key, pending.group)
+    aliases = [f"{pending.name}-{pending.version}"]  # v1, v2, … are the server's own
+    is_champion = read_champion(home) == pending.version
+    if is_champion:
+        aliases.append("champion")
+    try:
+        opened = wandb.init(mode="online", job_type="publish", **options)
+    except Exception:
+        wandb.teardown()  # the failed run still holds its id
+        raise
+    with opened as run:
+        for kind in INPUTS:
+            run.use_artifact(describe_input(kind, lineage[kind]))
+        logged = run.log_artifact(describe_model(published, lineage), aliases=aliases)
+        logged.wait(timeout=UPLOAD_TIMEOUT_SECONDS)
+        if is_champion and pending.tracking.registry is not None:
+            target = f"wandb-registry-{pending.tracking.registry}/{pending.name}"
+            run.link_artifact(logged, target, aliases=aliases)
+
+
+def describe_input(kind: str, record: dict[str, Any]) -> Any:
+    """Return an artifact that names the files of a stage by their sha256, and holds none."""
+    import wandb
+
+    metadata = {"folder": record["folder"], "key": record["key"]}
+    artifact = wandb.Artifact(f"{kind}-{record['key']}", type="dataset", metadata=metadata)
+    with artifact.new_file("sha256.json") as file:
+        json.dump(record["sha256"], file, indent=2)
+    return artifact
+
+
+def describe_model(published: PublishedManifest, lineage: dict[str, Any]) -> Any:
+    """Return the artifact of a published version: its folder, and what it comes from."""
+    import wandb
+
+    known = {name: lineage[name] for name in ("git_commit", "flow_run", "decision")}
+    artifact = wandb.Artifact(published.name, type="model", metadata={"version": published.version, **known})
+    artifact.add_dir(str(published.folder), policy="immutable", skip_cache=True)
+    return artifact
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m tasks.tracking replay` and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser(
+        "replay", help="send the published versions that could not be sent when they were made"
+    )
+    command.add_argument("--root", type=Path, default=Path("data"), help="the storage root")
+    return replay(parser.parse_args(arguments).root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

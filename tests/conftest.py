@@ -10,6 +10,7 @@ import pytest
 import torch
 from prefect.testing.utilities import prefect_test_harness
 
+from tests.publications import Publication, make, write_text
 from textgen import corpus
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
@@ -134,6 +135,16 @@ def tokens(make_tokens: Callable[[str], TokensManifest]) -> TokensManifest:
 def checkpoint(tokens: TokensManifest, tmp_path_factory: pytest.TempPathFactory) -> CheckpointManifest:
     """Return a finished training; a test that changes its files copies them first."""
     return train(tokens, tiny_config(), tmp_path_factory.mktemp("training") / "out", lambda step, figures: None)
+
+
+@pytest.fixture(scope="session")
+def publication(raw: corpus.RawManifest, tmp_path_factory: pytest.TempPathFactory) -> Publication:
+    """Return a published model and what it was made of, in a root of its own; tests change nothing in it."""
+    root = tmp_path_factory.mktemp("publication")
+    text = {split: "".join(corpus.read_rows(raw, split)) for split in SPLITS}
+    data = {"files": write_text(root / "text", text), "seq_length": 16}
+    tokenizer, storage = {"kind": "bpe", "vocab_size": 300}, {"root": str(root / "data")}
+    return make(tiny_config(data=data, tokenizer=tokenizer, storage=storage), flow_run_id="run-1")
 
 
 @pytest.fixture(scope="session")

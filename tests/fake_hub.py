@@ -31,10 +31,10 @@ class Repository:
 class FakeHub:
     """A Hub that serves what `push` was given while its `with` block runs. `requests` are those it got, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: "type[HubHandler] | None" = None) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler or HubHandler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> Self:

@@ -13,11 +13,12 @@ import textgen.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.checkpoint import AVERAGED_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import blocks, score
+from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, load_model, read_weights
 from textgen.files import Manifest
 from textgen.loss import NextTokenLoss
 from textgen.model import LanguageModel
+from textgen.protocols import blocks
 from textgen.tokens import load_stream
 from textgen.train import Run, train
 

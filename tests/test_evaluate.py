@@ -1,17 +1,31 @@
 """Perplexity: every token scored once, in the context that is promised, over the right denominators."""
 
+import json
 import math
+import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import textgen.evaluate
-from textgen.config import EvaluationConfig
+from textgen.__main__ import main
+from textgen.config import EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
-from textgen.evaluate import blocks, evaluate, evaluate_text, score, sliding_windows, summarize
+from textgen.evaluate import (
+    Metrics,
+    evaluate,
+    evaluate_text,
+    read_documents,
+    score,
+    summarize,
+)
 from textgen.export import LoadedModel, load_model
-from textgen.files import InputError
+from textgen.files import Damaged, InputError
+from textgen.protocols import DEFINITIONS, blocks, sliding_windows
+from textgen.storage import Storage
 from textgen.tokens import TextCounts, load_stream
 
 # length of the stream, of a sequence, stride
@@ -25,9 +39,11 @@ def random_stream(loaded: LoadedModel, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def brute_force(loaded: LoadedModel, ids: list[int], protocol: str, seq_length: int, stride: int) -> tuple[float, int]:
+def brute_force_nats(
+    loaded: LoadedModel, ids: list[int], protocol: str, seq_length: int, stride: int
+) -> Iterator[float]:
     """Score one token at a time, each after a context of its own."""
-    last, nats, scored = len(ids) - 1, 0.0, 0
+    last = len(ids) - 1
     for target in range(1, len(ids)):
         if protocol == "blocks":
             start = (target - 1) // seq_length * seq_length
@@ -39,9 +55,12 @@ def brute_force(loaded: LoadedModel, ids: list[int], protocol: str, seq_length: 
                 end = min(end + stride, last)
             start = max(0, end - seq_length)
         logits_V = loaded.model(torch.tensor([ids[start:target]]))[0, -1].double()
-        nats -= logits_V.log_softmax(-1)[ids[target]].item()
-        scored += 1
-    return nats, scored
+        yield -logits_V.log_softmax(-1)[ids[target]].item()
+
+
+def brute_force(loaded: LoadedModel, ids: list[int], protocol: str, seq_length: int, stride: int) -> tuple[float, int]:
+    nats = list(brute_force_nats(loaded, ids, protocol, seq_length, stride))
+    return sum(nats), len(nats)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -91,6 +110,7 @@ def test_a_splits_nats_are_spread_over_tokens_words_with_rows_and_bytes():
         "loss_nats": 3.0,
         "token_perplexity": math.e**3,
         "word_perplexity": math.e ** (3 * 11 / (3 + 2)),
+        "byte_perplexity": math.e ** (3 * 11 / 20),
         "bits_per_byte": 3 * 11 / (20 * math.log(2)),
         "tokens_scored": 10,
         "tokens": 11,
@@ -103,7 +123,7 @@ def test_a_splits_nats_are_spread_over_tokens_words_with_rows_and_bytes():
 
 def test_unknown_words_leave_no_bits_per_byte():
     metrics = summarize(30.0, 10, counts(unknown=1))
-    assert metrics.bits_per_byte is None and metrics.word_perplexity is not None
+    assert metrics.bits_per_byte is None and metrics.byte_perplexity is None and metrics.word_perplexity is not None
 
 
 @pytest.mark.parametrize(("tokens", "has_one"), [(470, True), (480, False)])  # exp(705) is a float, exp(720) is not
@@ -126,6 +146,40 @@ def test_an_evaluation_summarizes_validation_and_test(protocol, checkpoint, toke
         assert split == summarize(split.loss_nats * scored, scored, tokens.splits[name])
 
 
+@pytest.mark.parametrize("protocol", ["sliding", "blocks"])
+def test_an_evaluation_keeps_the_nats_of_every_token_and_document(protocol, checkpoint, tokens, raw, make_config):
+    metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": protocol, "stride": 5}))
+    loaded = load_model(checkpoint.folder)
+    tokenizer = loaded.tokenizer
+    for name, split in metrics.splits.items():
+        token_nats = load_file(metrics.folder / f"{name}.safetensors")["token_nats"]
+        assert token_nats.dtype == torch.float32
+        assert token_nats.tolist() == pytest.approx(
+            list(brute_force_nats(loaded, load_stream(tokens, name).tolist(), protocol, 16, 5)), abs=1e-5
+        )
+        documents = read_documents(metrics, name)
+        assert documents.nats.dtype == torch.float64
+        assert documents.nats.sum().item() / split.tokens_scored == split.loss_nats
+        assert documents.tokens.sum() == split.tokens_scored == len(token_nats)
+        rows = read_rows(raw, name)
+        ends = torch.tensor([len(tokenizer.encode(row).ids) for row in rows]).cumsum(0) - 1  # the first is not scored
+        for row, nats in enumerate(token_nats.double().tensor_split(ends[:-1])):
+            assert documents.nats[row].item() == pytest.approx(nats.sum().item())
+            assert documents.tokens[row] == len(nats)
+        assert documents.bytes.tolist() == [len(row.encode()) for row in rows]
+        assert documents.words.tolist() == [len(row.split()) for row in rows]
+
+
+def test_an_evaluation_whose_arrays_are_damaged_is_made_again(checkpoint, tokens, make_config, flip_bit):
+    config = make_config(evaluation={"stride": 9})
+    first = evaluate(checkpoint.folder, tokens, config)
+    flip_bit(first.folder / "test.safetensors")
+    with pytest.raises(Damaged, match=r"test\.safetensors"):
+        Metrics.read(first.folder)
+    second = evaluate(checkpoint.folder, tokens, config)
+    assert second.built and second == first
+
+
 def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeypatch):
     config = make_config(evaluation={"stride": 7})
     metrics = evaluate(checkpoint.folder, tokens, config)
@@ -133,7 +187,7 @@ def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeyp
     def refuse(*arguments: object) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(textgen.evaluate, "score", refuse)
+    monkeypatch.setattr(textgen.evaluate, "score_tokens", refuse)
     assert evaluate(checkpoint.folder, tokens, config) == metrics
     with pytest.raises(AssertionError, match="scored again"):
         evaluate(checkpoint.folder, tokens, make_config(evaluation={"stride": 6}))
@@ -141,16 +195,18 @@ def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeyp
 
 def test_a_text_file_is_measured_as_the_split_of_its_rows(checkpoint, tokens, raw, make_config, tmp_path):
     (tmp_path / "text.txt").write_text("".join(read_rows(raw, "validation")), "utf-8")
-    metrics = evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
-    expected = evaluate(checkpoint.folder, tokens, make_config()).splits["validation"]
-    assert metrics.model_dump() == pytest.approx(expected.model_dump(), rel=1e-12)
+    measured = evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
+    metrics = evaluate(checkpoint.folder, tokens, make_config())
+    assert measured.metrics.model_dump() == pytest.approx(metrics.splits["validation"].model_dump(), rel=1e-12)
+    for array, expected in zip(measured.documents, read_documents(metrics, "validation"), strict=True):
+        torch.testing.assert_close(array, expected)
 
 
 def test_a_text_file_is_cut_into_rows_where_the_corpus_is(checkpoint, tmp_path):
     (tmp_path / "text.txt").write_text(
         "a form feed\f, a next line\x85,\nand a line separator\u2028 end no row\n", "utf-8"
     )
-    assert evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig()).rows == 2
+    assert evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig()).metrics.rows == 2
 
 
 @pytest.mark.parametrize(
@@ -162,3 +218,68 @@ def test_a_text_file_that_cannot_be_measured_is_refused(content, message, checkp
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
+
+
+def score_rows(loaded: LoadedModel, rows: list[str]) -> list[float]:
+    """Return the nats of each row of a text that is no WikiText, as lm-eval's windows have them."""
+    end, nats = loaded.tokenizer.token_to_id("<|endoftext|>"), []
+    for row in rows:
+        ids = [end, *loaded.tokenizer.encode(row).ids]
+        nats.append(sum(brute_force_nats(loaded, ids, "sliding", loaded.seq_length, loaded.seq_length)))
+    return nats
+
+
+def test_a_corpus_is_measured_as_lm_eval_does_from_its_raw_text(checkpoint, tokens, raw, make_config):
+    metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": "lm-eval"}))
+    assert metrics.definition == DEFINITIONS["lm-eval"]
+    loaded = load_model(checkpoint.folder)
+    for name, split in metrics.splits.items():
+        rows = read_rows(raw, name)
+        nats, words = score_rows(loaded, rows), sum(len(row.split()) + 1 for row in rows)  # a line feed ends each
+        assert read_documents(metrics, name).nats.tolist() == pytest.approx(nats, rel=1e-5)
+        assert split.word_perplexity == pytest.approx(math.exp(sum(nats) / words), rel=1e-5)
+        assert split.bits_per_byte == pytest.approx(sum(nats) / split.bytes / math.log(2), rel=1e-5)
+        assert split.byte_perplexity == pytest.approx(2**split.bits_per_byte)
+
+
+@pytest.mark.parametrize("protocol", ["sliding", "blocks", "lm-eval"])
+def test_the_command_measures_as_the_evaluation_of_a_run_does(protocol, checkpoint, tokens, make_config, capsys):
+    arguments = ["evaluate", str(checkpoint.folder), "--root", str(tokens.root), "--protocol", protocol]
+    assert main([*arguments, "--json"]) == 0
+    splits = json.loads(capsys.readouterr().out)
+    metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": protocol}))
+    assert splits == {name: split.model_dump() for name, split in metrics.splits.items()}
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert DEFINITIONS[protocol].denominators in printed and DEFINITIONS[protocol].context in printed
+
+
+def test_the_command_says_that_the_raw_text_is_not_there(checkpoint, tokens, tmp_path, capsys):
+    shutil.copytree(tokens.root / "processed", tmp_path / "processed")
+    arguments = ["evaluate", str(checkpoint.folder), "--root", str(tmp_path), "--protocol", "lm-eval"]
+    assert main(arguments) == 2
+    assert f"{tmp_path / 'raw'}: the raw text of the tokens is not there" in capsys.readouterr().err
+
+
+def test_on_another_machine_the_task_brings_the_raw_text(checkpoint, tokens, raw, make_config, tmp_path):
+    from tasks.evaluate import evaluate as task
+
+    root = f"memory://{tmp_path.name}"
+    here, there = (Storage(StorageConfig(root=root, cache=str(tmp_path / name))) for name in ("here", "there"))
+    shutil.copytree(tokens.root, here.local)
+    manifests = [manifest.model_copy(update={"path": str(here.local / manifest.folder.relative_to(tokens.root))})
+                 for manifest in (tokens, raw)]  # fmt: skip
+    for manifest in manifests:
+        here.push(manifest.folder, manifest)
+    arrived = [manifest.model_copy(update={"path": manifest.path.replace(str(here.local), str(there.local))})
+               for manifest in manifests]  # fmt: skip
+    trained = there.local / "checkpoints" / checkpoint.key
+    shutil.copytree(checkpoint.folder, trained, ignore=shutil.ignore_patterns("evaluations"))
+    config = make_config(
+        evaluation={"protocol": "lm-eval"},
+        storage={"root": root, "cache": str(tmp_path / "there")},
+        tracking={"mode": "disabled"},
+    )
+    metrics = task.fn(config, checkpoint.model_copy(update={"path": str(trained)}), *arrived)
+    assert metrics.folder.is_relative_to(there.local)
+    assert metrics.splits == evaluate(checkpoint.folder, tokens, config).splits

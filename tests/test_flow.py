@@ -34,6 +34,7 @@ def tiny(folder: Path, **changes: Any) -> Config:
         "model": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
         "training": {"batch_size": 4, "max_steps": 6, "warmup_steps": 2, "eval_every": 3},
         "evaluation": {"stride": 8},
+        "publish": {"policy": "always"},  # a model of six steps does not beat a unigram model
         "tracking": {"mode": "disabled"},
         "storage": {"root": str(folder / "data")},
     }
@@ -70,7 +71,9 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     _, result = finished
     assert list(result["stages"]) == list(STAGES)
     assert cached(result) == []
-    assert set(result) == {"run_id", "config", "raw", "tokens", "checkpoint", "metrics", "published", "stages"}
+    assert set(result) == {
+        "run_id", "config", "raw", "tokens", "drift", "checkpoint", "metrics", "published", "hub_commit", "stages",
+    }  # fmt: skip
     assert set(result["metrics"]) == {"validation", "test"}
     published = result["published"]
     assert (published["version"], published["promoted"]) == ("v1", True)
@@ -153,9 +156,9 @@ def test_a_run_in_a_moved_folder_is_not_led_back_to_the_old_place(finished, fold
 
 
 def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
-    better = run_flow(tiny(folder, training={"max_steps": 40}))["published"]
+    better = run_flow(tiny(folder, training={"max_steps": 40}, publish={"policy": "gate"}))["published"]
     assert (better["version"], better["promoted"]) == ("v2", True)
-    worse = run_flow(tiny(folder, training={"max_steps": 3}))["published"]
+    worse = run_flow(tiny(folder, training={"max_steps": 3}, publish={"policy": "gate"}))["published"]
     assert (worse["version"], worse["promoted"]) == ("v3", False)
     assert resolve("textgen@champion", folder / "data").name == "v2"
     assert resolve("textgen@v3", folder / "data").name == "v3"
@@ -163,11 +166,21 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
         resolve("textgen@v9", folder / "data")
 
 
-def test_a_model_of_another_text_takes_over(folder):
-    (folder / "validation.txt").write_text("an entirely different text of some twenty words " * 20)
-    published = run_flow(tiny(folder, training={"max_steps": 3}))["published"]
-    assert (published["version"], published["promoted"]) == ("v2", True)
-    assert "not the one v1 was measured on" in published["reason"]
+def test_a_model_of_another_text_is_compared_with_the_champion_on_that_text(folder, caplog):
+    for split in ("validation", "test"):
+        (folder / f"{split}.txt").write_text("an entirely different text of some twenty words\n" * 60)
+    published = run_flow(tiny(folder, training={"max_steps": 3}, publish={"policy": "gate"}))["published"]
+    assert (published["version"], published["promoted"]) == ("v2", False)
+    assert (published["decision"]["opponent"], published["decision"]["documents"]) == ("v1", 60)
+    assert published["decision"]["difference"] > 0
+    assert "v1, the champion, is scored again" in caplog.text
+
+
+def test_a_first_model_that_does_not_beat_a_unigram_model_is_not_promoted(tmp_path):
+    published = run_flow(tiny(tmp_path, publish={"policy": "gate"}))["published"]
+    assert (published["version"], published["promoted"]) == ("v1", False)
+    assert published["decision"]["opponent"] == "unigram"
+    assert "against unigram" in published["reason"]
 
 
 def run_main(folder: Path, *arguments: str) -> int:

@@ -92,3 +92,30 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied, monkeypatch):
     torch.testing.assert_close(ours, nats_BT.sum())
     expected = gradients(nats_BT.sum(), *model.parameters())
     torch.testing.assert_close(gradients(ours, *model.parameters()), expected)
+
+
+@pytest.mark.parametrize("rows_in_memory", [1, 3, 32, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nats_are_those_of_cross_entropy_in_chunks_of_any_size(rows_in_memory, dtype, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setitem(loss.LOGITS_IN_MEMORY, "cpu", rows_in_memory * V)
+    config = ModelConfig(hidden_size=C, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model, ids_BT = LanguageModel(config, V).eval(), torch.randint(V, (7, 10))
+    x_BT, y_BT = ids_BT[:, :-1], ids_BT[:, 1:]
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        ours, logits_BTV = next_token_nats(model, x_BT, y_BT), model(x_BT)
+    theirs = F.cross_entropy(logits_BTV.float().flatten(0, 1), y_BT.flatten(), reduction="none").view_as(y_BT)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_nats_of_logits_far_apart_are_finite():
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=C, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model, ids_BT = LanguageModel(config, V).eval(), torch.randint(V, (2, 9))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e4)
+        logits_BTV = model(ids_BT[:, :-1]).double()
+    theirs = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
+    assert theirs.max() > 200
+    torch.testing.assert_close(next_token_nats(model, ids_BT[:, :-1], ids_BT[:, 1:]).flatten().double(), theirs)

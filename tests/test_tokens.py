@@ -16,6 +16,7 @@ from textgen.tokens import (
     block_count,
     check_length,
     dtype_for,
+    load_documents,
     load_manifest_tokenizer,
     load_stream,
     take_sequences,
@@ -87,6 +88,21 @@ def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):
     assert stream.tolist() == [id for row in rows for id in tokenizer.encode(row).ids]
     assert tokenizer.decode(stream.tolist()) == "".join(rows)
     assert manifest.splits["test"].tokens == len(stream)
+
+
+def test_the_documents_of_a_split_are_the_whole_of_its_stream(raw, tmp_path):
+    manifest = tokenize(raw, BPE, tmp_path)
+    for name, split in manifest.splits.items():
+        found = load_documents(manifest, name)
+        assert found["tokens"].sum() == split.tokens
+        assert found["words"].sum() == split.words
+        assert found["bytes"].sum() == split.text_bytes
+        rows = read_rows(raw, name)
+        assert len(found["tokens"]) == sum(bool(row.strip()) for row in rows)
+        second = load_manifest_tokenizer(manifest).encode_batch(
+            rows[2:4]
+        )  # each row with text has one without after it
+        assert found["tokens"][1] == sum(len(row.ids) for row in second)
 
 
 def test_the_same_text_gives_the_same_bytes(raw, tmp_path):

@@ -1,16 +1,20 @@
 """Weights & Biases: recorded offline without an account, and never a reason for a run to fail."""
 
+import json
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
 
 from tasks import tracking
-from tasks.tracking import choose_mode, track
+from tasks.tracking import choose_mode, describe_model, main, track, track_model
 from textgen.config import Config, TrackingConfig, parse_config
+from textgen.lineage import LINEAGE_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +106,177 @@ def test_an_exception_in_a_stage_closes_the_run(tmp_path):
         run.log(1, {"train/loss_nats": 4.5})
         raise RuntimeError
     assert "4.5" in recorded(tmp_path)
+
+
+class FakeRun:
+    """A W&B run that notes what is sent to it; `failing` names the call that the server refuses."""
+
+    def __init__(self, failing: str | None = None) -> None:
+        self.failing = failing
+        self.options: dict[str, Any] = {}
+        self.used: list[wandb.Artifact] = []
+        self.logged: list[tuple[wandb.Artifact, list[str]]] = []
+        self.linked: list[tuple[str, list[str]]] = []
+        self.finished = 0
+
+    def init(self, **options: Any) -> "FakeRun":
+        self.options = options
+        return self
+
+    def __enter__(self) -> "FakeRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finished += 1
+
+    def use_artifact(self, artifact: wandb.Artifact) -> None:
+        self.refuse("use_artifact")
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: wandb.Artifact, aliases: list[str]) -> "FakeRun":
+        self.refuse("log_artifact")
+        self.logged.append((artifact, aliases))
+        return self
+
+    def wait(self, timeout: int) -> None:
+        self.refuse("wait")
+
+    def link_artifact(self, artifact: "FakeRun", target: str, aliases: list[str]) -> None:
+        self.refuse("link_artifact")
+        self.linked.append((target, aliases))
+
+    def refuse(self, call: str) -> None:
+        if self.failing == call:
+            raise wandb.errors.CommError("the server\nsays no")
+
+
+@pytest.fixture
+def server(monkeypatch) -> FakeRun:
+    """Have a key, and in place of the server a run that notes what it is sent."""
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    fake = FakeRun()
+    monkeypatch.setattr(wandb, "init", fake.init)
+    return fake
+
+
+@pytest.fixture
+def model(publication, tmp_path):
+    """Return the configuration of a root with a published model, that model, and its pending file."""
+    shutil.copytree(publication.config.root, tmp_path / "data")
+    storage = publication.config.storage.model_copy(update={"root": str(tmp_path / "data")})
+    config = publication.config.model_copy(update={"storage": storage})
+    return config, publication.published, tmp_path / "data" / "wandb" / "pending" / "textgen-v1.json"
+
+
+def test_a_version_is_sent_with_its_inputs_its_aliases_and_its_place_in_the_registry(model, server, publication):
+    config, published, pending = model
+    track_model(config, published, "training-key")
+    assert (server.options["mode"], server.options["id"], server.options["job_type"]) == (
+        "online", "training-key", "publish",
+    )  # fmt: skip
+    assert [artifact.name for artifact in server.used] == [
+        f"raw-{publication.raw.key}", f"tokens-{publication.tokens.key}",
+    ]  # fmt: skip
+    ((artifact, aliases),) = server.logged
+    assert (artifact.type, artifact.name, aliases) == ("model", "textgen", ["textgen-v1", "champion"])
+    sent = {name: entry.size for name, entry in artifact.manifest.entries.items()}
+    assert sent == {path.name: path.stat().st_size for path in published.folder.iterdir()}
+    assert artifact.metadata["decision"]["promoted"] is True
+    assert server.linked == [("wandb-registry-model/textgen", aliases)]
+    assert server.finished == 1
+    assert not pending.exists()
+
+
+def test_the_same_inputs_give_the_same_digest_and_others_another(publication):
+    lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
+    first, again = (tracking.describe_input("raw", lineage["raw"]) for _ in range(2))
+    changed = {**lineage["raw"], "sha256": {**lineage["raw"]["sha256"], "train.parquet": "0" * 64}}
+    assert first.digest == again.digest != tracking.describe_input("raw", changed).digest
+
+
+def test_the_client_takes_the_artifacts_as_they_are_described(publication, tmp_path):
+    lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
+    with track(config(tmp_path), "k6", "publish") as run:
+        run.run.log_artifact(tracking.describe_input("raw", lineage["raw"]))
+        run.run.log_artifact(describe_model(publication.published, lineage), aliases=["textgen-v1", "champion"])
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    data = b"".join(path.read_bytes() for path in folder.glob("*.wandb"))
+    assert b"champion" in data
+    assert publication.raw.key.encode() in data
+
+
+def test_a_version_that_is_not_the_champion_is_sent_without_that_alias_and_not_linked(model, server):
+    config, published, _ = model
+    (config.root / "models" / "textgen" / "champion").write_text("v2\n")
+    track_model(config, published, "training-key")
+    assert server.logged[0][1] == ["textgen-v1"]
+    assert server.linked == []
+
+
+def test_without_a_registry_nothing_is_linked(model, server):
+    config, published, pending = model
+    config = config.model_copy(update={"tracking": TrackingConfig(registry=None)})
+    track_model(config, published, "training-key")
+    assert (server.linked, pending.exists()) == ([], False)
+
+
+def test_offline_a_version_waits_for_replay_which_sends_it_once(model, server, monkeypatch, capsys):
+    config, published, pending = model
+    monkeypatch.delenv("WANDB_API_KEY")
+    track_model(config, published, "training-key")
+    assert pending.exists()
+    assert main(["replay", "--root", str(config.root)]) == 2
+    assert "WANDB_API_KEY" in capsys.readouterr().err
+    assert server.logged == []
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert main(["replay", "--root", str(config.root)]) == 0
+    assert (len(server.used), len(server.logged), len(server.linked)) == (2, 1, 1)
+    assert not pending.exists()
+    assert main(["replay", "--root", str(config.root)]) == 0
+    assert len(server.logged) == 1
+
+
+@pytest.mark.parametrize("call", ["use_artifact", "log_artifact", "wait", "link_artifact"])
+def test_a_refusal_at_any_call_is_one_warning_and_leaves_the_version_to_replay(model, server, caplog, capsys, call):
+    config, published, pending = model
+    server.failing = call
+    track_model(config, published, "training-key")
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "the server says no" in warning
+    assert "replay" in warning
+    assert main(["replay", "--root", str(config.root)]) == 1
+    assert "textgen-v1: the server says no" in capsys.readouterr().err
+    assert pending.exists()
+    server.failing = None
+    assert main(["replay", "--root", str(config.root)]) == 0
+    assert not pending.exists()
+
+
+def test_a_server_that_is_not_there_leaves_the_version_to_replay(model, monkeypatch, caplog):
+    config, published, pending = model
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 2)
+        monkeypatch.setattr(tracking, "_unreachable", False)
+        track_model(config, published, "training-key")
+    assert pending.exists()
+    assert "replay" in caplog.text
+    assert "x" * 40 not in caplog.text
+
+
+def test_a_version_that_was_deleted_is_no_longer_pending(model, server, monkeypatch, capsys):
+    config, published, pending = model
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    track_model(config, published, "training-key")
+    shutil.rmtree(config.root / "models" / "textgen" / "v1")
+    assert main(["replay", "--root", str(config.root)]) == 0
+    assert "no longer there" in capsys.readouterr().err
+    assert (server.logged, pending.exists()) == ([], False)
+
+
+def test_disabled_leaves_nothing_pending(model, server):
+    config, published, pending = model
+    track_model(config.model_copy(update={"tracking": TrackingConfig(mode="disabled")}), published, "training-key")
+    assert (server.logged, pending.exists()) == ([], False)

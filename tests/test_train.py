@@ -15,10 +15,11 @@ from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen import corpus
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
-from textgen.evaluate import blocks, score
+from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, load_model
 from textgen.files import InputError, Manifest
 from textgen.optim import lr_at
+from textgen.protocols import blocks
 from textgen.tokens import TokensManifest, block_count, load_stream, tokenize
 from textgen.train import Diverged, total_steps, train
 

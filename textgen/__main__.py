@@ -1,4 +1,4 @@
-"""The command line of the library: `python -m textgen train | evaluate | generate`."""
+"""The command line of the library: `python -m textgen train | evaluate | generate | models`."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from textgen.config import Config, EvaluationConfig, load_config
 from textgen.files import Failure, InputError
+from textgen.models import add_models
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_evaluate(commands)
     _add_generate(commands)
+    add_models(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -81,7 +83,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
-    parser.add_argument("--protocol", choices=["sliding", "blocks"], default=Config().evaluation.protocol)
+    parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
     parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_evaluate)
@@ -91,18 +93,24 @@ def _evaluate(options: argparse.Namespace) -> None:
     from textgen.device import choose_device
     from textgen.evaluate import evaluate_splits, evaluate_text
     from textgen.export import load_model
+    from textgen.protocols import DEFINITIONS
     from textgen.registry import read_tokens, resolve
 
     folder = resolve(options.model, options.root)
     loaded = load_model(folder, choose_device("auto"))
     evaluation = EvaluationConfig(protocol=options.protocol)
     if options.text is not None:
-        splits = {"text": evaluate_text(loaded, options.text, evaluation)}
+        measured = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        splits = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, max(1, loaded.seq_length // 2))
+        stride = max(1, loaded.seq_length // 2)
+        measured = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, stride)
+    splits = {name: split.metrics for name, split in measured.items()}
     if options.json:
         print(json.dumps({name: metrics.model_dump(mode="json") for name, metrics in splits.items()}, indent=2))
         return
+    print(f"{options.protocol}: context {loaded.seq_length}")
+    for part, description in DEFINITIONS[options.protocol].model_dump().items():
+        print(f"  {part:18} {description}")
     for name, metrics in splits.items():
         print(name)
         for figure, value in metrics.model_dump().items():

@@ -2,23 +2,43 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from textgen.card_text import (
+    dataset_name,
+    describe_decision,
+    describe_source,
+    describe_tokenizer,
+    describe_training,
+    hyperparameters,
+    origins,
+    quote,
+    table,
+)
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest
+from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.files import write_atomic
+from textgen.gate import Decision
+from textgen.plots import plot_data, plot_training, words_by_row
+from textgen.tokens import TokensManifest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 CARD_FILE = "README.md"
-PLOT_FILE = "training.png"
-PLOT_INCHES = (7, 4)
-PLOT_DPI = 120
+TRAINING_PLOT = "training.png"
+DATA_PLOT = "data.png"
+UNKNOWN_LICENCE = "not known to textgen; see its source"
+LICENCES = {
+    "python-docs": "Python Software Foundation License 2.0",
+    "Salesforce/wikitext": "CC BY-SA 3.0 and GFDL",
+}
+LANGUAGES = {"python-docs": "en", "Salesforce/wikitext": "en"}
 
 
 class Sample(BaseModel):
@@ -35,38 +55,51 @@ def write_card(
     version: str,
     checkpoint: CheckpointManifest,
     metrics: Metrics,
+    tokens: TokensManifest,
     raw: RawManifest,
     config: Config,
     samples: Sequence[Sample],
+    decision: Decision,
+    lineage: dict[str, Any],
 ) -> None:
-    """Write the card and its plot into `folder`."""
+    """Write the card and its plots into `folder`."""
     from huggingface_hub import ModelCardData
 
+    plot_training(checkpoint, folder / TRAINING_PLOT)
+    plot_data(raw, tokens, folder / DATA_PLOT)
     header = ModelCardData(
         model_name=f"{config.name}-{version}",
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["textgen", "qwen3"],
+        datasets=[raw.source["dataset_name"]] if raw.source["kind"] == "hub" else None,
+        language=LANGUAGES.get(dataset_name(raw)),
         eval_results=_eval_results(metrics, raw),
     )
-    plot_curve(checkpoint, folder / PLOT_FILE)
     body = CARD.format(
         name=config.name,
         version=version,
         parameters=checkpoint.parameters,
-        source=describe_text(raw),
-        tokenizer=config.tokenizer.kind,
-        seq_length=config.data.seq_length,
-        steps=checkpoint.steps,
-        best_step=checkpoint.best_step,
-        tokens_trained=checkpoint.tokens_trained,
-        train_seconds=checkpoint.train_seconds,
-        device=checkpoint.device,
-        plot=PLOT_FILE,
+        seq_length=metrics.seq_length,
+        tokenizer=describe_tokenizer(tokens),
+        source=describe_source(raw),
+        licence=LICENCES.get(dataset_name(raw), UNKNOWN_LICENCE),
+        data_rows="\n".join(_data_row(split, raw, tokens) for split in raw.splits),
+        data_plot=DATA_PLOT,
+        training=describe_training(checkpoint),
+        hyperparameters=table(("setting", "value"), hyperparameters(checkpoint)),
+        training_plot=TRAINING_PLOT,
         protocol=metrics.protocol,
         stride=metrics.stride,
-        rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
-        samples="\n\n".join(f"> **{sample.prompt}**{_quoted(sample.continuation)}" for sample in samples),
+        text=metrics.definition.text,
+        context=metrics.definition.context,
+        denominators=metrics.definition.denominators,
+        metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
+        decision=describe_decision(decision),
+        samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
+        packages=", ".join(f"{package} {number}" for package, number in lineage["packages"].items()),
+        python=lineage["python"],
+        lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
     write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n{body}")
 
@@ -75,114 +108,126 @@ CARD = """
 # {name} {version}
 
 A decoder-only Transformer language model, trained from scratch with textgen: {parameters:,} parameters in the shape of
-Qwen3, a context of {seq_length} tokens, the `{tokenizer}` tokenizer.
+Qwen3, a context of {seq_length} tokens, {tokenizer}.
+
+## Uses and limits
+
+It continues text that is like the text it was trained on, for study, for comparison and as a base to train further. It
+is small: it knows no facts to rely on, follows no instructions, was not aligned or filtered, and repeats the biases of
+its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it decide about people.
+
+## How to use it
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+inputs = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=48)[0]))
 ```
 
 ## Data
 
-{source}
+{source} Licence: {licence}.
+
+| split | rows | words | bytes | tokens | unknown tokens | bytes a token | words in a row, median |
+|---|---|---|---|---|---|---|---|
+{data_rows}
+
+![How long the rows are, and how often tokens occur]({data_plot})
 
 ## Training
 
-{steps:,} steps, {tokens_trained:,} tokens, {train_seconds:.0f} seconds on {device}. The weights are those of step
-{best_step:,}, the best on validation. `lineage.json` has the configuration, the hashes of the data and the code.
+{training}
 
-![Loss while training]({plot})
+{hyperparameters}
 
-## Perplexity
+![Loss while training]({training_plot})
 
-Protocol `{protocol}`, context {seq_length} tokens, stride {stride}.
+## Evaluation
 
-| split | loss (nats a token) | token perplexity | word perplexity | bits a byte | tokens | words + rows | bytes |
-|---|---|---|---|---|---|---|---|
-{rows}
+Protocol `{protocol}`, seq_length {seq_length}, stride {stride}.
 
-Token perplexity depends on the tokenizer. Word perplexity divides the nats of the split by its words (separated by
-white space) and its rows (each row's end counts as a word); bits a byte divides them by its bytes in UTF-8.
+- Text: {text}.
+- Tokens that a scored token sees: {context}.
+- Denominators: {denominators}.
+
+| split | loss (nats a token) | token perplexity | word perplexity | byte perplexity | bits a byte \
+| tokens | words | rows | bytes |
+|---|---|---|---|---|---|---|---|---|---|
+{metrics_rows}
+
+Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte
+perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the
+digits.
+
+## Promotion
+
+{decision}
 
 ## Samples
 
+The prompts, in bold, are the first words of validation rows.
+
 {samples}
+
+## Environment and lineage
+
+Python {python}, {packages}.
+
+{lineage}
+
+`lineage.json` has the sha256 of every file.
 """
+
+
+def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
+    text, counts = raw.splits[split], tokens.splits[split]
+    median = np.median(words_by_row(read_rows(raw, split)) if text.words else [0])
+    return (
+        f"| {split} | {text.rows:,} | {text.words:,} | {text.text_bytes:,} | {counts.tokens:,} | {counts.unknown:,} "
+        f"| {text.text_bytes / max(1, counts.tokens):.3f} | {median:,.0f} |"
+    )
 
 
 def _metrics_row(name: str, metrics: Metrics) -> str:
     split = metrics.splits[name]
     word = "-" if split.word_perplexity is None else f"{split.word_perplexity:.2f}"
+    byte = "-" if split.byte_perplexity is None else f"{split.byte_perplexity:.4f}"
     bits = "-" if split.bits_per_byte is None else f"{split.bits_per_byte:.4f}"
     return (
-        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {bits} "
-        f"| {split.tokens:,} | {split.words + split.rows:,} | {split.bytes:,} |"
+        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {byte} | {bits} "
+        f"| {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
     )
 
 
 def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
     from huggingface_hub import EvalResult
 
+    protocol = {"protocol": metrics.protocol, "seq_length": metrics.seq_length, "stride": metrics.stride}
     results = []
     for name, split in metrics.splits.items():
         values = {
             "token perplexity": split.token_perplexity,
             "word perplexity": split.word_perplexity,
+            "byte perplexity": split.byte_perplexity,
             "bits per byte": split.bits_per_byte,
         }
         results += [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=raw.name,
-                dataset_name=raw.name,
+                dataset_type=dataset_name(raw),
+                dataset_name=dataset_name(raw),
+                dataset_config=raw.source.get("dataset_config"),
                 dataset_split=name,
                 dataset_revision=raw.revision,
                 metric_type=metric.replace(" ", "_"),
                 metric_name=metric,
                 metric_value=value,
+                metric_args=protocol,
             )
             for metric, value in values.items()
             if value is not None
         ]
     return results
-
-
-def describe_text(raw: RawManifest) -> str:
-    """Return a sentence on where the text comes from and how much there is of it."""
-    source = raw.source
-    match source["kind"]:
-        case "python-docs":
-            origin = f"The docstrings of Python {source['python']}'s standard library, a document a module"
-        case "hub":
-            config = f", configuration {source['dataset_config']}" if source["dataset_config"] else ""
-            origin = f"{source['dataset_name']} from the Hugging Face Hub{config}, commit {source['revision']}"
-        case "folder":
-            config = f", configuration {source['dataset_config']}" if source["dataset_config"] else ""
-            origin = f"The local folder {source['folder']}{config}"
-        case _:
-            origin = "Local files"
-    counts = "; ".join(f"{name}: {split.rows:,} rows, {split.words:,} words" for name, split in raw.splits.items())
-    return f"{origin}. {counts}."
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\n", "\n> ")
-
-
-def plot_curve(checkpoint: CheckpointManifest, path: Path) -> None:
-    """Draw the loss on train and validation over the tokens trained on."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=PLOT_INCHES, dpi=PLOT_DPI, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    trained = [point for point in checkpoint.curve if point.train_loss_nats is not None]
-    axes.plot([p.tokens for p in trained], [p.train_loss_nats for p in trained], label="train")
-    axes.plot([p.tokens for p in checkpoint.curve], [p.loss_nats for p in checkpoint.curve], label="validation")
-    best = next(point for point in checkpoint.curve if point.step == checkpoint.best_step)
-    axes.plot(best.tokens, best.loss_nats, "o", label=f"published: step {best.step:,}")
-    axes.set(xlabel="tokens trained on", ylabel="loss (nats a token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, metadata={"Software": None})  # the same curve gives the same bytes

@@ -182,10 +182,14 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How perplexity is measured: `sliding` windows with a stride, or disjoint `blocks`."""
+    """How perplexity is measured: `sliding` windows with a stride, disjoint `blocks`, or `lm-eval`'s wikitext task."""
 
-    protocol: Literal["sliding", "blocks"] = "sliding"
-    stride: int | None = Field(None, ge=1, description="tokens scored a window; null: half of data.seq_length")
+    protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
+        "sliding", description="textgen/protocols.py defines them"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="sliding only: tokens scored a window; null: half of data.seq_length"
+    )
     batch_size: int = Field(32, ge=1)
 
 
@@ -194,6 +198,16 @@ class PublishConfig(Section):
 
     policy: Literal["gate", "always", "never"] = Field(
         "gate", description="promote: gate, if it is better than the champion; always; never"
+    )
+    min_improvement_nats: float = Field(0.0, ge=0, description="gate only: nats a token that it must be better by")
+    confidence: float = Field(
+        0.95, ge=0.5, le=0.999, description="gate only: that it is so, over other documents like those of test"
+    )
+    keep_versions: int | None = Field(
+        None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
+    )
+    hub_repo: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub, to push what is promoted to; null: none"
     )
 
 
@@ -212,6 +226,7 @@ class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "textgen"
     entity: str | None = None
+    registry: str | None = Field("model", min_length=1, description="where champions are linked; null: nowhere")
 
 
 class StorageConfig(Section):
@@ -234,9 +249,9 @@ class StorageConfig(Section):
     @property
     def local(self) -> Path:
         """The folder that the stages work in: the root itself, or a remote root's own place in `cache`."""
-        if not self.is_remote:
-            return Path(self.root).expanduser()
-        return Path(self.cache).expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root)
+        if self.is_remote:
+            return Path(self.cache).expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root)
+        return Path(self.root).expanduser()
 
 
 class Config(Section):

@@ -11,13 +11,14 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig
-from textgen.files import InputError, Manifest, build_once, content_key, sha256_file
+from textgen.files import Damaged, InputError, Manifest, build_once, content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 
 if TYPE_CHECKING:
@@ -138,6 +139,20 @@ def describe_source(data: DataConfig, root: Path, refresh: bool = False) -> dict
     source = _hub_source(data)
     commit = pinned(_folder(source, root).parent, data.revision)
     return {**source, "revision": None if refresh and commit != data.revision else commit}
+
+
+def find_raw(root: Path, sha256: dict[str, str]) -> RawManifest:
+    """Return the frozen corpus under `root`/raw whose splits have these sha256, verified.
+
+    Raises:
+        InputError: there is none.
+    """
+    for file in sorted(root.glob(f"raw/*/*/{RawManifest.FILE}")):
+        with suppress(Damaged):  # or of another kind, as GPT-2's tokenizer
+            manifest = RawManifest.parse(file.parent)
+            if {name: split.sha256 for name, split in manifest.splits.items()} == sha256:
+                return RawManifest.read(file.parent)
+    raise InputError(f"{root / 'raw'}: the raw text of the tokens is not there, or no longer what it was")
 
 
 def read_rows(manifest: RawManifest, split: str) -> list[str]:

@@ -20,20 +20,31 @@ class SamplingConfig(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
 
 
-@torch.no_grad()
 def generate(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) -> str:
     """Return the continuation of `prompt`, without the prompt; it ends at the end-of-text token or at `max_tokens`.
 
-    The model sees the last `seq_length` tokens. An empty prompt starts after an end of text.
+    An empty prompt starts after an end of text.
     """
+    prompt_ids = encode_prompt(loaded, prompt)
+    return decode_continuation(loaded, prompt_ids, generate_ids(loaded, prompt_ids, sampling))
+
+
+def encode_prompt(loaded: LoadedModel, prompt: str) -> list[int]:
+    """Return the ids of a prompt, those of an empty one being an end of text."""
+    end_id = loaded.tokenizer.token_to_id(end_token(loaded.tokenizer))
+    return loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end_id]
+
+
+@torch.no_grad()
+def generate_ids(loaded: LoadedModel, prompt_ids: list[int], sampling: SamplingConfig) -> list[int]:
+    """Return the ids that continue a prompt; the model sees the last `seq_length` of all."""
     generator = torch.Generator()
     if sampling.seed is None:
         generator.seed()
     else:
         generator.manual_seed(sampling.seed)
     end_id = loaded.tokenizer.token_to_id(end_token(loaded.tokenizer))
-    ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end_id]
-    device, prompt_length = next(loaded.model.parameters()).device, len(ids)
+    ids, device = list(prompt_ids), next(loaded.model.parameters()).device
     for _ in range(sampling.max_tokens):
         context_1T = torch.tensor([ids[-loaded.seq_length :]], device=device)
         logits_V = loaded.model(context_1T)[0, -1].float().cpu()
@@ -41,10 +52,17 @@ def generate(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) -> str:
         if next_id == end_id:
             break
         ids.append(next_id)
-    # The whole is decoded and cut: the first new token may end a character that the prompt began.
-    start = loaded.tokenizer.decode(ids[:prompt_length], skip_special_tokens=False)
-    whole = loaded.tokenizer.decode(ids, skip_special_tokens=False)
-    return whole[len(start) :] if whole.startswith(start) else loaded.tokenizer.decode(ids[prompt_length:])
+    return ids[len(prompt_ids) :]
+
+
+def decode_continuation(loaded: LoadedModel, prompt_ids: list[int], ids: list[int]) -> str:
+    """Return the text of what follows a prompt.
+
+    The whole is decoded and cut: the first new token may end a character that the prompt began.
+    """
+    start = loaded.tokenizer.decode(prompt_ids, skip_special_tokens=False)
+    whole = loaded.tokenizer.decode([*prompt_ids, *ids], skip_special_tokens=False)
+    return whole[len(start) :] if whole.startswith(start) else loaded.tokenizer.decode(ids)
 
 
 def sample(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:

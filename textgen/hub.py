@@ -44,12 +44,16 @@ def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
         if (found := find_cause(error)) is None:
             raise
         cause, transient = found
-        reason = re.split(r" \(Request ID| For more information check:", " ".join(str(cause).split()))[0]
         raise SourceUnavailable(
-            f"{name} could not be had from the Hugging Face Hub ({type(cause).__name__}: {reason}). "
-            f"Two ways on: {ways_on}",
+            f"{name} could not be had from the Hugging Face Hub ({describe_cause(cause)}). Two ways on: {ways_on}",
             transient,
         ) from error
+
+
+def describe_cause(cause: BaseException) -> str:
+    """Return an exception's name and message in a line, without what helps the Hub alone."""
+    reason = re.split(r" \(Request ID| For more information check:", " ".join(str(cause).split()))[0]
+    return f"{type(cause).__name__}: {reason}"
 
 
 def find_cause(error: Exception) -> tuple[BaseException, bool] | None:

@@ -34,11 +34,21 @@ class NextTokenLoss(nn.Module):
 @torch.no_grad()
 def next_token_nats(model: LanguageModel, x_BT: Tensor, y_BT: Tensor) -> Tensor:
     """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`."""
-    hidden_NC, y_N = model.model(x_BT).flatten(0, 1), y_BT.flatten()
-    nats = [
-        F.cross_entropy(model.lm_head(hidden_NC[rows]).float(), y_N[rows], reduction="none")
-        for rows in _chunks(len(y_N), model.vocab_size, hidden_NC.device)
-    ]
+    dtype = _product_dtype(model.lm_head.weight)
+    hidden_NC, weight_VC = model.model(x_BT).flatten(0, 1).to(dtype), model.lm_head.weight.to(dtype)
+    y_N1 = y_BT.reshape(-1, 1)
+    chunks = list(_chunks(len(y_N1), len(weight_VC), hidden_NC.device))
+    buffer_nV, nats = _logits_buffer(hidden_NC, chunks, len(weight_VC)), []
+    with torch.autocast(hidden_NC.device.type, enabled=False):
+        for rows in chunks:
+            y_n1 = y_N1[rows]
+            logits_nV = torch.mm(hidden_NC[rows], weight_VC.T, out=buffer_nV[: len(y_n1)])
+            if dtype == torch.float32:
+                target_n1 = logits_nV.gather(1, y_n1)
+                highest_n1, sums_n1 = _exponentiate(logits_nV)
+                nats.append(sums_n1.log_().add_(highest_n1).sub_(target_n1))
+            else:
+                nats.append(F.cross_entropy(logits_nV.float(), y_n1[:, 0], reduction="none")[:, None])
     return torch.cat(nats).view_as(y_BT)
 
 
@@ -47,9 +57,7 @@ def cross_entropy_sum(hidden_NC: Tensor, weight_VC: Tensor, y_N: Tensor) -> Tens
 
     Matrices multiply in autocast's type where it is on; a target less likely than e^-87 then counts as 87 nats.
     """
-    device = hidden_NC.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
-    return _CrossEntropySum.apply(hidden_NC, weight_VC, y_N, dtype)
+    return _CrossEntropySum.apply(hidden_NC, weight_VC, y_N, _product_dtype(weight_VC))
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -66,17 +74,14 @@ class _CrossEntropySum(torch.autograd.Function):
         weight_grad = torch.empty_like(weight_VC)
         nats = torch.zeros((), dtype=torch.float32, device=hidden.device)
         chunks = list(_chunks(len(y_N), len(weight), hidden.device))
-        shape, on_cpu = (chunks[0].stop, len(weight)), hidden.device.type == "cpu"
-        # Column-major on a CPU: its products with so wide a result are up to twice as fast
-        buffer_nV = hidden.new_empty(shape[::-1]).T if on_cpu else hidden.new_empty(shape)
+        buffer_nV = _logits_buffer(hidden, chunks, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in chunks:
                 hidden_nC, y_n1 = hidden[rows], y_N[rows, None]
                 logits_nV = torch.mm(hidden_nC, weight.T, out=buffer_nV[: len(y_n1)])
                 if dtype == torch.float32:  # in place, and not divided by its sums: what they multiply is narrower
                     target_n1 = logits_nV.gather(1, y_n1)
-                    highest_n1 = logits_nV.amax(1, keepdim=True)
-                    sums_n1 = logits_nV.sub_(highest_n1).exp_().sum(1, keepdim=True)
+                    highest_n1, sums_n1 = _exponentiate(logits_nV)
                     nats += (sums_n1.log() + highest_n1 - target_n1).sum()
                     grad_nV = logits_nV.scatter_add_(1, y_n1, -sums_n1)
                     torch.mm(grad_nV, weight, out=hidden_grad[rows]).div_(sums_n1)
@@ -103,6 +108,25 @@ class _CrossEntropySum(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.gradients
         del ctx.gradients  # scaled in place: good for one use
         return hidden_grad.mul_(grad), weight_grad.mul_(grad), None, None
+
+
+def _product_dtype(weight_VC: Tensor) -> torch.dtype:
+    """Return the type in which matrices multiply: autocast's where it is on."""
+    device = weight_VC.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
+
+
+def _logits_buffer(hidden_NC: Tensor, chunks: list[slice], vocab_size: int) -> Tensor:
+    """Return the memory of a chunk's logits [n, V]."""
+    shape = (chunks[0].stop, vocab_size)
+    # Column-major on a CPU: its products with so wide a result are up to twice as fast
+    return hidden_NC.new_empty(shape[::-1]).T if hidden_NC.device.type == "cpu" else hidden_NC.new_empty(shape)
+
+
+def _exponentiate(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite logits with the exponentials of what they are below their row's highest; return it and their sum."""
+    highest_n1 = logits_nV.amax(1, keepdim=True)
+    return highest_n1, logits_nV.sub_(highest_n1).exp_().sum(1, keepdim=True)
 
 
 def _chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:

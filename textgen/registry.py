@@ -1,39 +1,24 @@
-"""Published models: numbered versions that never change, and the champion, the version in use."""
+"""The registry: published versions that never change, and the champion, the version in use, moved by one rename."""
 
-import json
 import re
 import shutil
-import subprocess
-import sys
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from textgen.card import Sample, write_card
+from textgen.card import Sample
 from textgen.checkpoint import CheckpointManifest
-from textgen.config import Config, PublishConfig
-from textgen.corpus import RawManifest, read_rows
-from textgen.evaluate import Metrics
-from textgen.export import check_with_transformers, load_model
-from textgen.files import Damaged, InputError, Manifest, new_folder, set_aside, sha256_file, write_atomic
-from textgen.generate import SamplingConfig, generate
+from textgen.files import Damaged, InputError, Manifest, set_aside, write_atomic
+from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 
-PUBLISH_VERSION = 1  # of the published form; a change makes every publish key new
 CHAMPION_FILE = "champion"
-METRICS_FILE = "metrics.json"
-LINEAGE_FILE = "lineage.json"
-CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
+HISTORY_FILE = "history.json"
 VERSION = re.compile(r"v([1-9][0-9]*)")
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
-
-SAMPLES = 3
-SAMPLE_PROMPT_WORDS = 8
-SAMPLE_CHECK_ROWS = 64  # rows whose ids stock transformers must give too
-SAMPLING = SamplingConfig(max_tokens=48, temperature=0.8, top_k=50)
 
 
 class PublishedManifest(Manifest):
@@ -43,6 +28,7 @@ class PublishedManifest(Manifest):
     version: str
     promoted: bool
     reason: str
+    decision: Decision | None = None  # of versions from before there was a gate
     checkpoint_sha256: str
     tokens_key: str
     raw_sha256: dict[str, str]
@@ -54,147 +40,180 @@ class PublishedManifest(Manifest):
         return self.sha256
 
 
-def publish(
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
-    storage: Storage,
-) -> PublishedManifest:
-    """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
+class History(BaseModel):
+    """How the champion came to be: what a rollback needs.
 
-    A checkpoint that is published already is returned as it is.
-
-    Raises:
-        Refused: stock transformers does not give the same logits or ids.
+    It is written before the champion file, which is the one change that counts: `champions` is the way to the present
+    champion up to that one's last place in it, and what follows was a champion, or nearly became one. A crash between
+    the two writes so changes nothing.
     """
-    home = config.root / "models" / config.name
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    champions: list[str] = []  # oldest first
+    settled: str | None = None  # the newest version when somebody moved the champion by hand: up to it, that counts
+
+    def until(self, champion: str | None) -> list[str]:
+        """Return the way to the present champion, with it."""
+        if champion is None:
+            return []
+        if champion not in self.champions:
+            return [champion]
+        last = len(self.champions) - 1 - self.champions[::-1].index(champion)
+        return self.champions[: last + 1]
+
+
+@contextmanager
+def opened(home: Path, storage: Storage) -> Iterator[None]:
+    """Hold the models of `home` to oneself on this machine, as they are in the remote root, while the block runs."""
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
-        bring(storage, home)
-        published = _read_versions(home)
-        for manifest in published:
-            if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
-                break
-        else:
-            folder = _next_folder(home, storage)
-            manifest = _publish(folder, published, checkpoint, metrics, tokens, raw, config)
-        storage.push(manifest.folder, manifest)
-        champion = read_champion(home)
-        if manifest.promoted and (champion is None or _number(champion) < _number(manifest.version)):
-            write_atomic(home / CHAMPION_FILE, manifest.version + "\n")
-            storage.push_file(home / CHAMPION_FILE)
+        for leftover in [*home.glob(".v[0-9]*"), *home.glob(f".{CHAMPION_FILE}.*"), *home.glob(f".{HISTORY_FILE}.*")]:
+            if leftover.is_dir():  # of a process that was killed
+                shutil.rmtree(leftover)
+            elif leftover.suffix != ".lock":
+                leftover.unlink()
+        for folder in storage.folders(home, "v*"):
+            if VERSION.fullmatch(folder.name):
+                storage.bring(folder, PublishedManifest)
+        storage.bring_file(home / HISTORY_FILE)
+        storage.bring_file(home / CHAMPION_FILE)
+        yield
+
+
+def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
+    """Make a version the champion, by hand, and return its manifest.
+
+    Raises:
+        InputError: there is no such version.
+        Damaged: it is not what was published.
+    """
+    with opened(home, storage):
+        manifest = PublishedManifest.read(find_version(home, version))
+        if read_champion(home) != version:
+            _move(home, version, storage, settled=f"v{numbers(home)[-1]}")
         return manifest
 
 
-def bring(storage: Storage, home: Path) -> None:
-    """Have the versions and the champion of the models in `home` here as they are in the remote root."""
-    for folder in storage.folders(home, "v*"):
-        if VERSION.fullmatch(folder.name):
-            storage.bring(folder, PublishedManifest)
-    storage.bring_file(home / CHAMPION_FILE)
+def rollback(home: Path, storage: Storage) -> PublishedManifest:
+    """Make the champion before this one the champion again and return its manifest.
+
+    Raises:
+        InputError: there was none before.
+        Damaged: it is not what was published.
+    """
+    with opened(home, storage):
+        champion = read_champion(home)
+        before = [version for version in read_history(home).until(champion) if (home / version).is_dir()]
+        while before and before[-1] == champion:
+            before.pop()
+        if not before:
+            raise InputError(f"{home.name}: there is no champion before {champion or 'the first'} to go back to")
+        manifest = PublishedManifest.read(home / before[-1])
+        history = History(champions=[*before, champion], settled=f"v{numbers(home)[-1]}")
+        _write(home, history, before[-1], storage)
+        return manifest
 
 
-def _next_folder(home: Path, storage: Storage) -> Path:
-    """Return the folder of the next version, that no other machine will take."""
-    number = 1 + max((_number(path.name.split(".")[0]) for path in home.glob("v*")), default=0)
-    while not storage.claim(home / f"v{number}" / CLAIM_FILE):
-        number += 1
-    return home / f"v{number}"
+def settle(home: Path, manifest: PublishedManifest, storage: Storage) -> None:
+    """Make a version the champion if it was to be promoted and neither a newer one nor somebody's hand stands over it.
+
+    `opened` holds the models. A process that was killed before it did this is so made good.
+    """
+    champion, settled, number = read_champion(home), read_history(home).settled, number_of(manifest.version)
+    if manifest.promoted and all(other is None or number_of(other) < number for other in (champion, settled)):
+        _move(home, manifest.version, storage, settled)
 
 
-def _publish(
-    folder: Path,
-    published: list[PublishedManifest],
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
-) -> PublishedManifest:
-    champion = next((manifest for manifest in published if manifest.version == read_champion(folder.parent)), None)
-    bits_per_byte = metrics.splits["validation"].bits_per_byte
-    promoted, reason = decide(config.publish, bits_per_byte, raw, champion)
-    samples = draw_samples(checkpoint, raw, config.seed)
-    with new_folder(folder) as temporary:
-        for name in checkpoint.sha256:
-            shutil.copyfile(checkpoint.folder / name, temporary / name)
-        write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
-        lineage = describe_lineage(checkpoint, metrics, tokens, raw)
-        write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
-        write_card(temporary, folder.name, checkpoint, metrics, raw, config, samples)
-        check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
-        PublishedManifest(
-            key=checkpoint.weights_sha256,
-            name=config.name,
-            version=folder.name,
-            promoted=promoted,
-            reason=reason,
-            checkpoint_sha256=checkpoint.weights_sha256,
-            tokens_key=tokens.key,
-            raw_sha256=tokens.raw_sha256,
-            bits_per_byte=bits_per_byte,
-            samples=samples,
-            sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
-        ).write(temporary)
-    return PublishedManifest.read(folder).as_built()
+def prune(home: Path, keep_versions: int | None, storage: Storage) -> list[str]:
+    """Delete all but the newest versions, the champion and the one a rollback returns to; return which.
+
+    `opened` holds the models.
+    """
+    if keep_versions is None:
+        return []
+    there = [f"v{number}" for number in numbers(home)]
+    champions = [version for version in read_history(home).until(read_champion(home)) if version in there]
+    kept = {*there[-keep_versions:], *champions[-2:]}
+    remote = {folder.name for folder in storage.folders(home, "v*")}
+    deleted = [version for version in there if version not in kept]
+    for version in deleted:
+        if version in remote:
+            storage.delete(home / version)
+        (home / version).rename(home / f".{version}")  # a reader sees all of it or nothing
+        shutil.rmtree(home / f".{version}")
+    return deleted
 
 
-def decide(
-    policy: PublishConfig, bits_per_byte: float | None, raw: RawManifest, champion: PublishedManifest | None
-) -> tuple[bool, str]:
-    """Return whether a model with these validation bits a byte takes the champion's place, and the reason."""
-    if policy.policy != "gate":
-        return policy.policy == "always", f"publish.policy={policy.policy}"
-    if champion is None:
-        return True, "the first model"
-    if champion.raw_sha256["validation"] != raw.splits["validation"].sha256:
-        return True, f"the validation text is not the one {champion.version} was measured on"
-    if bits_per_byte is None or champion.bits_per_byte is None:
-        return True, f"no bits a byte to compare with {champion.version}"
-    comparison = f"{bits_per_byte:.4f} bits a byte on validation, {champion.version} has {champion.bits_per_byte:.4f}"
-    return bits_per_byte < champion.bits_per_byte, comparison
+def _move(home: Path, version: str, storage: Storage, settled: str | None) -> None:
+    way = read_history(home).until(read_champion(home))
+    _write(home, History(champions=[*way, version], settled=settled), version, storage)
 
 
-def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> list[Sample]:
-    """Return what the model writes after the first words of rows spread over the validation split."""
-    rows = [row for row in read_rows(raw, "validation") if row.strip()]
-    rows = [row for row in rows if len(row.split()) >= 2 * SAMPLE_PROMPT_WORDS] or rows or [""]
-    loaded = load_model(checkpoint.folder)
-    samples = []
-    for number in range(SAMPLES):
-        words = rows[number * len(rows) // SAMPLES].split()[:SAMPLE_PROMPT_WORDS]
-        prompt = " ".join(words)
-        sampling = SAMPLING.model_copy(update={"seed": seed + number})
-        samples.append(Sample(prompt=prompt, continuation=generate(loaded, prompt, sampling)))
-    return samples
+def _write(home: Path, history: History, champion: str, storage: Storage) -> None:
+    """Write the history and then, in one change that counts, the champion."""
+    write_atomic(home / HISTORY_FILE, history.model_dump_json(indent=2) + "\n")
+    storage.push_file(home / HISTORY_FILE)
+    write_atomic(home / CHAMPION_FILE, champion + "\n")
+    storage.push_file(home / CHAMPION_FILE)
 
 
-def describe_lineage(
-    checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
-) -> dict[str, Any]:
-    """Return where a model comes from: data, tokens, configuration, code and packages."""
-    return {
-        "raw": {"key": raw.key, "source": raw.source, "sha256": tokens.raw_sha256},
-        "tokens": {"key": tokens.key, "sha256": {name: split.sha256 for name, split in tokens.splits.items()}},
-        "checkpoint": {"key": checkpoint.key, "sha256": checkpoint.weights_sha256, "step": checkpoint.best_step},
-        "evaluation": {"key": metrics.key},
-        "config": checkpoint.config,
-        "git_commit": _git_commit(),
-        "python": sys.version.split()[0],
-        "packages": {package: version(package) for package in PACKAGES},
-    }
+def read_champion(home: Path) -> str | None:
+    """Return the version in use of the models in `home`, None before the first is promoted."""
+    file = home / CHAMPION_FILE
+    return file.read_text().strip() if file.exists() else None
 
 
-def _git_commit() -> str | None:
-    """Return the commit of the code, with `+changes` where the checkout differs; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+def read_history(home: Path) -> History:
+    """Return how the champion came to be; without a sound file, by what each version says of its promotion."""
+    file = home / HISTORY_FILE
     try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        return History.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        pass  # as before there was one
+    except ValidationError as error:
+        set_aside(file, Damaged(f"{file} is damaged: {error.errors()[0]['msg']}"))
+    champions = []
+    for number in numbers(home):
+        with suppress(Damaged):
+            manifest = PublishedManifest.parse(home / f"v{number}")
+            champions += [manifest.version] if manifest.promoted else []
+    return History(champions=champions)
+
+
+def read_versions(home: Path) -> list[PublishedManifest]:
+    """Return the versions that verify; a damaged one is set aside."""
+    manifests = []
+    for number in numbers(home):
+        folder = home / f"v{number}"
+        try:
+            manifests.append(PublishedManifest.read(folder))
+        except Damaged as damage:
+            set_aside(folder, damage)
+    return manifests
+
+
+def numbers(home: Path) -> list[int]:
+    """Return the numbers of the versions that are there, in order."""
+    return sorted(int(match[1]) for path in home.glob("v*") if (match := VERSION.fullmatch(path.name)))
+
+
+def number_of(version: str) -> int:
+    """Return a version's number, 0 for what is no version."""
+    match = VERSION.fullmatch(version)
+    return int(match[1]) if match else 0
+
+
+def find_version(home: Path, version: str | None) -> Path:
+    """Return the folder of a version.
+
+    Raises:
+        InputError: there is no such version.
+    """
+    if not VERSION.fullmatch(version or "") or not (home / version).is_dir():
+        there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+        raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
+    return home / version
 
 
 def resolve(name: str, root: Path) -> Path:
@@ -202,18 +221,30 @@ def resolve(name: str, root: Path) -> Path:
 
     Raises:
         InputError: there is no such model.
+        Damaged: a file of it is not what was published.
     """
-    if (folder := Path(name)).is_dir():
-        return folder
-    base, at, wanted = name.rpartition("@")
-    if not at:
-        raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
-    home = root / "models" / base
-    chosen = read_champion(home) if wanted == "champion" else wanted
-    if not VERSION.fullmatch(chosen or "") or not (home / chosen).is_dir():
-        there = ", ".join(f"v{number}" for number in _numbers(home)) or "no version"
-        raise InputError(f"{name!r}: no such model; {home} has {there}")
-    return home / chosen
+    folder = Path(name)
+    if not folder.is_dir():
+        base, at, wanted = name.rpartition("@")
+        if not at:
+            raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
+        home = root / "models" / base
+        folder = find_version(home, read_champion(home) if wanted == "champion" else wanted)
+    if (folder / Manifest.FILE).exists():  # which a training has from its end on
+        read_manifest(folder)
+    return folder
+
+
+def read_manifest(folder: Path) -> PublishedManifest | CheckpointManifest:
+    """Return the manifest of a training folder, or that of a published one, verified.
+
+    Raises:
+        Damaged: there is none, or a published file is not what it says.
+    """
+    try:
+        return CheckpointManifest.parse(folder)
+    except Damaged:
+        return PublishedManifest.read(folder)
 
 
 def read_tokens(folder: Path, root: Path) -> TokensManifest:
@@ -223,39 +254,12 @@ def read_tokens(folder: Path, root: Path) -> TokensManifest:
         InputError: the folder does not say, or the tokens are no longer under `root`.
         Damaged: the tokens are not what they were.
     """
-    for manifest_type in (PublishedManifest, CheckpointManifest):
-        try:
-            home = root / "processed" / manifest_type.read(folder).tokens_key
-        except Damaged:
-            continue
-        if not home.is_dir():
-            raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
-        return TokensManifest.read(home)
-    raise InputError(f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text")
-
-
-def read_champion(home: Path) -> str | None:
-    """Return the version in use of the models in `home`, None before the first is promoted."""
-    file = home / CHAMPION_FILE
-    return file.read_text().strip() if file.exists() else None
-
-
-def _read_versions(home: Path) -> list[PublishedManifest]:
-    """Return the versions that verify; a damaged one is set aside."""
-    manifests = []
-    for number in _numbers(home):
-        folder = home / f"v{number}"
-        try:
-            manifests.append(PublishedManifest.read(folder))
-        except Damaged as damage:
-            set_aside(folder, damage)
-    return manifests
-
-
-def _numbers(home: Path) -> list[int]:
-    return sorted(int(match[1]) for path in home.glob("v*") if (match := VERSION.fullmatch(path.name)))
-
-
-def _number(version_name: str) -> int:
-    match = VERSION.fullmatch(version_name)
-    return int(match[1]) if match else 0
+    try:
+        home = root / "processed" / read_manifest(folder).tokens_key
+    except Damaged:
+        raise InputError(
+            f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text"
+        ) from None
+    if not home.is_dir():
+        raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
+    return TokensManifest.read(home)

@@ -2,14 +2,18 @@
 
 import io
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
+from textgen import documents
 from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
 from textgen.corpus import RawManifest, read_rows
 from textgen.files import InputError, Manifest, build_once, content_key, sha256_file, write_atomic
@@ -23,7 +27,7 @@ from textgen.tokenizer import (
     save_tokenizer,
 )
 
-TOKENS_VERSION = 1  # of the algorithm; a change makes every tokens key new
+TOKENS_VERSION = 2  # of the algorithm; a change makes every tokens key new
 UINT16_IDS = 2**16
 
 
@@ -45,6 +49,16 @@ class TokensSplit(TextCounts):
     file: str
     sha256: str
     bytes: int  # of the file
+    documents_file: str  # the tokens, words and bytes of each document
+    documents_sha256: str
+
+
+class Stream(NamedTuple):
+    """The ids of rows, each tokenized on its own, as one tensor [N], and how many each row has."""
+
+    ids_N: Tensor
+    row_tokens: array
+    unknown: int
 
 
 class TokensManifest(Manifest):
@@ -59,7 +73,14 @@ class TokensManifest(Manifest):
     splits: dict[str, TokensSplit]
 
     def sha256_by_file(self) -> dict[str, str]:
-        return {**self.tokenizer_sha256, **{split.file: split.sha256 for split in self.splits.values()}}
+        streams = {split.file: split.sha256 for split in self.splits.values()}
+        documents = {split.documents_file: split.documents_sha256 for split in self.splits.values()}
+        return {**self.tokenizer_sha256, **streams, **documents}
+
+    @property
+    def root(self) -> Path:
+        """The storage folder that has them in processed/."""
+        return self.folder.resolve().parents[1]
 
 
 def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None) -> str:
@@ -94,15 +115,18 @@ def tokenize(raw: RawManifest, config: TokenizerConfig, root: Path) -> TokensMan
         tokenizer_files = save_tokenizer(tokenizer, temporary)
         splits = {}
         for split, rows in rows_by_split.items():
-            stream, unknown = encode_stream(tokenizer, rows, dtype, split)
-            path = temporary / f"{split}.pt"
-            save_tensor(stream, path)
+            stream = encode_stream(tokenizer, rows, dtype, split)
+            path, documents_path = temporary / f"{split}.pt", temporary / f"{split}.documents.safetensors"
+            save_tensor(stream.ids_N, path)
+            write_atomic(documents_path, save(documents.count(rows, stream.row_tokens)))
             splits[split] = TokensSplit(
                 file=path.name,
                 sha256=sha256_file(path),
                 bytes=path.stat().st_size,
-                tokens=len(stream),
-                unknown=unknown,
+                documents_file=documents_path.name,
+                documents_sha256=sha256_file(documents_path),
+                tokens=len(stream.ids_N),
+                unknown=stream.unknown,
                 rows=raw.splits[split].rows,
                 words=raw.splits[split].words,
                 text_bytes=raw.splits[split].text_bytes,
@@ -132,20 +156,21 @@ def dtype_for(vocab_size: int) -> torch.dtype:
     return torch.uint16 if vocab_size <= UINT16_IDS else torch.int32
 
 
-def encode_stream(tokenizer: Tokenizer, rows: list[str], dtype: torch.dtype, label: str) -> tuple[Tensor, int]:
-    """Return the ids of all rows, each tokenized on its own, as one tensor [N], and how many are unknown words.
+def encode_stream(tokenizer: Tokenizer, rows: Sequence[str], dtype: torch.dtype, label: str) -> Stream:
+    """Return the stream of the rows and how many of its ids stand for unknown words.
 
     A word that is `<unk>` in the text itself, as in WikiText's word-level release, is not unknown.
     """
-    stream = array("H" if dtype == torch.uint16 else "i")
-    for ids in tqdm(encode_rows(tokenizer, rows), f"tokenize {label}", total=len(rows), unit="row", disable=None):
-        stream.extend(ids)
-    ids_N = torch.frombuffer(stream, dtype=dtype) if stream else torch.empty(0, dtype=dtype)
+    ids, row_tokens = array("H" if dtype == torch.uint16 else "i"), array("q")
+    for row in tqdm(encode_rows(tokenizer, rows), f"tokenize {label}", total=len(rows), unit="row", disable=None):
+        ids.extend(row)
+        row_tokens.append(len(row))
+    ids_N = torch.frombuffer(ids, dtype=dtype) if ids else torch.empty(0, dtype=dtype)
     unknown_id = tokenizer.token_to_id(UNKNOWN)
     if unknown_id is None:
-        return ids_N, 0
+        return Stream(ids_N, row_tokens, 0)
     written = sum(row.split().count(UNKNOWN) for row in rows)
-    return ids_N, int((ids_N == unknown_id).sum()) - written
+    return Stream(ids_N, row_tokens, int((ids_N == unknown_id).sum()) - written)
 
 
 def save_tensor(tensor: Tensor, path: Path) -> None:
@@ -158,6 +183,11 @@ def save_tensor(tensor: Tensor, path: Path) -> None:
 def load_stream(manifest: TokensManifest, split: str) -> Tensor:
     """Return a split's ids [N], mapped from the disk and not read into memory."""
     return torch.load(manifest.folder / manifest.splits[split].file, mmap=True, weights_only=True)
+
+
+def load_documents(manifest: TokensManifest, split: str) -> dict[str, Tensor]:
+    """Return the `tokens`, `words` and `bytes` of each of a split's documents: int64 [D]."""
+    return load_file(manifest.folder / manifest.splits[split].documents_file)
 
 
 def load_manifest_tokenizer(manifest: TokensManifest) -> Tokenizer:

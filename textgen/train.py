@@ -32,7 +32,7 @@ from textgen.checkpoint import (
 from textgen.config import Config, TrainingConfig
 from textgen.device import autocast, choose_device, compiles, prepare_cpu, seed_everything
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
-from textgen.evaluate import blocks, score
+from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
 from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
@@ -41,6 +41,7 @@ from textgen.loss import NextTokenLoss
 from textgen.memory import advice_on_memory
 from textgen.model import LanguageModel
 from textgen.optim import build_optimizers, set_schedule, take_step
+from textgen.protocols import blocks
 from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.warm_start import initial_sha256, start_from

@@ -1,10 +1,12 @@
 """A Prefect server and its workers as processes of a test's own, and what a test asks of them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -171,9 +173,43 @@ class Prefect:
         }
 
     def stop(self) -> None:
-        """End every process that was started here."""
+        """End every process that was started here, and the runs that workers started."""
         for process in self.processes.values():
             process.kill_group()
+        for process_id in processes_with(f"PREFECT_API_URL={self.url}/api"):
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        self.api.close()
+
+
+POSTGRESQL = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)  # Debian's
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Yield the URL of an empty PostgreSQL database, in a cluster that is gone after the block."""
+    assert POSTGRESQL is not None
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    prefix = []  # PostgreSQL refuses to run as root
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+
+    def run(name: str, *arguments: str) -> None:
+        done = subprocess.run([*prefix, POSTGRESQL / name, *arguments], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    cluster = str(folder / "cluster")
+    (folder / "password").write_text("sesame")
+    (folder / "password").chmod(0o644)
+    run("initdb", "-D", cluster, "-U", "prefect", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+    try:
+        run("pg_ctl", "start", "-w", "-t", str(PATIENCE_SECONDS), "-D", cluster, "-l", f"{cluster}.log", "-o", options)
+        yield f"postgresql+asyncpg://prefect:sesame@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "stop", "-m", "immediate", "-D", cluster)
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -188,13 +224,18 @@ def prefect(folder: Path, **environment: str) -> Iterator[Prefect]:
 
 
 def processes_of_run(run_id: str) -> list[int]:
-    """Return the ids of the processes that execute a flow run, by their environment."""
+    """Return the ids of the processes that execute a flow run."""
+    return processes_with(f"PREFECT__FLOW_RUN_ID={run_id}")
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the ids of the processes that have this in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             environment = (process / "environ").read_bytes()
         except OSError:
             continue
-        if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in environment:
+        if variable.encode() in environment.split(b"\0"):
             found.append(int(process.name))
     return sorted(found)

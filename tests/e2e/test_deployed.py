@@ -2,104 +2,30 @@
 
 import json
 import os
-import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.services import Prefect, prefect, processes_of_run, until
-from textgen.config import SPLITS
-from textgen.log import read_log
-from textgen.registry import PublishedManifest
+from tests.e2e.conftest import LOST_AFTER_SECONDS, SECRET
+from tests.e2e.runs import STEPS, check_one_version, continued_from, tiny_run, until_trained
+from tests.e2e.services import processes_of_run, until
 
-LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds
 CANCEL_SECONDS = 30
-OVERHEAD_SECONDS = {"ephemeral": 15.0, "running": 6.0}
-STEPS = 1500  # about half a minute
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
-TINY = (
-    "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
-    "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
-    "training.warmup_steps=2", "training.eval_every=500", "training.eval_blocks=16", "training.checkpoint_every=100",
-    "training.log_every=10",
-)  # fmt: skip
-SECRET = "sk-not-for-anyone-0123456789"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory) -> Iterator[Prefect]:
-    folder = tmp_path_factory.mktemp("stack")
-    with prefect(folder, WANDB_API_KEY=SECRET) as stack:
-        stack.set_up(str(folder / "shared"), "--lost-after", str(LOST_AFTER_SECONDS))
-        stack.start_worker("cpu")
-        stack.start_worker("gpu")
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    """Return the override that names a corpus of three small files."""
-    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
-    for split in SPLITS:
-        (folder / f"{split}.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=20)) for _ in range(200)) + "\n")
-    return "data.files={" + ", ".join(f"{split}: {folder / split}.txt" for split in SPLITS) + "}"
 
 
 @pytest.fixture
 def parameters(corpus, tmp_path) -> Callable[..., dict[str, Any]]:
     """Return a function that makes the parameters of a tiny run in a storage of the test's own."""
 
-    def make(steps: int = STEPS, seed: int = 1, root: str | None = None, **run: Any) -> dict[str, Any]:
-        return {
-            "config": "default",
-            "training": {"steps": steps, "seed": seed},
-            "run": {"gpu_deployment": "train-model/gpu", **run},
-            "overrides": [corpus, f"storage.root={root or tmp_path / 'data'}", *TINY],
-        }
+    def make(steps: int = STEPS, **choices: Any) -> dict[str, Any]:
+        return tiny_run(corpus, f"storage.root={tmp_path / 'data'}", steps=steps, **choices)
 
     return make
-
-
-def training_folder(root: Path) -> Path:
-    """Return the one training folder of a storage."""
-    (folder,) = {path.parent for path in root.glob("checkpoints/*/log.jsonl")}
-    return folder
-
-
-def steps_logged(root: Path) -> list[int]:
-    return [int(line["step"]) for line in read_log(training_folder(root)) if "train/loss_nats" in line]
-
-
-def until_trained(root: Path, least: int = 120) -> int:
-    """Wait until a training has come some random number of steps far, with a state saved; return the step."""
-    wanted = random.randint(least, STEPS // 2)
-
-    def far() -> int:
-        if not list(root.glob("checkpoints/*/states/step-*/manifest.json")):
-            return 0
-        return step if (step := max(steps_logged(root), default=0)) >= wanted else 0
-
-    return until(far, f"the training comes to step {wanted}")
-
-
-def check_one_version(root: Path) -> None:
-    """Check that one version was published and is the champion, and that no step was taken twice or left out."""
-    versions = sorted(root.glob("models/tiny/v*"))
-    assert [version.name for version in versions] == ["v1"]
-    PublishedManifest.read(versions[0])
-    assert (root / "models" / "tiny" / "champion").read_text().strip() == "v1"
-    assert steps_logged(root) == list(range(10, STEPS + 1, 10))
-    assert not list(root.rglob("*.damaged*"))
-
-
-def continued_from(stack: Prefect, run_id: str) -> list[int]:
-    """Return the steps that the trainings of a run's children continued from."""
-    lines = [line for child in stack.children(run_id) for line in stack.logs(child["id"])]
-    return [int(line.split()[-1]) for line in lines if line.startswith("continuing from step")]
 
 
 def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parameters, tmp_path):
@@ -259,6 +185,15 @@ def test_of_two_runs_at_once_one_trains_and_one_version_comes_out(stack, paramet
 def test_no_run_is_left_alive(stack):
     """After all of the tests before."""
     until(lambda: not stack.live_runs(), "every run ends", seconds=2 * LOST_AFTER_SECONDS)
+
+
+def test_the_next_monday_is_scheduled(stack):
+    scheduled = stack.api.get("deployments/name/train-flow/scheduled").raise_for_status().json()["id"]
+    body = {"deployments": {"id": {"any_": [scheduled]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 1}
+    (run,) = until(lambda: stack.post("flow_runs/filter", body), "the scheduler has run")
+    start = datetime.fromisoformat(run["expected_start_time"])
+    assert (start.weekday(), start.hour, start.minute, run["state_name"]) == (0, 3, 0, "Scheduled")
+    assert start - datetime.now(UTC) < timedelta(days=7)
 
 
 def test_setting_up_twice_doubles_nothing(stack, tmp_path):

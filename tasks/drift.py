@@ -1,0 +1,29 @@
+"""The task that compares new text with that of the version in use, before a training."""
+
+import logging
+
+from prefect import task
+
+from textgen.config import Config
+from textgen.corpus import RawManifest
+from textgen.drift import Drift, measure_drift
+from textgen.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+@task
+def drift(config: Config, raw: RawManifest) -> Drift | None:
+    """Compare the text with the champion's and return the verdict; None where there is nothing new to compare."""
+    storage = Storage(config.storage)
+    storage.bring(raw.folder, RawManifest)
+    found = measure_drift(raw, config, storage)
+    if found is not None:
+        log.info("drift: %s", describe(found))
+    return found
+
+
+def describe(found: Drift) -> str:
+    """Return the verdict in a line."""
+    because = f": {'; '.join(found.reasons)}" if found.reasons else ""
+    return f"against the text of {found.champion}, {found.verdict}{because}"

@@ -1,0 +1,46 @@
+"""The task that pushes the champion to a Hub repository, if one is configured. It is no reason for a run to fail."""
+
+import logging
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+
+from tasks.stage import NETWORK_RETRY_SECONDS
+from textgen import push as pushing
+from textgen.config import Config
+from textgen.files import Failure
+from textgen.push import PushFailed
+from textgen.registry import PublishedManifest, read_champion
+from textgen.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+def can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether to try a failed push again."""
+    try:
+        state.result()
+    except PushFailed as error:
+        return error.transient
+    except Exception:  # every other failure is final, and is reported where the flow reads the result
+        return False
+    return False
+
+
+@task(retries=len(NETWORK_RETRY_SECONDS), retry_delay_seconds=NETWORK_RETRY_SECONDS, retry_condition_fn=can_pass)
+def push(config: Config, published: PublishedManifest) -> str:
+    """Have the Hub repository hold the published version and return the commit."""
+    assert config.publish.hub_repo is not None
+    return pushing.push(published, config.publish.hub_repo, Storage(config.storage)).commit
+
+
+def push_champion(config: Config, published: PublishedManifest) -> str | None:
+    """Push a published version if it is the champion and return the commit; what fails, the next run tries again."""
+    if config.publish.hub_repo is None or read_champion(published.folder.parent) != published.version:
+        return None
+    try:
+        return push(config, published)
+    except Failure as error:
+        log.warning("%s %s is not on the Hub: %s; the next run tries again", published.name, published.version, error)
+        return None

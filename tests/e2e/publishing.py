@@ -1,0 +1,55 @@
+"""Publishing and the commands on models, in a forked process that is killed before a chosen change to the models."""
+
+import os
+import sys
+from pathlib import Path
+
+import huggingface_hub  # noqa: F401  imported once, by the fork server
+import matplotlib.figure  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+
+import textgen.__main__
+import textgen.card
+import textgen.publish
+from tests.e2e.killable import kill_before
+from textgen.checkpoint import CheckpointManifest
+from textgen.config import Config
+from textgen.corpus import RawManifest
+from textgen.evaluate import Metrics
+from textgen.files import write_atomic
+from textgen.storage import Storage
+from textgen.tokens import TokensManifest
+
+
+def publish(
+    config: Config,
+    checkpoint: CheckpointManifest,
+    metrics: Metrics,
+    tokens: TokensManifest,
+    raw: RawManifest,
+    output: Path,
+    kill_at: int | None,
+) -> None:
+    """Publish; what takes long and is not about files is left out: the check with transformers, samples, plots."""
+    textgen.publish.check_with_transformers = lambda folder, rows: None
+    textgen.publish.generate_ids = lambda loaded, prompt_ids, sampling: list(range(20))
+    for plot in ("plot_training", "plot_data"):
+        setattr(textgen.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
+    _begin(config.root / "models" / config.name, output, kill_at)
+    textgen.publish.publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage))
+
+
+def command(arguments: list[str], home: Path, output: Path, kill_at: int | None) -> None:
+    """Run a command of `textgen`."""
+    _begin(home, output, kill_at)
+    sys.exit(textgen.__main__.main(arguments))
+
+
+def _begin(home: Path, output: Path, kill_at: int | None) -> None:
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if kill_at is not None:
+        fsync = os.fsync
+        kill_before(kill_at, "", home)
+        os.fsync = fsync  # to a process that reads the files later, a kill before it or after it is the same

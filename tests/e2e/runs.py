@@ -1,0 +1,81 @@
+"""What tests of deployed runs share: a tiny corpus, a tiny model, and what is looked at in a storage."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.services import Prefect, until
+from textgen.config import SPLITS
+from textgen.log import read_log
+from textgen.registry import PublishedManifest
+
+STEPS = 1500  # about half a minute
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
+TINY = (
+    "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
+    "publish.policy=always",  # random words: nothing beats a unigram model
+    "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
+    "training.warmup_steps=2", "training.eval_every=500", "training.eval_blocks=16", "training.checkpoint_every=100",
+    "training.log_every=10",
+)  # fmt: skip
+
+
+def write_corpus(folder: Path) -> str:
+    """Write a corpus of three small files and return the override that names it."""
+    draw = random.Random(0)
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=20)) for _ in range(200)) + "\n")
+    return "data.files={" + ", ".join(f"{split}: {folder / split}.txt" for split in SPLITS) + "}"
+
+
+def tiny_run(corpus: str, *overrides: str, steps: int = STEPS, seed: int = 1, **run: Any) -> dict[str, Any]:
+    """Return the parameters of a run that trains a tiny model on the gpu pool."""
+    return {
+        "config": "default",
+        "training": {"steps": steps, "seed": seed},
+        "run": {"gpu_deployment": "train-model/gpu", **run},
+        "overrides": [corpus, *overrides, *TINY],
+    }
+
+
+def training_folder(root: Path) -> Path:
+    """Return the one training folder of a storage."""
+    (folder,) = {path.parent for path in root.glob("checkpoints/*/log.jsonl")}
+    return folder
+
+
+def steps_logged(root: Path) -> list[int]:
+    return [int(line["step"]) for line in read_log(training_folder(root)) if "train/loss_nats" in line]
+
+
+def until_trained(root: Path, least: int = 120) -> int:
+    """Wait until a training has come some random number of steps far, with a state saved; return the step."""
+    wanted = random.randint(least, STEPS // 2)
+
+    def far() -> int:
+        if not list(root.glob("checkpoints/*/states/step-*/manifest.json")):
+            return 0
+        return step if (step := max(steps_logged(root), default=0)) >= wanted else 0
+
+    return until(far, f"the training comes to step {wanted}")
+
+
+def check_every_step(root: Path) -> None:
+    """Check that no step was taken twice or left out, and that nothing was damaged."""
+    assert steps_logged(root) == list(range(10, STEPS + 1, 10))
+    assert not list(root.rglob("*.damaged*"))
+
+
+def check_one_version(root: Path) -> None:
+    """Check that one version was published and is the champion, of a training without a gap."""
+    versions = sorted(root.glob("models/tiny/v*"))
+    assert [version.name for version in versions] == ["v1"]
+    PublishedManifest.read(versions[0])
+    assert (root / "models" / "tiny" / "champion").read_text().strip() == "v1"
+    check_every_step(root)
+
+
+def continued_from(stack: Prefect, run_id: str) -> list[int]:
+    """Return the steps that the trainings of a run's children continued from."""
+    lines = [line for child in stack.children(run_id) for line in stack.logs(child["id"])]
+    return [int(line.split()[-1]) for line in lines if line.startswith("continuing from step")]

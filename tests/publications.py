@@ -1,0 +1,46 @@
+"""A tiny model made by the library alone, from a text to its published folder, for tests of what comes after."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.trainings import ignore
+from textgen import corpus
+from textgen.checkpoint import CheckpointManifest
+from textgen.config import Config
+from textgen.corpus import RawManifest
+from textgen.evaluate import Metrics, evaluate
+from textgen.publish import publish
+from textgen.registry import PublishedManifest
+from textgen.storage import Storage
+from textgen.tokens import TokensManifest, tokenize
+from textgen.train import train
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What each stage made."""
+
+    config: Config
+    raw: RawManifest
+    tokens: TokensManifest
+    checkpoint: CheckpointManifest
+    metrics: Metrics
+    published: PublishedManifest
+
+
+def make(config: Config, flow_run_id: str | None = None) -> Publication:
+    """Run the stages, each as the flow runs it, and return what they made."""
+    raw = corpus.fetch(config.data, config.root)
+    tokens = tokenize(raw, config.tokenizer, config.root)
+    checkpoint = train(tokens, config, config.root / "checkpoints" / "training", ignore)
+    metrics = evaluate(checkpoint.folder, tokens, config)
+    published = publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage), flow_run_id)
+    return Publication(config, raw, tokens, checkpoint, metrics, published)
+
+
+def write_text(folder: Path, text: dict[str, str]) -> dict[str, str]:
+    """Write a text file a split and return them as `data.files` names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in text.items():
+        (folder / f"{split}.txt").write_text(rows, "utf-8")
+    return {split: str(folder / f"{split}.txt") for split in text}

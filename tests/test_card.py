@@ -1,0 +1,163 @@
+"""The model card: other tools read it, its figures are those of metrics.json, its bytes are the same each time."""
+
+import json
+import re
+import struct
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
+from textgen.card_text import describe_decision, quote
+from textgen.gate import Decision, Guard
+from textgen.lineage import LINEAGE_FILE
+from textgen.scores import METRICS_FILE
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def folder(publication):
+    return publication.published.folder
+
+
+@pytest.fixture(scope="module")
+def metrics(folder):
+    return json.loads((folder / METRICS_FILE).read_text())
+
+
+def write(publication, folder):
+    """Write a card once more, into `folder`, from the same things."""
+    folder.mkdir()
+    lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
+    decision = Decision.model_validate(lineage["decision"])
+    write_card(
+        folder, publication.published.version, publication.checkpoint, publication.metrics, publication.tokens,
+        publication.raw, publication.config, publication.published.samples, decision, lineage,
+    )  # fmt: skip
+
+
+def table(card: str, heading: str) -> list[dict[str, str]]:
+    """Return the rows of the first table under a heading of the card."""
+    section = card.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(titles, row, strict=True)) for row in rows]
+
+
+def chunks(png: bytes) -> dict[bytes, bytes]:
+    """Return the chunks of a PNG by type, the parts of one type joined."""
+    assert png.startswith(PNG_SIGNATURE)
+    found: dict[bytes, bytes] = {}
+    position = len(PNG_SIGNATURE)
+    while position < len(png):
+        (length,) = struct.unpack(">I", png[position : position + 4])
+        kind = png[position + 4 : position + 8]
+        found[kind] = found.get(kind, b"") + png[position + 8 : position + 8 + length]
+        position += 12 + length
+    return found
+
+
+def test_the_hub_reads_the_card_and_every_result_in_it_is_in_the_metrics(folder, metrics):
+    card = ModelCard.load(folder / CARD_FILE)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    results = {(result.dataset_split, result.metric_type): result for result in card.data.eval_results}
+    kinds = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+    assert set(results) == {(split, kind) for split in metrics["splits"] for kind in kinds}
+    for (split, kind), result in results.items():
+        assert result.metric_value == metrics["splits"][split][kind]
+        assert result.metric_args == {name: metrics[name] for name in ("protocol", "seq_length", "stride")}
+
+
+def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, metrics):
+    columns = {
+        "loss (nats a token)": "loss_nats", "token perplexity": "token_perplexity",
+        "word perplexity": "word_perplexity", "byte perplexity": "byte_perplexity",
+        "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
+        "rows": "rows", "bytes": "bytes",
+    }  # fmt: skip
+    rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
+    assert [row["split"] for row in rows] == list(metrics["splits"])
+    for row in rows:
+        assert set(row) == {"split", *columns}
+        for title, name in columns.items():
+            shown, value = row[title].replace(",", ""), metrics["splits"][row["split"]][name]
+            decimals = len(shown.partition(".")[2])
+            assert decimals == 0 or decimals >= 2
+            assert float(shown) == round(value, decimals), title
+
+
+def test_the_data_table_counts_what_the_corpus_and_the_tokens_hold(publication, folder):
+    rows = table((folder / CARD_FILE).read_text("utf-8"), "Data")
+    for row in rows:
+        text, tokens = publication.raw.splits[row["split"]], publication.tokens.splits[row["split"]]
+        counts = [int(row[name].replace(",", "")) for name in ("rows", "words", "bytes", "tokens", "unknown tokens")]
+        assert counts == [text.rows, text.words, text.text_bytes, tokens.tokens, tokens.unknown]
+        assert float(row["bytes a token"]) == round(text.text_bytes / tokens.tokens, 3)
+
+
+def test_the_card_has_what_readers_look_for_and_its_pictures_exist(publication, folder):
+    card = (folder / CARD_FILE).read_text("utf-8")
+    headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
+    assert headings == [
+        "Uses and limits", "How to use it", "Data", "Training", "Evaluation", "Promotion", "Samples",
+        "Environment and lineage",
+    ]  # fmt: skip
+    pictures = re.findall(r"!\[.*\]\((.*)\)", card)
+    assert pictures == [DATA_PLOT, TRAINING_PLOT]
+    for name in pictures:
+        assert (folder / name).is_file()
+    assert f"{publication.checkpoint.speed.tokens_per_second:,.0f} tokens a second" in card
+    assert publication.checkpoint.key in card
+    assert "run-1" in card
+
+
+def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_path):
+    write(publication, tmp_path / "again")
+    for name in (CARD_FILE, TRAINING_PLOT, DATA_PLOT):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", [TRAINING_PLOT, DATA_PLOT])
+def test_a_picture_is_opaque_and_its_ink_stands_out_from_its_own_background(folder, name):
+    parts = chunks((folder / name).read_bytes())
+    assert b"tEXt" not in parts or b"Software" not in parts[b"tEXt"]
+    width, height, depth, color = struct.unpack(">IIBB", parts[b"IHDR"][:10])
+    assert (depth, color) == (8, 6)  # 8 bits, with alpha
+    from matplotlib.image import imread
+
+    pixels = imread(folder / name)
+    assert pixels.shape == (height, width, 4)
+    assert pixels[..., 3].min() == 1.0
+    brightness = pixels[..., :3].mean(axis=2)
+    assert np.median(brightness) > 0.9
+    assert brightness.min() < 0.4
+
+
+def test_a_decision_is_shown_with_all_its_figures():
+    decision = Decision(
+        promoted=False, reason="not better by enough", opponent="v3", protocol="sliding", unit="nats a token",
+        documents=60, challenger=3.25, champion=3.125, difference=0.125, low=-0.0625, high=0.3125, confidence=0.0625,
+        min_improvement=0.01, required_confidence=0.95,
+        guards=[
+            Guard(name="finite", passed=True, value=1.0, bound=1.0),
+            Guard(name="repetition", passed=False, value=None, bound=0.5),
+        ],
+    )  # fmt: skip
+    shown = describe_decision(decision)
+    assert shown.startswith("Not promoted: not better by enough.\n")
+    for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
+        assert f"| {figure} |" in shown
+    assert "| guard: finite | passed: 1, bound 1 |" in shown
+    assert "| guard: repetition | failed: -, bound 0.5 |" in shown
+
+
+def test_a_decision_without_a_comparison_is_one_sentence():
+    assert describe_decision(Decision(promoted=True, reason="publish.policy=always")) == (
+        "Promoted: publish.policy=always."
+    )
+
+
+def test_what_the_model_wrote_is_quoted_as_it_is_and_is_no_markup():
+    assert quote("a *b*\n<i>\x00# |") == "a \\*b\\*\n> \\<i\\>�\\# \\|"

@@ -1,0 +1,60 @@
+"""lineage.json: each hash in it is that of a file, and each key that of a record."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from textgen.config import SPLITS
+from textgen.files import Manifest, sha256_file
+from textgen.lineage import LINEAGE_FILE
+
+STAGES = ("raw", "tokens", "checkpoint", "evaluation")
+HEX = re.compile(r"[0-9a-f]{16,64}")
+
+
+@pytest.fixture(scope="module")
+def lineage(publication):
+    return json.loads((publication.published.folder / LINEAGE_FILE).read_text())
+
+
+def hashes(value: object, path: str = "") -> dict[str, str]:
+    """Return everything in a JSON value that looks like a hash, by where it is."""
+    if isinstance(value, dict):
+        return {at: text for key, inner in value.items() for at, text in hashes(inner, f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {at: text for key, inner in enumerate(value) for at, text in hashes(inner, f"{path}/{key}").items()}
+    return {path: value} if isinstance(value, str) and HEX.fullmatch(value) else {}
+
+
+def test_each_hash_is_that_of_a_file_or_of_a_record(publication, lineage):
+    root, left = publication.config.root, hashes(lineage)
+    for stage in STAGES:
+        folder = root / lineage[stage]["folder"]
+        stored = json.loads((folder / Manifest.FILE).read_text())
+        assert left.pop(f"/{stage}/key") == stored["key"]
+        for name in lineage[stage]["sha256"]:
+            assert left.pop(f"/{stage}/sha256/{name}") == sha256_file(folder / name)
+    assert {name.removesuffix(".parquet") for name in lineage["raw"]["sha256"]} == set(SPLITS)
+    for split in SPLITS:  # the text files that were frozen
+        (sha256,) = lineage["raw"]["source"]["files"][split]
+        assert left.pop(f"/raw/source/files/{split}/0") == sha256
+        assert sha256 == sha256_file(publication.config.root.parent / "text" / f"{split}.txt")
+    commit = left.pop("/git_commit", None)
+    if commit is not None:
+        subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], check=True)
+    assert left == {}
+
+
+def test_the_weights_in_the_lineage_are_those_that_are_published(publication, lineage):
+    weights = publication.published.folder / "model.safetensors"
+    assert lineage["checkpoint"]["sha256"][weights.name] == sha256_file(weights)
+
+
+def test_the_lineage_names_the_run_the_decision_the_configuration_and_the_packages(publication, lineage):
+    assert lineage["flow_run"] == "run-1"
+    assert lineage["decision"]["promoted"] is True
+    assert lineage["decision"]["reason"] == publication.published.reason
+    assert lineage["config"]["seed"] == publication.config.seed
+    assert lineage["packages"]["torch"]

@@ -1,0 +1,366 @@
+"""The registry: versions that stay as they are, one champion, the way back, and what a flipped byte comes to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import textgen.publish
+from tests.trainings import ignore
+from textgen.__main__ import main
+from textgen.config import Config, EvaluationConfig, StorageConfig
+from textgen.corpus import read_rows
+from textgen.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
+from textgen.export import WEIGHTS_FILE, Refused, load_model
+from textgen.files import Damaged, InputError, sha256_file, write_atomic
+from textgen.publish import publish
+from textgen.registry import (
+    PublishedManifest,
+    promote,
+    prune,
+    read_champion,
+    read_history,
+    resolve,
+    rollback,
+)
+from textgen.scores import expected_tokens, score_challenger, score_champion, score_unigram
+from textgen.storage import Storage
+from textgen.tokenizer import TOKENIZER_FILE
+from textgen.tokens import load_stream
+from textgen.train import train
+
+
+@pytest.fixture
+def local() -> Storage:
+    return Storage(StorageConfig())
+
+
+def add_version(home: Path, number: int, promoted: bool = True) -> None:
+    """Write a version of one small file."""
+    folder = home / f"v{number}"
+    write_atomic(folder / WEIGHTS_FILE, f"the weights of version {number}")
+    PublishedManifest(
+        key=str(number),
+        name=home.name,
+        version=folder.name,
+        promoted=promoted,
+        reason=f"reason {number}",
+        checkpoint_sha256=str(number),
+        tokens_key="tokens",
+        raw_sha256={},
+        bits_per_byte=2.5,
+        samples=[],
+        sha256={WEIGHTS_FILE: sha256_file(folder / WEIGHTS_FILE)},
+    ).write(folder)
+
+
+@pytest.fixture
+def home(tmp_path, local) -> Path:
+    """Return the folder of the models `base`: v1 to v4, promoted one after the other."""
+    home = tmp_path / "models" / "base"
+    for number in range(1, 5):
+        add_version(home, number)
+        promote(home, f"v{number}", local)
+    return home
+
+
+def test_rollback_goes_back_one_champion_at_a_time(home, local):
+    assert [rollback(home, local).version for _ in range(3)] == ["v3", "v2", "v1"]
+    with pytest.raises(InputError, match="base: there is no champion before v1 to go back to"):
+        rollback(home, local)
+    assert (home / "champion").read_text() == "v1\n"
+
+
+def test_a_version_that_was_rolled_back_is_not_come_back_to(home, local):
+    rollback(home, local)
+    add_version(home, 5)
+    promote(home, "v5", local)
+    assert [rollback(home, local).version for _ in range(3)] == ["v3", "v2", "v1"]
+
+
+def test_rollback_undoes_a_promotion_of_an_old_version(home, local):
+    promote(home, "v1", local)
+    assert [rollback(home, local).version for _ in range(4)] == ["v4", "v3", "v2", "v1"]
+
+
+def test_promoting_the_champion_changes_nothing(home, local):
+    before = read_history(home)
+    promote(home, "v4", local)
+    assert read_history(home) == before
+
+
+def test_a_way_that_was_written_and_not_taken_does_not_count(home, local):
+    """A process was killed after the history and before the champion."""
+    history = read_history(home)
+    write_atomic(
+        home / "history.json", history.model_copy(update={"champions": [*history.champions, "v1"]}).model_dump_json()
+    )
+    assert rollback(home, local).version == "v3"
+
+
+@pytest.mark.parametrize("damage", ["delete", "damage"])
+def test_without_its_history_a_registry_goes_back_by_what_the_versions_say(damage, home, local):
+    add_version(home, 5, promoted=False)
+    (home / "history.json").unlink() if damage == "delete" else (home / "history.json").write_text('{"champions": [')
+    assert [rollback(home, local).version for _ in range(3)] == ["v3", "v2", "v1"]
+
+
+@pytest.mark.parametrize("version", ["v9", "champion", "../v1", ""])
+def test_what_is_no_version_is_not_promoted(version, home, local):
+    with pytest.raises(InputError, match="has v1, v2, v3, v4"):
+        promote(home, version, local)
+
+
+def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(home, local, flip_bit):
+    flip_bit(home / "v3" / WEIGHTS_FILE)
+    with pytest.raises(Damaged, match=r"v3/model\.safetensors is damaged"):
+        rollback(home, local)
+    with pytest.raises(Damaged, match=r"v3/model\.safetensors is damaged"):
+        promote(home, "v3", local)
+    assert read_champion(home) == "v4"
+    assert promote(home, "v2", local).version == "v2"
+
+
+@pytest.mark.parametrize(
+    ("champion", "keep", "left"),
+    [("v4", None, ["v1", "v2", "v3", "v4"]), ("v4", 1, ["v3", "v4"]), ("v4", 3, ["v2", "v3", "v4"]),
+     ("v1", 1, ["v1", "v4"]), ("v2", 1, ["v1", "v2", "v4"]), ("v4", 9, ["v1", "v2", "v3", "v4"])],
+)  # fmt: skip
+def test_retention_keeps_the_newest_the_champion_and_the_one_before_it(champion, keep, left, home, local):
+    while read_champion(home) != champion:
+        rollback(home, local)
+    deleted = prune(home, keep, local)
+    assert sorted(path.name for path in home.glob("v*")) == left
+    assert sorted([*deleted, *left]) == ["v1", "v2", "v3", "v4"]
+    if champion != "v1":
+        assert rollback(home, local).version == f"v{int(champion[1]) - 1}"
+
+
+def test_rollback_passes_over_a_version_that_was_deleted(home, local):
+    shutil.rmtree(home / "v3")
+    assert rollback(home, local).version == "v2"
+
+
+@pytest.fixture
+def remote(home, request) -> tuple[Storage, Path]:
+    """Return a remote root with the versions of `home`, and where another machine has them."""
+    url, name = f"memory://{request.node.name}", "models/base"
+    machines = [
+        Storage(StorageConfig(root=url, cache=str(home.parents[1] / machine))) for machine in ("first", "second")
+    ]
+    ours, theirs = (storage.local / name for storage in machines)
+    shutil.copytree(home, ours)
+    for folder in ours.glob("v*"):
+        machines[0].push(folder, PublishedManifest.read(folder))
+    machines[0].push_file(ours / "champion")
+    machines[0].push_file(ours / "history.json")
+    return (machines[0], ours), (machines[1], theirs)
+
+
+def test_machines_that_share_a_root_promote_roll_back_and_delete_for_each_other(remote):
+    (first, ours), (second, theirs) = remote
+    assert promote(theirs, "v2", second).version == "v2"
+    assert rollback(ours, first).version == "v4"
+    assert rollback(theirs, second).version == "v3"
+    assert rollback(ours, first).version == "v2"
+    assert sorted(prune(ours, 1, first)) == ["v3"]
+    memory = fsspec.filesystem("memory")
+    assert not memory.exists(f"{first.root.removeprefix('memory:/')}/models/base/v3")
+    assert rollback(theirs, second).version == "v1"
+    assert (ours / "champion").read_text() == "v2\n"  # until it asks
+
+
+def run_models(capsys, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["models", *arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_commands_list_show_promote_and_roll_back(home, capsys):
+    of = ("--name", "base", "--root", str(home.parents[1]))
+    code, out, _ = run_models(capsys, "list", *of)
+    assert (code, [line.split()[:2] for line in out.splitlines()][-1]) == (0, ["v4", "champion"])
+    rows = json.loads(run_models(capsys, "list", *of, "--json")[1])
+    assert [(row["version"], row["champion"]) for row in rows] == [
+        ("v1", False), ("v2", False), ("v3", False), ("v4", True),
+    ]  # fmt: skip
+    assert run_models(capsys, "promote", "v2", *of) == (0, "base@champion is v2 now\n", "")
+    assert json.loads(run_models(capsys, "show", *of, "--json")[1])["version"] == "v2"
+    assert run_models(capsys, "rollback", *of, "--json")[1] == '{"name": "base", "champion": "v4"}\n'
+    code, out, _ = run_models(capsys, "show", "v1", *of)
+    assert code == 0 and "reason 1" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("show", "v9"), ("promote", "v9"), ("list", "--name", "nobody"), ("rollback", "--name", "nobody")]
+)
+def test_a_command_on_a_model_that_is_not_there_is_a_users_mistake(arguments, home, capsys):
+    arguments = arguments if "--name" in arguments else (*arguments, "--name", "base")
+    code, out, err = run_models(capsys, *arguments, "--root", str(home.parents[1]))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert not (home.parent / "nobody").exists()
+
+
+def test_a_flipped_byte_in_any_published_file_is_named_wherever_the_model_is_used(
+    publication, tmp_path, flip_bit, capsys
+):
+    home = tmp_path / "models" / "textgen"
+    for file in sorted(publication.published.folder.iterdir()):
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(publication.published.folder, home / "v1")
+        write_atomic(home / "champion", "v1\n")
+        flip_bit(home / "v1" / file.name)
+        code, out, err = run_models(capsys, "show", "v1", "--root", str(tmp_path))
+        assert (code, out) == (1, "") and err.startswith(f"{home / 'v1' / file.name} is damaged"), file.name
+        for model in ("textgen@champion", "textgen@v1", str(home / "v1")):
+            with pytest.raises(Damaged, match=f"{file.name} is damaged"):
+                resolve(model, tmp_path)
+        assert main(["generate", "textgen@v1", "--prompt", "the", "--root", str(tmp_path)]) == 1
+
+
+# What follows publishes the corpus's own trainings.
+
+
+@pytest.fixture(scope="module")
+def better(publication, tmp_path_factory):
+    """Return the checkpoint of a longer training than the publication's, and its metrics."""
+    config = publication.config.model_copy(
+        update={"training": publication.config.training.model_copy(update={"max_steps": 60})}
+    )
+    checkpoint = train(publication.tokens, config, tmp_path_factory.mktemp("better") / "out", ignore)
+    return checkpoint, evaluate(checkpoint.folder, publication.tokens, config)
+
+
+@pytest.fixture
+def publish_here(publication, monkeypatch, tmp_path):
+    """Return a function that publishes a checkpoint in a root of the test's own, which has the publication's v1."""
+    monkeypatch.setattr(textgen.publish, "check_with_transformers", lambda folder, rows: None)
+    shutil.copytree(publication.config.root / "models", tmp_path / "models")
+    write_atomic(tmp_path / "models" / "textgen" / "champion", "v1\n")
+    storage = StorageConfig(root=str(tmp_path))
+
+    def publish_here(checkpoint, metrics, **changed) -> PublishedManifest:
+        config = publication.config.model_copy(
+            update={"storage": storage, "publish": publication.config.publish.model_copy(update=changed)}
+        )
+        return publish(checkpoint, metrics, publication.tokens, publication.raw, config, Storage(storage))
+
+    return publish_here
+
+
+def test_a_better_model_is_promoted_and_its_decision_is_kept(publish_here, better, tmp_path, caplog):
+    caplog.set_level("INFO")
+    published = publish_here(*better)
+    decision = published.decision
+    assert (published.promoted, decision.promoted, decision.opponent) == (True, True, "v1")
+    assert decision.difference < 0 and decision.confidence >= 0.95 and decision.documents == 20
+    assert decision.difference == pytest.approx(decision.challenger - decision.champion)
+    assert decision.challenger == pytest.approx(better[1].splits["test"].loss_nats)
+    assert all(guard.passed for guard in decision.guards) and len(decision.guards) == 6
+    assert read_champion(tmp_path / "models" / "textgen") == "v2"
+    assert "scored again" not in caplog.text
+    assert f"textgen v2: promoted: {published.reason}" in caplog.text
+
+
+def test_publishing_a_checkpoint_twice_makes_one_version(publish_here, better, tmp_path):
+    first = publish_here(*better)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert publish_here(*better) == first
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_publishing_again_does_not_undo_a_rollback(publish_here, better, tmp_path):
+    publish_here(*better)
+    rollback(tmp_path / "models" / "textgen", Storage(StorageConfig(root=str(tmp_path))))
+    publish_here(*better)
+    assert read_champion(tmp_path / "models" / "textgen") == "v1"
+
+
+def test_a_promotion_that_was_cut_short_is_made_good(publish_here, better, tmp_path):
+    publish_here(*better)
+    (tmp_path / "models" / "textgen" / "champion").write_text("v1\n")
+    publish_here(*better)
+    assert read_champion(tmp_path / "models" / "textgen") == "v2"
+
+
+def rewrite(folder: Path, checkpoint, change) -> object:
+    """Return the manifest of a copy of a checkpoint whose weights `change` has changed."""
+    shutil.copytree(checkpoint.folder, folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    change(weights)
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    sha256 = {**checkpoint.sha256, WEIGHTS_FILE: sha256_file(folder / WEIGHTS_FILE)}
+    checkpoint.model_copy(update={"sha256": sha256}).write(folder)
+    return type(checkpoint).read(folder)
+
+
+def test_a_nan_in_the_weights_is_refused_under_every_policy(publication, publish_here, better, tmp_path):
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"][0] = torch.nan
+
+    broken = rewrite(tmp_path / "broken", better[0], change)
+    metrics = evaluate(broken.folder, publication.tokens, publication.config)
+    for policy in ("gate", "always", "never"):
+        with pytest.raises(Refused, match="is not published: finite"):
+            publish_here(broken, metrics, policy=policy)
+    assert [path.name for path in (tmp_path / "models" / "textgen").glob("v*")] == ["v1"]
+
+
+def test_truncated_weights_are_not_published(publish_here, better, tmp_path):
+    checkpoint, metrics = better
+    shutil.copytree(checkpoint.folder, tmp_path / "cut")
+    data = (checkpoint.folder / WEIGHTS_FILE).read_bytes()
+    (tmp_path / "cut" / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
+    with pytest.raises(Damaged, match=WEIGHTS_FILE):
+        publish_here(checkpoint.model_copy(update={"path": str(tmp_path / "cut")}), metrics)
+    assert [path.name for path in (tmp_path / "models" / "textgen").glob("v*")] == ["v1"]
+
+
+def test_a_model_that_repeats_a_token_is_not_promoted(publish_here, better, monkeypatch):
+    monkeypatch.setattr(textgen.publish, "generate_ids", lambda loaded, prompt_ids, sampling: [7] * 48)
+    published = publish_here(*better)
+    assert not published.promoted and "distinct-2" in published.reason
+
+
+def scores_of_v1(publication, config: Config):
+    published = publication.published
+    return score_champion(
+        published.folder, published.sha256, published.checkpoint_sha256, publication.tokens, publication.raw, config
+    )
+
+
+def test_the_champion_is_scored_again_where_the_protocol_differs(publication, make_config, caplog):
+    caplog.set_level("INFO")
+    kept = scores_of_v1(publication, publication.config)
+    assert "scored again" not in caplog.text
+    evaluation = EvaluationConfig(protocol="blocks")
+    other = scores_of_v1(publication, publication.config.model_copy(update={"evaluation": evaluation}))
+    assert "v1, the champion, is scored again" in caplog.text
+    loaded = load_model(publication.published.folder)
+    for split in EVALUATED:
+        stored = read_documents(publication.metrics, split)
+        assert all(torch.equal(*pair) for pair in zip(kept.splits[split], stored, strict=True))
+        expected = evaluate_rows(loaded, read_rows(publication.raw, split), evaluation).documents
+        assert all(torch.equal(*pair) for pair in zip(other.splits[split], expected, strict=True))
+
+
+@pytest.mark.parametrize("protocol", ["sliding", "blocks", "lm-eval"])
+def test_the_unigram_model_gives_each_token_its_smoothed_frequency(publication, protocol):
+    config = publication.config.model_copy(update={"evaluation": EvaluationConfig(protocol=protocol)})
+    metrics = evaluate(publication.checkpoint.folder, publication.tokens, config)
+    challenger = score_challenger(metrics, publication.checkpoint.sha256[TOKENIZER_FILE])
+    assert expected_tokens(metrics, publication.tokens) == {
+        split: int(documents.tokens.sum()) for split, documents in challenger.splits.items()
+    }
+    unigram = score_unigram(metrics, challenger, publication.tokens, publication.raw, config)
+    train_ids, ids = (load_stream(publication.tokens, split).tolist() for split in ("train", "test"))
+    total = len(train_ids) + publication.tokens.vocab_size
+    nats = [-torch.tensor((train_ids.count(id) + 1) / total, dtype=torch.float64).log().item() for id in ids]
+    scored = {"sliding": nats[1:], "blocks": nats[1 : (len(nats) - 1) // 16 * 16 + 1], "lm-eval": nats}[protocol]
+    assert unigram.splits["test"].nats.sum().item() == pytest.approx(sum(scored))
+    assert (unigram.splits["test"].nats > 0).all()

@@ -1,0 +1,181 @@
+"""Data drift: new text beside that of the version in use, before a training, by figures that need no training."""
+
+import json
+import math
+from collections.abc import Sequence, Set
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict
+
+from textgen import documents
+from textgen.config import Config, EvaluationConfig
+from textgen.corpus import RawManifest, read_rows
+from textgen.device import choose_device
+from textgen.evaluate import evaluate_rows
+from textgen.export import LoadedModel, load_model
+from textgen.files import Damaged, Manifest, build_once, content_key
+from textgen.lineage import LINEAGE_FILE
+from textgen.registry import PublishedManifest, read_champion
+from textgen.storage import Storage
+
+DRIFT_VERSION = 1  # of the figures; a change makes every drift key new
+SAMPLE_BYTES = 1 << 17  # of a validation split, spread over its documents, that the champion reads
+BATCH_SIZE = 16
+
+# A figure has moved when the larger of new and last is over this many times the smaller, and they are further apart
+# than two draws of one kind of text are likely to be.
+BOUNDS = {"words_per_document": 1.5, "word_coverage": 1.02, "bytes_per_token": 1.05, "bits_per_byte": 1.05}
+STANDARD_ERRORS = 3.0
+
+Verdict = Literal["same", "shifted", "not compared"]
+
+
+class Estimate(BaseModel):
+    """A ratio of two sums over documents, and the standard error that comes of there being so few of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    standard_error: float
+
+
+class TextFigures(BaseModel):
+    """What a text is like, with the champion's tokenizer and model, and the words of the text it was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    words_per_document: Estimate  # of train
+    word_coverage: Estimate  # share of validation's words that the champion's train split has
+    bytes_per_token: Estimate  # of a sample of validation
+    bits_per_byte: Estimate | None  # of that sample; None where the champion's vocabulary lacks words of it
+
+
+class Drift(Manifest):
+    """New text against the champion's: the figures of both and a verdict."""
+
+    champion: str
+    raw_key: str
+    verdict: Verdict
+    reasons: list[str]
+    last: TextFigures | None = None
+    new: TextFigures | None = None
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return {}
+
+
+def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift | None:
+    """Compare the text with that of the version in use; None where there is no such version, or its text is this one.
+
+    A comparison is made once and kept in data/drift.
+    """
+    home = config.root / "models" / config.name
+    storage.bring_file(home / "champion")
+    if (version := read_champion(home)) is None:
+        return None
+    storage.bring(home / version, PublishedManifest)
+    try:
+        champion = PublishedManifest.parse(home / version)
+    except Damaged:  # which the publish stage names and sets aside
+        return None
+    if champion.raw_sha256 == {split: text.sha256 for split, text in raw.splits.items()}:
+        return None
+    key = content_key(DRIFT_VERSION, champion.checkpoint_sha256, raw.key)
+    folder = config.root / "drift" / key
+    storage.bring(folder, Drift)
+    drift = build_once(folder, Drift, lambda _: _compare(key, champion, raw, config.root, storage))
+    storage.push(folder, drift)
+    return drift
+
+
+def _compare(key: str, champion: PublishedManifest, raw: RawManifest, root: Path, storage: Storage) -> Drift:
+    try:
+        last_raw = _find_text(champion, root, storage)
+        loaded = load_model(champion.folder, choose_device("auto"))
+    except Damaged as damage:
+        return Drift(key=key, champion=champion.version, raw_key=raw.key, verdict="not compared", reasons=[str(damage)])
+    known = {word for row in read_rows(last_raw, "train") for word in row.split()}
+    last, new = (describe_text(text, known, loaded) for text in (last_raw, raw))
+    reasons = judge(last, new)
+    return Drift(
+        key=key, champion=champion.version, raw_key=raw.key, verdict="shifted" if reasons else "same", reasons=reasons,
+        last=last, new=new,
+    )  # fmt: skip
+
+
+def _find_text(champion: PublishedManifest, root: Path, storage: Storage) -> RawManifest:
+    """Return the text that the champion was trained on.
+
+    Raises:
+        Damaged: it is no longer there, or is not what it was.
+    """
+    lineage = json.loads((champion.folder / LINEAGE_FILE).read_bytes())
+    folder = root / lineage["raw"]["folder"]
+    storage.bring(folder, RawManifest)
+    return RawManifest.read(folder)
+
+
+def describe_text(raw: RawManifest, known: Set[str], loaded: LoadedModel) -> TextFigures:
+    """Return what a text is like; `known` are the words of the text that the model was trained on."""
+    lengths = [len(words) for words in _words_by_document(read_rows(raw, "train"))]
+    validation = read_rows(raw, "validation")
+    words = _words_by_document(validation)
+    windows = EvaluationConfig(protocol="sliding", stride=loaded.seq_length, batch_size=BATCH_SIZE)
+    read = evaluate_rows(loaded, sample(validation), windows)
+    bits_D = read.documents.nats / math.log(2)
+    has_bits = read.metrics.bits_per_byte is not None
+    return TextFigures(
+        words_per_document=estimate(lengths, [1] * len(lengths)),
+        word_coverage=estimate([sum(word in known for word in some) for some in words], [len(some) for some in words]),
+        bytes_per_token=estimate(read.documents.bytes, read.documents.tokens),
+        bits_per_byte=estimate(bits_D, read.documents.bytes) if has_bits else None,
+    )
+
+
+def estimate(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
+    """Return the sum of the one over the sum of the other, its error by linearization (Cochran 1977, 6.4)."""
+    above_D, below_D = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    value, count = above_D.sum() / max(1.0, below_D.sum()), len(above_D)
+    spread = np.sum((above_D - value * below_D) ** 2) * count / (count - 1) if count > 1 else math.inf
+    return Estimate(value=value, standard_error=math.sqrt(spread) / max(1.0, below_D.sum()))
+
+
+def _words_by_document(rows: Sequence[str]) -> list[list[str]]:
+    return [[word for row in rows[document] for word in row.split()] for document in documents.cut(rows)]
+
+
+def sample(rows: Sequence[str]) -> list[str]:
+    """Return rows of documents spread over a text, of SAMPLE_BYTES at most."""
+    every = math.ceil(sum(len(row.encode()) for row in rows) / SAMPLE_BYTES)
+    taken, left = [], SAMPLE_BYTES
+    for document in documents.cut(rows)[:: max(1, every)]:
+        for row in rows[document]:
+            part = row.encode()[:left].decode(errors="ignore")
+            taken.append(part)
+            left -= len(part.encode())
+            if len(part) < len(row):
+                return taken
+    return taken
+
+
+def judge(last: TextFigures, new: TextFigures) -> list[str]:
+    """Return in words each figure that moved."""
+    return [
+        f"{name} {_shown(getattr(new, name))}, {_shown(getattr(last, name))} before"
+        for name, bound in BOUNDS.items()
+        if _moved(getattr(last, name), getattr(new, name), bound)
+    ]
+
+
+def _moved(last: Estimate | None, new: Estimate | None, bound: float) -> bool:
+    if last is None or new is None:
+        return last is not new
+    low, high = sorted((last.value, new.value))
+    return high > bound * low and high - low > STANDARD_ERRORS * math.hypot(last.standard_error, new.standard_error)
+
+
+def _shown(figure: Estimate | None) -> str:
+    return "-" if figure is None else f"{figure.value:.4g}"

@@ -1,0 +1,246 @@
+"""The gate: whether a challenger takes the champion's place, by numbers that the decision keeps."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from textgen.config import PublishConfig
+from textgen.evaluate import Documents
+
+RESAMPLES = 10_000
+RESAMPLING_SEED = 0
+GROUPS = 256
+VALIDATION_BOUND_NATS = 0.02  # a token: about the noise of a few thousand words
+# A model of 1M parameters has 0.9 and 0.0 at temperature 0.8; taking the likeliest token, 0.2 to 0.4 and 0.3 to 0.6.
+LEAST_DISTINCT = 0.25
+MOST_REPETITION = 0.5
+FINITE, WHOLE = "finite", "scored tokens"
+ALWAYS_GUARDED = (FINITE, WHOLE)
+
+
+class Guard(BaseModel):
+    """What a model must hold whatever it is compared with: `value` on the right side of `bound`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    passed: bool
+    value: float | None  # None where it is no finite number, or there was nothing to measure
+    bound: float
+
+    def describe(self) -> str:
+        """Return the guard's outcome in words."""
+        value = "no figure" if self.value is None else f"{self.value:.4g}"
+        return f"{self.name}: {value}, bound {self.bound:.4g}"
+
+
+class Decision(BaseModel):
+    """Whether a version was promoted, why, and the comparison that said so.
+
+    The figures of the comparison are null where none was made: under `publish.policy` always and never.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    promoted: bool
+    reason: str
+    opponent: str | None = None  # the champion's version, or `unigram`, which the first model has to beat
+    protocol: str | None = None
+    unit: Literal["nats a token", "bits a byte"] | None = None
+    documents: int | None = None  # of the test split, that were compared
+    challenger: float | None = None  # mean loss on the test split, in `unit`
+    champion: float | None = None  # the opponent's
+    difference: float | None = None  # challenger less opponent: below zero is better
+    low: float | None = None  # of the difference's confidence interval, two-sided, at `required_confidence`
+    high: float | None = None
+    confidence: float | None = None  # that the challenger is better by more than `min_improvement`
+    min_improvement: float | None = None  # in `unit`
+    required_confidence: float | None = None
+    guards: list[Guard] = []
+
+
+class Scores(NamedTuple):
+    """What a model makes of the documents of each split."""
+
+    name: str  # `this version`, the champion's, or `unigram`
+    tokenizer_sha256: str
+    splits: dict[str, Documents]
+    # All tokens of a split over the scored ones; None where unknown words make them no account of the bytes.
+    spread: dict[str, float | None]
+
+
+class Rates(NamedTuple):
+    """Two models on the same documents: nats [D] of each, and the denominators [D] that they are spread over."""
+
+    unit: Literal["nats a token", "bits a byte"]
+    challenger_D: Tensor
+    opponent_D: Tensor
+    weight_D: Tensor
+    per_token: float  # of the unit: how much a nat a token is in it
+
+    @property
+    def difference(self) -> float:
+        """Return the challenger's rate less the opponent's."""
+        return ((self.challenger_D - self.opponent_D).sum() / self.weight_D.sum()).item()
+
+
+class Comparison(NamedTuple):
+    """How a difference of rates holds when other documents like these are drawn."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+def rates(challenger: Scores, opponent: Scores, split: str) -> Rates | None:
+    """Return both models' rates on a split, None where they cannot be compared.
+
+    That is nats a token where both score the same tokens, and bits a byte where the tokenizers differ.
+    """
+    ours, theirs = challenger.splits[split], opponent.splits[split]
+    same_tokenizer = challenger.tokenizer_sha256 == opponent.tokenizer_sha256
+    if same_tokenizer and torch.equal(ours.tokens, theirs.tokens):
+        return Rates("nats a token", ours.nats, theirs.nats, ours.tokens.double(), 1.0)
+    our_spread, their_spread = challenger.spread[split], opponent.spread[split]
+    if our_spread is None or their_spread is None or not torch.equal(ours.bytes, theirs.bytes):
+        return None
+    weight_D = ours.bytes * math.log(2)
+    per_token = (ours.tokens.sum() * our_spread / weight_D.sum()).item()
+    return Rates("bits a byte", ours.nats * our_spread, theirs.nats * their_spread, weight_D, per_token)
+
+
+def compare(rates: Rates, min_improvement: float, required: float) -> Comparison:
+    """Return the confidence that the challenger is better by more than `min_improvement`, and bounds at `required`.
+
+    A paired bootstrap: the difference of the rates is taken again over random halves, in which each document is or is
+    not (Hartigan 1969, "Using subsample values as typical values"). The usual resampling with replacement promotes too
+    often where a few long documents are most of the text. Here it is a sign test: where the documents' differences are
+    symmetric, an equal challenger is promoted at most at 1 - `required`, however few and however unlike they are.
+    Neighbouring documents are taken together, GROUPS in all: rows of one article are not independent.
+    """
+    groups = min(GROUPS, len(rates.weight_D))
+    group_D = torch.arange(len(rates.weight_D)) * groups // len(rates.weight_D)
+    sums_G2 = torch.zeros(groups, 2, dtype=torch.float64).index_add_(
+        0, group_D, torch.stack([rates.challenger_D - rates.opponent_D, rates.weight_D.double()], 1)
+    )
+    difference_R, weight_R = (_halves(groups) @ sums_G2).T
+    difference_R = difference_R / weight_R  # nan for no documents at all: evidence of nothing
+    above = math.ceil(required * RESAMPLES) - 1
+    low = difference_R.nan_to_num(-math.inf).sort(descending=True).values[above]
+    high = difference_R.nan_to_num(math.inf).sort().values[above]
+    return Comparison(low.item(), high.item(), (difference_R < -min_improvement).double().mean().item())
+
+
+@functools.lru_cache(maxsize=1)
+def _halves(groups: int) -> Tensor:
+    """Return which groups are in which random half, as ones and zeros [R, G]; the same figures find the same ones."""
+    generator = torch.Generator().manual_seed(RESAMPLING_SEED)
+    return torch.randint(2, (RESAMPLES, groups), generator=generator).double()
+
+
+def decide(policy: PublishConfig, challenger: Scores, opponent: Scores, guards: list[Guard], protocol: str) -> Decision:
+    """Return whether the challenger is promoted: always and never as `policy` says, or by the comparison on test.
+
+    Under every policy a guard of `ALWAYS_GUARDED` that failed keeps it from being promoted.
+    """
+    if policy.policy != "gate":
+        failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
+        reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.describe()}" for guard in failed[:1])
+        return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
+    found = rates(challenger, opponent, "test")
+    if found is None:
+        reason = (
+            f"it cannot be compared with {opponent.name}: another tokenizer, and unknown words leave no bits a byte; "
+            "publish.policy=always promotes it"
+        )
+        return Decision(promoted=False, reason=reason, opponent=opponent.name, protocol=protocol, guards=guards)
+    guards = [*guards, guard_validation(challenger, opponent)]
+    min_improvement = policy.min_improvement_nats * found.per_token
+    comparison = compare(found, min_improvement, policy.confidence)
+    better = comparison.confidence >= policy.confidence
+    failed = [guard for guard in guards if not guard.passed]
+    reason = (
+        f"{found.difference:+.4f} {found.unit} on test against {opponent.name} "
+        f"({comparison.low:+.4f} to {comparison.high:+.4f}); confidence {comparison.confidence:.2%} of "
+        f"{policy.confidence:.2%} that it is better by more than {min_improvement:g}"
+    )
+    total = found.weight_D.sum()
+    return Decision(
+        promoted=better and not failed,
+        reason="; ".join([reason, *(guard.describe() for guard in failed)]),
+        opponent=opponent.name,
+        protocol=protocol,
+        unit=found.unit,
+        documents=len(found.weight_D),
+        challenger=_finite((found.challenger_D.sum() / total).item()),
+        champion=_finite((found.opponent_D.sum() / total).item()),
+        difference=_finite(found.difference),
+        low=_finite(comparison.low),
+        high=_finite(comparison.high),
+        confidence=comparison.confidence,
+        min_improvement=min_improvement,
+        required_confidence=policy.confidence,
+        guards=guards,
+    )
+
+
+def guard_validation(challenger: Scores, opponent: Scores) -> Guard:
+    """Return the guard of the validation split: not worse there by more than VALIDATION_BOUND_NATS a token."""
+    found = rates(challenger, opponent, "validation")
+    if found is None:
+        return Guard(name="difference on validation", passed=False, value=None, bound=VALIDATION_BOUND_NATS)
+    bound = VALIDATION_BOUND_NATS * found.per_token
+    passed = found.difference <= bound
+    return Guard(name="difference on validation", passed=passed, value=_finite(found.difference), bound=bound)
+
+
+def guard_finite(challenger: Scores) -> Guard:
+    """Return the guard of the documents of every split: none has a loss that is no finite number."""
+    count = sum(int((~documents.nats.isfinite()).sum()) for documents in challenger.splits.values())
+    return Guard(name=f"{FINITE}: documents whose loss is none", passed=count == 0, value=count, bound=0)
+
+
+def guard_whole(challenger: Scores, tokens_by_split: dict[str, int]) -> list[Guard]:
+    """Return the guard of each split: as many tokens were scored as its protocol scores."""
+    guards = []
+    for split, expected in tokens_by_split.items():
+        scored = int(challenger.splits[split].tokens.sum())
+        guards.append(Guard(name=f"{WHOLE} of {split}", passed=scored == expected, value=scored, bound=expected))
+    return guards
+
+
+def guard_generation(continuations: Sequence[Sequence[int]]) -> list[Guard]:
+    """Return the guards of what the model writes after fixed prompts, as ids.
+
+    distinct-2 (Li et al. 2016, arXiv:1510.03055): different pairs of tokens over all pairs. Repetition, seq-rep-4
+    (Welleck et al. 2019, arXiv:1908.04319): the part of four tokens in a row that were there before, the mean of the
+    continuations. One that is too short to tell holds both.
+    """
+    pairs = [pair for ids in continuations for pair in _grams(ids, 2)]
+    distinct = len(set(pairs)) / len(pairs) if pairs else 1.0
+    repeated = [1 - len(set(grams)) / len(grams) for ids in continuations if (grams := _grams(ids, 4))]
+    repetition = sum(repeated) / len(repeated) if repeated else 0.0
+    return [
+        Guard(
+            name="distinct-2 of the samples", passed=distinct >= LEAST_DISTINCT, value=distinct, bound=LEAST_DISTINCT
+        ),
+        Guard(
+            name="repetition in the samples",
+            passed=repetition <= MOST_REPETITION,
+            value=repetition,
+            bound=MOST_REPETITION,
+        ),
+    ]
+
+
+def _grams(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[start : start + length]) for start in range(len(ids) - length + 1)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,113 @@
+"""The commands on published models: list, show, promote, rollback."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from textgen.config import StorageConfig
+from textgen.files import Damaged, InputError
+
+ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
+
+
+def add_models(commands: argparse._SubParsersAction) -> None:
+    """Add `models` and its commands to those of `python -m textgen`."""
+    parser = commands.add_parser("models", help="published models: list, show, promote, rollback")
+    of_models = parser.add_subparsers(required=True, metavar="command")
+    for name, run, help_text in (
+        ("list", _list, "the versions"),
+        ("show", _show, "a version, verified, and why it was promoted or not"),
+        ("promote", _promote, "make a version the champion"),
+        ("rollback", _rollback, "make the champion before this one the champion again"),
+    ):
+        command = of_models.add_parser(name, help=help_text)
+        if name == "show":
+            command.add_argument("version", nargs="?", metavar="VERSION", help="as v3; else the champion")
+        if name == "promote":
+            command.add_argument("version", metavar="VERSION", help="as v3")
+        command.add_argument("--name", default="textgen", help="the model's name in the registry")
+        command.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
+        command.add_argument("--json", action="store_true")
+        command.set_defaults(run=run)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from textgen.registry import PublishedManifest, numbers, opened, read_champion
+
+    storage, home = _open(options)
+    rows = []
+    with opened(home, storage):
+        champion = read_champion(home)
+        for version in (f"v{number}" for number in numbers(home)):
+            row = {"version": version, "champion": version == champion}
+            try:
+                manifest = PublishedManifest.parse(home / version)
+                rows.append({**row, "bits_per_byte": manifest.bits_per_byte, "reason": manifest.reason})
+            except Damaged as damage:
+                rows.append({**row, "bits_per_byte": None, "reason": str(damage)})
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        bits = "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f} bits a byte on validation"
+        print(f"{row['version']:5} {'champion' if row['champion'] else '':9} {bits}; {row['reason']}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from textgen.registry import PublishedManifest, find_version, opened, read_champion
+
+    storage, home = _open(options)
+    with opened(home, storage):
+        champion = read_champion(home)
+        folder = find_version(home, champion if options.version is None else options.version)
+        shown = {**PublishedManifest.read(folder).content(), "champion": folder.name == champion, "path": str(folder)}
+    if options.json:
+        print(json.dumps(shown, indent=2))
+        return
+    decision = shown.pop("decision") or {}
+    for name in ("name", "version", "champion", "promoted", "reason", "path", "checkpoint_sha256", "tokens_key"):
+        print(f"{name:18} {shown[name]}")
+    for name, value in decision.items():
+        if name not in ("promoted", "reason", "guards") and value is not None:
+            print(f"{name:18} {value}")
+    for guard in decision.get("guards", []):
+        print(
+            f"{'passed' if guard['passed'] else 'FAILED':18} {guard['name']}: {guard['value']}, bound {guard['bound']}"
+        )
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from textgen.registry import promote
+
+    storage, home = _open(options)
+    _report(options, home, promote(home, options.version, storage).version)
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from textgen.registry import rollback
+
+    storage, home = _open(options)
+    _report(options, home, rollback(home, storage).version)
+
+
+def _open(options: argparse.Namespace) -> tuple[Any, Path]:
+    """Return the storage and the folder of the models in it.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    from textgen.storage import Storage
+
+    config = StorageConfig(root=options.root)
+    storage, home = Storage(config), config.local / "models" / options.name
+    if not home.is_dir() and not storage.folders(home, "v*"):
+        raise InputError(f"--name {options.name}: there is no such model in {options.root}")
+    return storage, home
+
+
+def _report(options: argparse.Namespace, home: Path, champion: str) -> None:
+    if options.json:
+        print(json.dumps({"name": home.name, "champion": champion}))
+    else:
+        print(f"{home.name}@champion is {champion} now")

@@ -1,0 +1,92 @@
+"""The pictures of a model card: loss while training, and facts of the data. The same figures give the same bytes.
+
+They have a background of their own, so that they read alike on a light page and on a dark one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from textgen.checkpoint import CheckpointManifest
+from textgen.corpus import RawManifest, read_rows
+from textgen.tokens import TokensManifest, load_stream
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCHES = (7, 4)
+WIDE_INCHES = (10, 4)
+DPI = 120
+BACKGROUND, INK = "#fbfaf7", "#333333"
+COLORS = {"train": "#2f6fb5", "validation": "#d1641c", "test": "#3f9150"}
+STYLE = {
+    "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.facecolor": BACKGROUND, "axes.spines.top": False, "axes.spines.right": False,
+    "grid.color": INK, "grid.alpha": 0.2,
+}  # fmt: skip
+
+
+def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
+    """Draw the loss on train and validation over the tokens trained on, and mark the step that was published."""
+    figure, (axes,) = _figure(INCHES, 1)
+    trained = [point for point in checkpoint.curve if point.train_loss_nats is not None]
+    axes.plot([p.tokens for p in trained], [p.train_loss_nats for p in trained], color=COLORS["train"], label="train")
+    axes.plot(
+        [p.tokens for p in checkpoint.curve], [p.loss_nats for p in checkpoint.curve], color=COLORS["validation"],
+        label="validation",
+    )  # fmt: skip
+    best = next(point for point in checkpoint.curve if point.step == checkpoint.best_step)
+    axes.plot(
+        best.tokens, best.loss_nats, "o", color=COLORS["validation"], markersize=9, markeredgecolor=INK,
+        label=f"published: step {best.step:,}",
+    )  # fmt: skip
+    axes.set(title="Loss while training", xlabel="tokens trained on", ylabel="loss (nats a token)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_data(raw: RawManifest, tokens: TokensManifest, path: Path) -> None:
+    """Draw how many words the rows of each split have, and how often the tokens of train occur, by their rank."""
+    figure, (lengths, ranks) = _figure(WIDE_INCHES, 2)
+    for split in raw.splits:
+        counts = words_by_row(read_rows(raw, split))
+        if len(counts):
+            lengths.ecdf(counts, color=COLORS[split], label=f"{split}, {len(counts):,} rows")
+    lengths.set(
+        title="Words in a row", xlabel="words (blank rows left out)", ylabel="share of rows with no more", xscale="log"
+    )
+    lengths.xaxis.set_major_formatter("{x:,.0f}")
+    lengths.legend(frameon=False)
+    counts_V = torch.bincount(load_stream(tokens, "train").long(), minlength=tokens.vocab_size)
+    sorted_V = np.sort(counts_V.numpy())[::-1]
+    seen = sorted_V[sorted_V > 0]
+    ranks.plot(np.arange(1, len(seen) + 1), seen, color=COLORS["train"])
+    ranks.set(title="Tokens of train by rank", xlabel="rank", ylabel="occurrences", xscale="log", yscale="log")
+    _save(figure, path)
+
+
+def words_by_row(rows: Sequence[str]) -> np.ndarray:
+    """Return how many words each row has that has any."""
+    counts = np.array([len(row.split()) for row in rows], dtype=np.int64)
+    return counts[counts > 0]
+
+
+def _figure(inches: tuple[float, float], panels: int) -> tuple["Figure", "list[Axes]"]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=inches, dpi=DPI, layout="constrained", facecolor=BACKGROUND)
+        axes = list(figure.subplots(1, panels, squeeze=False)[0])
+        for panel in axes:
+            panel.grid()
+        return figure, axes
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None}, facecolor=BACKGROUND)  # its version is no part of the bytes

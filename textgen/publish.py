@@ -1,0 +1,161 @@
+"""Publishing: a checkpoint becomes the next version, with its card and its decision, and the champion if it is better.
+
+Each step is whole or was not: a process that is killed leaves the old champion or the new one, and the next one ends
+the work.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from textgen.card import Sample, write_card
+from textgen.checkpoint import CheckpointManifest
+from textgen.config import Config
+from textgen.corpus import RawManifest, read_rows
+from textgen.evaluate import Metrics
+from textgen.export import Refused, check_with_transformers, load_model
+from textgen.files import new_folder, sha256_file, verify, write_atomic
+from textgen.gate import decide, guard_finite, guard_generation, guard_whole
+from textgen.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
+from textgen.lineage import LINEAGE_FILE, describe_lineage
+from textgen.registry import (
+    PublishedManifest,
+    number_of,
+    opened,
+    prune,
+    read_champion,
+    read_versions,
+    settle,
+)
+from textgen.scores import (
+    DOCUMENTS_FILE,
+    METRICS_FILE,
+    expected_tokens,
+    score_challenger,
+    score_champion,
+    score_unigram,
+    write_scores,
+)
+from textgen.storage import Storage
+from textgen.tokenizer import TOKENIZER_FILE
+from textgen.tokens import TokensManifest
+
+log = logging.getLogger(__name__)
+
+PUBLISH_VERSION = 2  # of the published form; a change makes every publish key new
+CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
+
+SAMPLES = 3
+SAMPLE_PROMPT_WORDS = 8
+SAMPLE_CHECK_ROWS = 64  # rows whose ids stock transformers must give too
+SAMPLING = SamplingConfig(max_tokens=48, temperature=0.8, top_k=50)
+
+
+def publish(
+    checkpoint: CheckpointManifest,
+    metrics: Metrics,
+    tokens: TokensManifest,
+    raw: RawManifest,
+    config: Config,
+    storage: Storage,
+    flow_run_id: str | None = None,
+) -> PublishedManifest:
+    """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
+
+    A checkpoint that is published already is returned as it is.
+
+    Raises:
+        Refused: its losses are not finite, or stock transformers does not give the same logits or ids.
+        Damaged: a file of the checkpoint is not what the training left.
+    """
+    home = config.root / "models" / config.name
+    with opened(home, storage):
+        published = read_versions(home)
+        for manifest in published:
+            if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
+                break
+        else:
+            champion = next((one for one in published if one.version == read_champion(home)), None)
+            manifest = _publish(
+                _next_folder(home, storage), champion, checkpoint, metrics, tokens, raw, config, flow_run_id
+            )
+        storage.push(manifest.folder, manifest)
+        settle(home, manifest, storage)
+        for version in prune(home, config.publish.keep_versions, storage):
+            log.info("%s %s was deleted: publish.keep_versions=%d", home.name, version, config.publish.keep_versions)
+        return manifest
+
+
+def _next_folder(home: Path, storage: Storage) -> Path:
+    """Return the folder of the next version, that no other machine will take."""
+    number = 1 + max((number_of(path.name.split(".")[0]) for path in home.glob("v*")), default=0)
+    while not storage.claim(home / f"v{number}" / CLAIM_FILE):
+        number += 1
+    return home / f"v{number}"
+
+
+def _publish(
+    folder: Path,
+    champion: PublishedManifest | None,
+    checkpoint: CheckpointManifest,
+    metrics: Metrics,
+    tokens: TokensManifest,
+    raw: RawManifest,
+    config: Config,
+    flow_run_id: str | None,
+) -> PublishedManifest:
+    scores = score_challenger(metrics, checkpoint.sha256[TOKENIZER_FILE])
+    if not (finite := guard_finite(scores)).passed:
+        raise Refused(f"{checkpoint.folder} is not published: {finite.describe()}")
+    samples, continuations = draw_samples(checkpoint, raw, config.seed)
+    guards = [finite, *guard_whole(scores, expected_tokens(metrics, tokens)), *guard_generation(continuations)]
+    opponent = scores
+    if config.publish.policy == "gate" and champion is not None:
+        opponent = score_champion(champion.folder, champion.sha256, champion.checkpoint_sha256, tokens, raw, config)
+    elif config.publish.policy == "gate":
+        opponent = score_unigram(metrics, scores, tokens, raw, config)
+    decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
+    verdict = "promoted" if decision.promoted else "not promoted"
+    log.info("%s %s: %s: %s", config.name, folder.name, verdict, decision.reason)
+    with new_folder(folder) as temporary:
+        for name in checkpoint.sha256:
+            shutil.copyfile(checkpoint.folder / name, temporary / name)
+        verify(temporary, checkpoint.sha256)
+        write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
+        write_scores(scores, temporary / DOCUMENTS_FILE)
+        lineage = describe_lineage(checkpoint, metrics, tokens, raw, decision, flow_run_id)
+        write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
+        write_card(temporary, folder.name, checkpoint, metrics, tokens, raw, config, samples, decision, lineage)
+        check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
+        PublishedManifest(
+            key=checkpoint.weights_sha256,
+            name=config.name,
+            version=folder.name,
+            promoted=decision.promoted,
+            reason=decision.reason,
+            decision=decision,
+            checkpoint_sha256=checkpoint.weights_sha256,
+            tokens_key=tokens.key,
+            raw_sha256=tokens.raw_sha256,
+            bits_per_byte=metrics.splits["validation"].bits_per_byte,
+            samples=samples,
+            sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
+        ).write(temporary)
+    return PublishedManifest.read(folder).as_built()
+
+
+def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:
+    """Return what the model writes after the first words of rows spread over the validation split, and that as ids."""
+    rows = [row for row in read_rows(raw, "validation") if row.strip()]
+    rows = [row for row in rows if len(row.split()) >= 2 * SAMPLE_PROMPT_WORDS] or rows or [""]
+    loaded = load_model(checkpoint.folder)
+    samples, continuations = [], []
+    for number in range(SAMPLES):
+        words = rows[number * len(rows) // SAMPLES].split()[:SAMPLE_PROMPT_WORDS]
+        prompt = " ".join(words)
+        prompt_ids = encode_prompt(loaded, prompt)
+        ids = generate_ids(loaded, prompt_ids, SAMPLING.model_copy(update={"seed": seed + number}))
+        samples.append(Sample(prompt=prompt, continuation=decode_continuation(loaded, prompt_ids, ids)))
+        continuations.append(ids)
+    return samples, continuations

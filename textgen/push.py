@@ -1,0 +1,100 @@
+"""The champion on the Hugging Face Hub: the files of the published version in one commit, seen whole or not at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from textgen.files import Damaged, Failure, set_aside, verify, write_atomic
+from textgen.hub import ANSWER_SECONDS, describe_cause, find_cause
+from textgen.registry import PublishedManifest
+from textgen.storage import Storage
+
+RECORD_FILE = "hub.json"  # beside the versions: what was last pushed
+
+T = TypeVar("T")
+
+
+class PushFailed(Failure):
+    """The Hub did not take a version. `transient`: it may at a second try."""
+
+    def __init__(self, message: str, transient: bool) -> None:
+        super().__init__(message, transient)
+        self.transient = transient
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class Pushed(BaseModel):
+    """The version that a repository holds, and its commit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    version: str
+    key: str
+    commit: str
+
+
+def push(published: PublishedManifest, repo: str, storage: Storage) -> Pushed:
+    """Have the branch main of `repo` hold a published version; asks no network where it was the last one pushed.
+
+    A repository that does not exist is made, private. What was uploaded before a failure is not uploaded again, and
+    a commit that would change nothing is not made. The token is huggingface_hub's: HF_TOKEN, or that of a login.
+
+    Raises:
+        PushFailed: the Hub, or the way to it, failed, or it refused.
+        Damaged: a file is not what was published.
+    """
+    file = published.folder.parent / RECORD_FILE
+    storage.bring_file(file)
+    last = _read(file)
+    if last is not None and (last.repo, last.version, last.key) == (repo, published.version, published.key):
+        return last
+    verify(published.folder, published.sha256)
+    commit = _telling(repo, lambda: _commit(published, repo))
+    pushed = Pushed(repo=repo, version=published.version, key=published.key, commit=commit)
+    write_atomic(file, pushed.model_dump_json(indent=2) + "\n")
+    storage.push_file(file)
+    return pushed
+
+
+def _commit(published: PublishedManifest, repo: str) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    hub = HfApi()
+    hub.create_repo(repo, private=True, exist_ok=True)
+    parent = hub.model_info(repo, timeout=ANSWER_SECONDS).sha
+    names = [*published.sha256, published.FILE]
+    additions = [CommitOperationAdd(name, str(published.folder / name)) for name in names]
+    message = f"{published.name} {published.version}"
+    return hub.create_commit(repo, additions, commit_message=message, parent_commit=parent).oid
+
+
+def _telling(repo: str, tell: Callable[[], T]) -> T:
+    try:
+        return tell()
+    except Exception as error:
+        if (found := find_cause(error)) is not None:
+            cause, transient = found
+        elif isinstance(error, RuntimeError):  # what the client makes of whatever ends the upload of a large file
+            inner = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            cause, transient = find_cause(inner) or (inner, True)
+        elif isinstance(error, ValueError):  # the Hub does not take the card's header, or the repository's name
+            cause, transient = error, False
+        else:
+            raise
+        raise PushFailed(f"publish.hub_repo={repo}: {describe_cause(cause)}", transient) from error
+
+
+def _read(file: Path) -> Pushed | None:
+    if not file.exists():
+        return None
+    try:
+        return Pushed.model_validate(json.loads(file.read_bytes()))
+    except (ValueError, ValidationError) as error:
+        set_aside(file, Damaged(f"{file} is damaged: {error}"))
+        return None

@@ -1,0 +1,129 @@
+"""What the gate compares: the documents' losses of the challenger, of the champion, and of a unigram model."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from textgen.config import Config
+from textgen.corpus import RawManifest, read_rows
+from textgen.device import autocast, choose_device
+from textgen.evaluate import (
+    EVALUATED,
+    Documents,
+    Metrics,
+    SplitMetrics,
+    evaluate_rows,
+    evaluation_key,
+    read_documents,
+    scored_positions,
+)
+from textgen.export import load_model
+from textgen.files import write_atomic
+from textgen.gate import Scores
+from textgen.protocols import WINDOWS, read_as_lm_eval, read_as_stream
+from textgen.tokenizer import TOKENIZER_FILE
+from textgen.tokens import TokensManifest, load_manifest_tokenizer, load_stream
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
+
+
+def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
+    """Return the scores of the model that `metrics` are of."""
+    documents = {split: read_documents(metrics, split) for split in EVALUATED}
+    spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
+    return Scores("this version", tokenizer_sha256, documents, spread)
+
+
+def score_champion(
+    folder: Path,
+    sha256: dict[str, str],
+    checkpoint_sha256: str,
+    tokens: TokensManifest,
+    raw: RawManifest,
+    config: Config,
+) -> Scores:
+    """Return the scores of a published model on the text of `raw`, by the protocol of `config`.
+
+    They are those that it was published with, if they are of the same tokens and protocol; otherwise it is scored now,
+    in its own context and with its own tokenizer.
+    """
+    stored = json.loads((folder / METRICS_FILE).read_bytes())
+    seq_length, stride = stored["seq_length"], config.evaluation.stride
+    stride = None if stride is None else min(stride, seq_length)
+    evaluation = config.evaluation.model_copy(update={"stride": stride})
+    data = config.data.model_copy(update={"seq_length": seq_length})
+    as_its_own = config.model_copy(update={"data": data, "evaluation": evaluation})
+    if DOCUMENTS_FILE in sha256 and stored["key"] == evaluation_key(checkpoint_sha256, tokens, as_its_own):
+        metrics = Metrics.model_validate(stored)
+        documents = read_scores(folder / DOCUMENTS_FILE)
+        spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
+        return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
+    log.info("%s, the champion, is scored again: its figures are of other tokens or another protocol", folder.name)
+    device = choose_device(config.training.device)
+    loaded = load_model(folder, device)
+    with autocast(device, config.training.precision):
+        measured = {split: evaluate_rows(loaded, read_rows(raw, split), evaluation) for split in EVALUATED}
+    documents = {split: one.documents for split, one in measured.items()}
+    spread = {split: _spread(one.metrics) for split, one in measured.items()}
+    return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
+
+
+def score_unigram(
+    metrics: Metrics, challenger: Scores, tokens: TokensManifest, raw: RawManifest, config: Config
+) -> Scores:
+    """Return the scores of a unigram model of the train split, add-one smoothed, on the challenger's tokens."""
+    counts_V = load_stream(tokens, "train").long().bincount(minlength=tokens.vocab_size).double() + 1
+    nats_V = counts_V.sum().log() - counts_V.log()
+    tokenizer, documents = load_manifest_tokenizer(tokens), {}
+    for split in EVALUATED:
+        rows = read_rows(raw, split)
+        if metrics.protocol == "lm-eval":
+            text = read_as_lm_eval(tokenizer, rows, metrics.seq_length)
+        else:
+            text = read_as_stream(tokenizer, rows, config.evaluation, metrics.seq_length)
+        positions_S = scored_positions(text.windows)
+        document_N = torch.arange(len(text.documents["tokens"])).repeat_interleave(text.documents["tokens"])
+        nats_S = nats_V[text.ids_N[positions_S].long()]
+        nats_D = torch.zeros(len(text.documents["tokens"]), dtype=torch.float64)
+        nats_D.index_add_(0, document_N[positions_S], nats_S)
+        documents[split] = challenger.splits[split]._replace(nats=nats_D)
+    return challenger._replace(name="unigram", splits=documents)
+
+
+def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:
+    """Return how many tokens of each split the protocol of `metrics` scores."""
+    expected = {}
+    for split in EVALUATED:
+        if metrics.protocol == "lm-eval":  # which reads the text otherwise, and scores all that it reads
+            expected[split] = metrics.splits[split].tokens
+        else:
+            windows = WINDOWS[metrics.protocol](tokens.splits[split].tokens, metrics.seq_length, metrics.stride)
+            expected[split] = sum(scored for _, _, scored in windows)
+    return expected
+
+
+def write_scores(scores: Scores, path: Path) -> None:
+    """Write the documents of each split as JSON, in which a figure keeps all its digits."""
+    content = {
+        split: {name: array.tolist() for name, array in documents._asdict().items()}
+        for split, documents in scores.splits.items()
+    }
+    write_atomic(path, json.dumps(content) + "\n")
+
+
+def read_scores(path: Path) -> dict[str, Documents]:
+    """Return the documents of each split as `write_scores` wrote them."""
+    types = {name: torch.float64 if name == "nats" else torch.int64 for name in Documents._fields}
+    return {
+        split: Documents(**{name: torch.tensor(arrays[name], dtype=types[name]) for name in Documents._fields})
+        for split, arrays in json.loads(path.read_bytes()).items()
+    }
+
+
+def _spread(metrics: SplitMetrics) -> float | None:
+    return None if metrics.bits_per_byte is None else metrics.tokens / metrics.tokens_scored
