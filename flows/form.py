@@ -126,7 +126,7 @@ def describe(parameters: dict[str, Any]) -> str:
         f"{name}={value}"
         for group in ("training", "run")
         for name, value in dict(parameters.get(group) or {}).items()
-        if value not in (None, False) and name != "gpu_deployment"
+        if value is not None and value is not False and name != "gpu_deployment"
     ]
     words = [Path(parameters.get("config") or "default").stem, *chosen, *(parameters.get("overrides") or [])]
     return textwrap.shorten(" ".join(words), NAME_LENGTH, placeholder=" …")

@@ -1,0 +1,127 @@
+"""Secrets of the environment reach no log record, however they get into it."""
+
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.redact import BLOT, redact
+
+ROOT = Path(__file__).parents[1]
+SECRET = "sk-not-for-anyone-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+
+
+@pytest.fixture(params=["textgen.corpus", "tasks.stage", "prefect.flow_runs", "httpx"])
+def logged(request) -> Callable[..., str]:
+    """Return a function that logs something on a logger and returns what a handler prints of it."""
+
+    def log(*arguments: object, **options: object) -> str:
+        logger, stream = logging.getLogger(request.param), io.StringIO()
+        handler = logging.StreamHandler(stream)
+        logger.addHandler(handler)
+        try:
+            logger.error(*arguments, **options)
+        finally:
+            logger.removeHandler(handler)
+        return stream.getvalue()
+
+    return log
+
+
+class Address:
+    """What shows a secret only when it is printed."""
+
+    def __str__(self) -> str:
+        return f"https://user:{SECRET}@host"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (f"the key is {SECRET}!",),
+        ("the key is %s!", SECRET),
+        ("%(key)s!", {"key": SECRET}),
+        ("%s and %r!", Address(), [SECRET]),
+    ],
+)
+def test_a_secret_in_a_message_or_its_arguments_is_blotted_out(arguments, logged):
+    text = logged(*arguments)
+    assert SECRET not in text
+    assert BLOT in text
+    assert text.endswith("!\n")
+
+
+def test_a_message_without_a_secret_keeps_its_arguments():
+    record = logging.getLogger("textgen").makeRecord("textgen", 20, "", 1, "%d of %d", (3, 4), None)
+    assert (record.msg, record.args, record.getMessage()) == ("%d of %d", (3, 4), "3 of 4")
+
+
+def test_a_secret_in_a_traceback_and_its_causes_is_blotted_out(logged):
+    def fail() -> None:
+        try:
+            try:
+                raise KeyError(f"first {SECRET}")
+            except KeyError as error:
+                raise ValueError(f"second {SECRET}") from error
+        except ValueError as error:
+            raise ExceptionGroup("third", [RuntimeError(f"fourth {SECRET}")]) from error
+
+    try:
+        fail()
+    except ExceptionGroup:
+        text = logged("it failed", exc_info=True)
+    assert SECRET not in text
+    for part in (f"first {BLOT}", f"second {BLOT}", "third", f"fourth {BLOT}", "in fail", "it failed"):
+        assert part in text
+
+
+def test_a_traceback_without_a_secret_stays_an_exception():
+    try:
+        raise ValueError("nothing secret")
+    except ValueError as error:
+        record = logging.getLogger("textgen").makeRecord("textgen", 40, "", 1, "no", (), sys.exc_info())
+        assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("HF_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("PREFECT_API_AUTH_STRING", True), ("PGPASSWORD", True),
+        ("DB_PASSWORD", True), ("TEXTGEN_NOTIFY_URL", True), ("GOOGLE_APPLICATION_CREDENTIALS", True),
+        ("MONKEY", False), ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False), ("PREFECT_API_URL", False),
+    ],
+)  # fmt: skip
+def test_names_tell_which_values_are_secrets(name, hidden, monkeypatch):
+    monkeypatch.setenv(name, "some-long-value")
+    assert redact("it is some-long-value.") == (f"it is {BLOT}." if hidden else "it is some-long-value.")
+
+
+def test_short_values_are_words_that_logs_need(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "train")
+    monkeypatch.setenv("NO_TOKEN", "")
+    assert redact("train: cached") == "train: cached"
+
+
+def test_a_secret_that_holds_another_one_is_blotted_out_whole(monkeypatch):
+    monkeypatch.setenv("LONG_TOKEN", f"{SECRET}-and-more")
+    assert redact(f"{SECRET}-and-more {SECRET}") == f"{BLOT} {BLOT}"
+
+
+def test_arguments_that_do_not_fit_are_left_to_the_handlers():
+    record = logging.getLogger("textgen").makeRecord("textgen", 20, "", 1, "%d", ("word",), None)
+    assert record.args == ("word",)
+
+
+def test_importing_a_task_is_enough():
+    code = f"import tasks, logging; logging.basicConfig(); logging.getLogger('anyone').error('{SECRET}')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stderr == f"ERROR:anyone:{BLOT}\n"
