@@ -66,7 +66,7 @@ def test_a_run_from_the_form_is_watched_to_its_model_card(stack, corpus, page, t
     parameters = stack.run(run_id)["parameters"]
     assert parameters["training"] == {"steps": 200, "learning_rate": 0.003, "seed": 7}
 
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).click()
     page.get_by_text("tiny-model-card").first.click()
     curve = page.get_by_alt_text("Loss while training").first
     expect(curve).to_be_visible()

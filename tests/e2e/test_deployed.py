@@ -43,8 +43,8 @@ def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parame
     }  # fmt: skip
     assert "data:image/png;base64," in shown["tiny-model-card"]
     assert stack.artifacts(child["id"])["tiny-training"] == 100
-    assert any(line.startswith("publish: ") for line in stack.logs(run["id"]))
-    assert any("train: " in line for line in stack.logs(child["id"]))
+    for run_id, stage in ((run["id"], "publish: "), (child["id"], "train: ")):
+        until(lambda: any(line.startswith(stage) for line in stack.logs(run_id)), f"the line of {stage}")  # noqa: B023
     result = stack.api.post("artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}).text
     everything = json.dumps([run, child, stack.logs(run["id"]), stack.logs(child["id"]), result])
     assert SECRET not in everything
