@@ -56,7 +56,7 @@ def test_a_run_from_the_form_is_watched_to_its_model_card(stack, corpus, page, t
     page.screenshot(path=SCREENSHOTS / "2-refused.png", full_page=True)
 
     steps.fill("200")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit").press("Enter")  # the message comes to lie over the button
     page.wait_for_url("**/deployments/deployment/*?tab=Runs")
     page.locator("a[href*='/runs/flow-run/']").first.click()
     page.wait_for_url("**/runs/flow-run/*")
