@@ -123,5 +123,5 @@ def test_a_promotion_or_rollback_killed_before_any_change_happened_or_did_not(ar
         assert read_history(home).until(champion) == way[champion]
         change += 1
     assert read_champion(home) == after
-    assert champions == sorted(champions, reverse=True) and set(champions) == {"v2", after}
+    assert len(champions) > 5 and set(champions) == {"v2"}, "the champion's rename was not the last change"
     assert not list(home.glob("*.damaged-*"))
