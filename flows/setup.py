@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from prefect import get_client
@@ -24,7 +23,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.variables import Variable
 
 from textgen.__main__ import USER_MISTAKE
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, parse_config
 from textgen.files import InputError
 
 TRAININGS_AT_ONCE = 1
@@ -101,11 +100,16 @@ def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
 
 
 def set_up_results(root: str) -> None:
-    """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is."""
-    if StorageConfig(root=root).is_remote:
+    """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is.
+
+    Raises:
+        InputError: the root is none that a run could have.
+    """
+    storage = parse_config({"storage": {"root": root}}).storage
+    if storage.is_remote:
         block: Block = RemoteFileSystem(basepath=f"{root.rstrip('/')}/results")
     else:
-        block = LocalFileSystem(basepath=str(Path(root).resolve() / "results"))
+        block = LocalFileSystem(basepath=str(storage.local.resolve() / "results"))
     block.save(RESULTS_BLOCK, overwrite=True)
     Variable.set(RESULTS_VARIABLE, f"{block.get_block_type_slug()}/{RESULTS_BLOCK}", overwrite=True)
     print(f"result storage {RESULTS_BLOCK}: {block.basepath}")

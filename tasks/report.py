@@ -138,17 +138,17 @@ def show_drift(name: str, drift: Drift) -> None:
 
 
 def compare(published: PublishedManifest, metrics: Metrics) -> list[dict[str, str]]:
-    """Return a row a metric: of this version and of the champion."""
+    """Return a row a metric: of this version and of the champion, which may be of an older format."""
     home = published.folder.parent
     champion = read_champion(home)
-    theirs = Metrics.model_validate(json.loads((home / champion / METRICS_FILE).read_text())) if champion else metrics
+    theirs = json.loads((home / champion / METRICS_FILE).read_bytes())["splits"] if champion else {}
     rows = []
     for split, figures in metrics.splits.items():
         for metric, words in SHOWN.items():
             ours = getattr(figures, metric)
             row = {"split": split, "metric": words, published.version: _number(ours)}
             if champion not in (None, published.version):
-                row[f"{champion} (champion)"] = _number(getattr(theirs.splits[split], metric))
+                row[f"{champion} (champion)"] = _number(theirs.get(split, {}).get(metric))
             rows.append(row)
     return rows
 

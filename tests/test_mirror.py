@@ -11,8 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import textgen.mirror
+import textgen.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest
+from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest, TrainingState
 from textgen.config import Config, StorageConfig
 from textgen.export import WEIGHTS_FILE
 from textgen.log import LOG_FILE, OnMetrics, read_log
@@ -59,7 +60,8 @@ def remote_files(storage: Storage) -> set[str]:
     """Return the files of the training that are in the remote root."""
     _, base = fsspec.url_to_fs(storage.root)
     home = f"{base}/checkpoints/k/"
-    return {name.removeprefix(home) for name in MemoryFileSystem().find(home)}
+    names = list(MemoryFileSystem.store)  # at once: a push may be adding to it
+    return {name.removeprefix(home) for name in names if name.startswith(home)}
 
 
 def remote_states(storage: Storage) -> list[str]:
@@ -89,7 +91,9 @@ def test_states_and_log_go_there_while_a_training_runs_and_old_ones_leave(tokens
     train_here(here, tokens, config, look)
     assert seen == {5: ["step-00000004"], 9: ["step-00000008"]}
     assert remote_states(here) == ["step-00000020"]
-    assert {KEY_FILE, LOG_FILE} <= remote_files(here)
+    assert KEY_FILE in remote_files(here)
+    _, base = fsspec.url_to_fs(here.root)
+    assert MemoryFileSystem().cat_file(f"{base}/checkpoints/k/{LOG_FILE}") == (folder(here) / LOG_FILE).read_bytes()
 
 
 def test_another_machine_continues_from_the_newest_state_to_the_same_bytes(
@@ -168,6 +172,27 @@ def test_a_state_that_could_not_be_pushed_is_a_warning_and_the_next_one_comes(
 
     assert train_here(here, tokens, config, wait_for_a_warning).steps == 20
     assert f"the state step-00000004 was not pushed: storage.root={here.root}: ConnectionError" in caplog.text
+    assert remote_states(here) == ["step-00000020"]
+
+
+def test_a_state_that_is_deleted_here_after_the_last_push_is_deleted_there_too(tokens, config, here, monkeypatch):
+    save_state = textgen.train.save_state
+
+    def save_slowly(out: Path, key: str, state: TrainingState, keep: int) -> None:
+        save_state(out, key, state, keep=100)
+        wait_until(lambda: f"step-{state.progress.step:08d}" in remote_states(here))
+        time.sleep(0.1)  # for the push to look at what is here
+        save_state(out, key, state, keep)
+
+    monkeypatch.setattr(textgen.train, "save_state", save_slowly)
+    train_here(here, tokens, config, ignore)
+    assert remote_states(here) == ["step-00000020"]
+
+
+def test_what_is_left_of_a_push_that_did_not_come_to_its_end_is_deleted_there(tokens, config, here):
+    _, base = fsspec.url_to_fs(here.root)
+    MemoryFileSystem().pipe_file(f"{base}/checkpoints/k/{STATES_FOLDER}/step-00000003/{WEIGHTS_FILE}", b"a part")
+    train_here(here, tokens, config, ignore)
     assert remote_states(here) == ["step-00000020"]
 
 

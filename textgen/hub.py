@@ -21,7 +21,7 @@ T = TypeVar("T")
 class SourceUnavailable(Failure):
     """The Hub did not give what was asked of it. `transient`: it may at a second try."""
 
-    def __init__(self, message: str, transient: bool) -> None:
+    def __init__(self, message: str, transient: bool = False) -> None:
         super().__init__(message, transient)
         self.transient = transient
 

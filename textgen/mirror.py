@@ -56,7 +56,8 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
         while not finished:
             finished = done.wait(POLL_SECONDS)
             newest = max((out / STATES_FOLDER).glob(STATES), default=None)
-            if newest is not None and newest.name > pushed and _push(storage, out, newest):
+            due = newest is not None and (finished or newest.name > pushed)  # at the end once more, for the whole log
+            if due and _push(storage, out, newest):
                 pushed = newest.name
 
     thread = threading.Thread(target=follow, name="training-states")
@@ -74,7 +75,7 @@ def _push(storage: Storage, out: Path, folder: Path) -> bool:
         storage.push_file(out / KEY_FILE)
         storage.push(folder, StateManifest.parse(folder))
         storage.push_file(out / LOG_FILE)
-        for old in storage.folders(out / STATES_FOLDER, STATES):
+        for old in storage.folders(out / STATES_FOLDER, STATES, whole=False):
             if not old.exists() and old.name < folder.name:
                 storage.delete(old)
     except (StorageUnavailable, FileNotFoundError, Damaged) as error:  # or it was replaced by a newer one meanwhile

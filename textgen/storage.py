@@ -7,7 +7,7 @@ anything.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -114,19 +114,23 @@ class Storage:
                     return False
         return True
 
-    def folders(self, home: Path, pattern: str) -> list[Path]:
-        """Return the folders of `home`, as they would be here, that are in the remote root with their manifests."""
+    def folders(self, home: Path, pattern: str, whole: bool = True) -> list[Path]:
+        """Return the folders of `home`, as they would be here, that are in the remote root with their manifests.
+
+        Those whose push did not come to its end too, unless they are to be `whole`.
+        """
         if not self.is_remote:
             return []
         with self._speaking():
-            found = self._remote.glob(f"{self._place(home)}/{pattern}/{Manifest.FILE}")
-        return sorted(home / name.split("/")[-2] for name in found)
+            found = self._remote.glob(f"{self._place(home)}/{pattern}/{Manifest.FILE if whole else '*'}")
+        return sorted({home / name.split("/")[-2] for name in found})
 
     def delete(self, folder: Path) -> None:
         """Remove a folder from the remote root, its manifest first."""
         if self.is_remote:
             with self._speaking():
-                self._remote.rm_file(self._place(folder / Manifest.FILE))
+                with suppress(FileNotFoundError):
+                    self._remote.rm_file(self._place(folder / Manifest.FILE))
                 self._remote.rm(self._place(folder), recursive=True)
 
     def _download(self, folder: Path, manifest_type: type[Manifest]) -> bool:

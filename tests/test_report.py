@@ -1,0 +1,233 @@
+"""What a run shows: progress that moves and is never a reason to fail, metrics beside the champion's, the card."""
+
+import base64
+import json
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+import tasks.report
+from tasks.report import Progress, card, compare, show_model, shown, slug
+from tests.trainings import Interruption
+from textgen.card import CARD_FILE
+from textgen.registry import CHAMPION_FILE, PublishedManifest
+from textgen.scores import METRICS_FILE
+from textgen.tokens import block_count
+from textgen.train import total_steps
+
+
+def artifacts(run_id: str) -> dict[str, list[Artifact]]:
+    """Return the artifacts of a flow run by key."""
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run_id)]))
+    found: dict[str, list[Artifact]] = {}
+    with get_client(sync_client=True) as client:
+        for artifact in client.read_artifacts(artifact_filter=of_run):
+            found.setdefault(artifact.key, []).append(artifact)
+    return found
+
+
+def in_a_run(show: Callable[[], Any]) -> dict[str, list[Artifact]]:
+    """Call `show` in a flow run and return the artifacts that it made."""
+
+    @flow
+    def showing() -> str:
+        show()
+        return flow_run.id
+
+    return artifacts(showing())
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[tuple[float, str]]:
+    """Return a list that receives the progress that is sent, in place of a server."""
+    sent: list[tuple[float, str]] = []
+
+    def create(percent: float, key: str, text: str) -> UUID:
+        sent.append((percent, text))
+        return UUID(int=1)
+
+    monkeypatch.setattr(tasks.report, "create_progress_artifact", create)
+    monkeypatch.setattr(
+        tasks.report, "update_progress_artifact", lambda artifact, percent, text: sent.append((percent, text))
+    )
+    return sent
+
+
+def test_progress_says_the_figures_that_there_are():
+    progress = Progress("tiny", 2000)
+    assert progress.describe() == "step 0 of 2,000"
+    progress.log(10, {"train/loss_nats": 2.3456, "train/tokens": 640.0})
+    assert progress.describe() == "step 10 of 2,000, loss 2.346"
+    progress.log(1000, {"validation/loss_nats": 2.5, "train/tokens_per_second": 12345.6, "train/mfu": 0.654})
+    assert progress.describe() == (
+        "step 1,000 of 2,000, loss 2.346, validation 2.500, 12,346 tokens/s, 65% of the matrix peak"
+    )
+
+
+def test_progress_is_sent_where_it_moved(sent):
+    progress = Progress("tiny", 20)
+    progress.send()
+    progress.send()
+    progress.log(5, {"train/loss_nats": 2.5})
+    progress.send()
+    progress.send()
+    assert sent == [(0.0, "step 0 of 20"), (25.0, "step 5 of 20, loss 2.500")]
+
+
+def test_progress_is_sent_every_few_seconds_and_at_the_end(sent, make_config, tokens, monkeypatch):
+    monkeypatch.setattr(tasks.report, "UPDATE_SECONDS", 0.5)
+    started = time.monotonic()
+    with shown(make_config(), tokens) as progress:
+        for step in range(1, 21):
+            progress.log(step, {"train/loss_nats": float(step)})
+            time.sleep(0.04)
+    seconds = time.monotonic() - started
+    assert 2 <= len(sent) <= seconds / 0.5 + 1
+    assert sent[-1] == (100.0, "step 20 of 20, loss 20.000")
+    assert [percent for percent, _ in sent] == sorted({percent for percent, _ in sent})
+
+
+def test_the_end_of_a_training_that_fails_is_sent_too(sent, make_config, tokens):
+    with pytest.raises(Interruption), shown(make_config(), tokens) as progress:
+        progress.log(13, {})
+        raise Interruption
+    assert sent == [(65.0, "step 13 of 20")]
+
+
+def test_epochs_are_counted_in_steps(sent, make_config, tokens):
+    config = make_config(training={"epochs": 2, "max_steps": None})
+    steps = total_steps(config.training, block_count(tokens.splits["train"].tokens, config.data.seq_length))
+    with shown(config, tokens):
+        pass
+    assert sent == [(0.0, f"step 0 of {steps}")]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_server_shows_the_progress_and_a_link_to_the_record(make_config, tokens):
+    def show() -> None:
+        with shown(make_config().model_copy(update={"name": "My.Model"}), tokens) as progress:
+            progress.link(None)
+            progress.log(10, {"train/loss_nats": 2.5})
+            progress.link("https://wandb.example/run/1")
+
+    found = in_a_run(show)
+    assert set(found) == {"my-model-training", "my-model-wandb"}
+    (progress,), (link,) = found["my-model-training"], found["my-model-wandb"]
+    assert (progress.type, progress.data, progress.description) == ("progress", 50.0, "step 10 of 20, loss 2.500")
+    assert "https://wandb.example/run/1" in link.data
+
+
+def test_a_server_that_does_not_answer_is_one_warning(make_config, tokens, monkeypatch, caplog):
+    monkeypatch.setattr(tasks.report, "UPDATE_SECONDS", 0.01)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
+        away = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
+        with away, shown(make_config(), tokens) as progress:
+            for step in range(1, 21):
+                progress.log(step, {})
+                time.sleep(0.05)
+    warnings = [record.message for record in caplog.records if record.name == "tasks.report"]
+    assert len(warnings) == 1
+    assert "the progress could not be shown" in warnings[0]
+
+
+def test_a_first_version_is_compared_with_none(publication):
+    rows = compare(publication.published, publication.metrics)
+    assert [row["split"] for row in rows] == ["validation"] * 4 + ["test"] * 4
+    assert {tuple(row) for row in rows} == {("split", "metric", "v1")}
+    test = publication.metrics.splits["test"]
+    assert rows[4] == {"split": "test", "metric": "loss (nats a token)", "v1": f"{test.loss_nats:.4f}"}
+    assert rows[7] == {"split": "test", "metric": "bits a byte", "v1": f"{test.bits_per_byte:.4f}"}
+
+
+@pytest.fixture
+def second(publication, tmp_path) -> Callable[[str], PublishedManifest]:
+    """Return a function that makes a copy of the publication's home, with a second version, of a champion."""
+
+    def make(champion: str) -> PublishedManifest:
+        home = tmp_path / "models"
+        shutil.copytree(publication.published.folder, home / "v1")
+        (home / CHAMPION_FILE).write_text(f"{champion}\n")
+        shutil.copytree(home / "v1", home / "v2")
+        return publication.published.model_copy(update={"version": "v2", "path": str(home / "v2")})
+
+    return make
+
+
+def test_a_later_version_is_beside_the_champion(publication, second):
+    splits = {
+        name: figures.model_copy(update={"loss_nats": 1.0, "bits_per_byte": None})
+        for name, figures in publication.metrics.splits.items()
+    }
+    rows = compare(second("v1"), publication.metrics.model_copy(update={"splits": splits}))
+    validation = publication.metrics.splits["validation"]
+    assert rows[0] == {
+        "split": "validation", "metric": "loss (nats a token)", "v2": "1.0000",
+        "v1 (champion)": f"{validation.loss_nats:.4f}",
+    }  # fmt: skip
+    assert rows[3]["v2"] == "-"
+    assert rows[3]["v1 (champion)"] == f"{validation.bits_per_byte:.4f}"
+
+
+def test_a_new_champion_is_not_compared_with_itself(publication, second):
+    assert {tuple(row) for row in compare(second("v2"), publication.metrics)} == {("split", "metric", "v2")}
+
+
+def test_a_champion_of_an_older_format_is_compared_by_what_it_has(publication, second):
+    published = second("v1")
+    file = published.folder.parent / "v1" / METRICS_FILE
+    content = json.loads(file.read_text())
+    del content["splits"]["test"], content["splits"]["validation"]["word_perplexity"], content["protocol"]
+    file.write_text(json.dumps(content))
+    rows = compare(published, publication.metrics)
+    champions = [row["v1 (champion)"] for row in rows]
+    assert champions[0] == f"{publication.metrics.splits['validation'].loss_nats:.4f}"
+    assert [champions[2], *champions[4:]] == ["-"] * 5
+
+
+def test_the_card_has_its_pictures_in_it_and_no_front_matter(publication):
+    folder = publication.published.folder
+    text = card(folder)
+    assert text.lstrip().startswith("# textgen v1")
+    assert "model-index" not in text
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / CARD_FILE).read_text("utf-8"))
+    assert pictures, "the card shows a curve"
+    for name in pictures:
+        assert f"]({name})" not in text
+        assert base64.b64encode((folder / name).read_bytes()).decode() in text
+    inlined = re.findall(r"!\[[^]]*\]\(data:image/png;base64,([^)]*)\)", text)
+    assert [base64.b64decode(data)[:8] for data in inlined] == [b"\x89PNG\r\n\x1a\n"] * len(pictures)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_server_shows_the_metrics_and_the_card(publication):
+    found = in_a_run(lambda: show_model(publication.published, publication.metrics))
+    assert set(found) == {"textgen-metrics", "textgen-model-card"}
+    (table,), (markdown,) = found["textgen-metrics"], found["textgen-model-card"]
+    assert json.loads(table.data) == compare(publication.published, publication.metrics)
+    assert table.description == f"v1: {publication.published.reason}"
+    assert "data:image/png;base64," in markdown.data
+
+
+def test_a_model_that_cannot_be_shown_is_a_warning(publication, tmp_path, caplog):
+    show_model(publication.published.model_copy(update={"path": str(tmp_path / "gone" / "v1")}), publication.metrics)
+    assert "the model could not be shown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("textgen", "textgen"), ("My_Model.v2", "my-model-v2"), ("Größe 塔", "gr--e--")]
+)
+def test_an_artifacts_key_is_of_lowercase_letters_digits_and_dashes(name, key):
+    assert slug(name) == key
