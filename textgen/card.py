@@ -104,17 +104,18 @@ def write_card(
     write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n{body}")
 
 
+# A paragraph is one line: Prefect's UI breaks it where a line ends.
 CARD = """
 # {name} {version}
 
-A decoder-only Transformer language model, trained from scratch with textgen: {parameters:,} parameters in the shape of
-Qwen3, a context of {seq_length} tokens, {tokenizer}.
+A decoder-only Transformer language model, trained from scratch with textgen: {parameters:,} parameters in the shape \
+of Qwen3, a context of {seq_length} tokens, {tokenizer}.
 
 ## Uses and limits
 
-It continues text that is like the text it was trained on, for study, for comparison and as a base to train further. It
-is small: it knows no facts to rely on, follows no instructions, was not aligned or filtered, and repeats the biases of
-its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it decide about people.
+It continues text that is like the text it was trained on, for study, for comparison and as a base to train further. \
+It is small: it knows no facts to rely on, follows no instructions, was not aligned or filtered, and repeats the \
+biases of its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it decide about people.
 
 ## How to use it
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import LOST_AFTER_SECONDS, SECRET
-from tests.e2e.runs import STEPS, check_one_version, continued_from, tiny_run, until_trained
+from tests.e2e.runs import STEPS, TINY, check_one_version, continued_from, tiny_run, until_trained
 from tests.e2e.services import processes_of_run, until
 
 CANCEL_SECONDS = 30
+OVERHEAD_SECONDS = 6.0  # 0.3 to 1.0 when measured
 
 
 @pytest.fixture
@@ -54,6 +56,15 @@ def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parame
     assert "those of tiny v1" in again["state"]["message"]
     assert again["total_run_time"] < 30
     assert stack.children(again["id"]) == []
+
+
+def test_a_flow_takes_little_longer_than_its_stages(stack, parameters, corpus, tmp_path):
+    command = [sys.executable, "-m", "flows.train_flow", "--json", "training.max_steps=20", corpus, *TINY]
+    for _ in range(2):
+        result = json.loads(stack.command(*command, f"storage.root={tmp_path / 'data'}"))
+        flow_seconds = stack.run(result["run_id"])["total_run_time"]
+        stage_seconds = sum(stage["seconds"] for stage in result["stages"].values())
+        assert flow_seconds - stage_seconds < OVERHEAD_SECONDS
 
 
 def test_new_data_is_trained_on_and_force_trains_without_any(stack, parameters, corpus, tmp_path):
