@@ -115,7 +115,8 @@ of Qwen3, a context of {seq_length} tokens, {tokenizer}.
 
 It continues text that is like the text it was trained on, for study, for comparison and as a base to train further. \
 It is small: it knows no facts to rely on, follows no instructions, was not aligned or filtered, and repeats the \
-biases of its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it decide about people.
+biases of its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it \
+decide about people.
 
 ## How to use it
 
