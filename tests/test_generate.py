@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from textgen.export import LoadedModel
-from textgen.generate import SamplingConfig, generate, keep_top_k, keep_top_p, sample
+from textgen.generate import SamplingConfig, generate, keep_min_p, keep_top_k, keep_top_p, sample
 from textgen.tokenizer import END_OF_ROW, END_OF_TEXT
 from textgen.tokens import load_manifest_tokenizer
 
@@ -79,9 +79,19 @@ def test_top_p_keeps_what_transformers_keeps(top_p, seed):
     assert torch.equal(keep_top_p(logits_V, top_p), TopPLogitsWarper(top_p)(None, logits_V[None])[0])
 
 
-def test_top_k_0_and_top_p_1_keep_every_token():
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("min_p", [1e-9, 0.01, 0.1, 0.5, 1.0])
+def test_min_p_keeps_what_transformers_keeps(min_p, seed):
+    from transformers import MinPLogitsWarper
+
+    logits_V = random_logits(seed)
+    assert torch.equal(keep_min_p(logits_V, min_p), MinPLogitsWarper(min_p)(None, logits_V[None])[0])
+
+
+def test_top_k_0_top_p_1_and_min_p_0_keep_every_token():
     logits_V = random_logits(0)
-    assert torch.equal(keep_top_k(logits_V, 0), logits_V) and torch.equal(keep_top_p(logits_V, 1.0), logits_V)
+    for kept_V in (keep_top_k(logits_V, 0), keep_top_p(logits_V, 1.0), keep_min_p(logits_V, 0.0)):
+        assert torch.equal(kept_V, logits_V)
 
 
 DRAWS, CHI_SQUARE_LIMIT = 5000, 24.3  # exceeded once in 1000 seeds, with 7 degrees of freedom
@@ -89,7 +99,13 @@ DRAWS, CHI_SQUARE_LIMIT = 5000, 24.3  # exceeded once in 1000 seeds, with 7 degr
 
 @pytest.mark.parametrize(
     ("settings", "kept"),
-    [({}, 8), ({"temperature": 0.5}, 8), ({"temperature": 2.0, "top_k": 3}, 3), ({"top_p": 0.8}, 5)],
+    [
+        ({}, 8),
+        ({"temperature": 0.5}, 8),
+        ({"temperature": 2.0, "top_k": 3}, 3),
+        ({"top_p": 0.8}, 5),
+        ({"min_p": 0.31}, 4),
+    ],
 )
 def test_tokens_are_drawn_as_often_as_their_softmax_says(settings, kept):
     sampling, probabilities_V = SamplingConfig(**settings), torch.tensor([0.2, 0.05, 0.3, 0.1, 0.15, 0.06, 0.09, 0.05])

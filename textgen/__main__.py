@@ -125,6 +125,9 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest tokens; 0: from all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of probability P")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="draw from tokens at least P times as likely as the first"
+    )
     parser.add_argument("--seed", type=int, help="the same seed draws the same text")
     parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
     parser.set_defaults(run=_generate)

@@ -9,7 +9,7 @@ from textgen.tokenizer import end_token
 
 
 class SamplingConfig(BaseModel):
-    """How the next token is drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 keep every token."""
+    """How the next token is drawn. Temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 keep every token."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,6 +17,7 @@ class SamplingConfig(BaseModel):
     temperature: float = Field(1.0, ge=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
 
 
@@ -69,7 +70,8 @@ def sample(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generato
     """Draw one token id from logits [V]."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    logits_V = keep_top_p(keep_top_k(logits_V / sampling.temperature, sampling.top_k), sampling.top_p)
+    logits_V = keep_top_k(logits_V / sampling.temperature, sampling.top_k)
+    logits_V = keep_min_p(keep_top_p(logits_V, sampling.top_p), sampling.min_p)
     return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
 
 
@@ -92,3 +94,14 @@ def keep_top_p(logits_V: Tensor, top_p: float) -> Tensor:
     outside = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     outside[-1] = False  # the likeliest stays
     return logits_V.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), -torch.inf)
+
+
+def keep_min_p(logits_V: Tensor, min_p: float) -> Tensor:
+    """Return the logits with all less probable than `min_p` times the likeliest at -inf.
+
+    Min-p sampling (Nguyen et al. 2024, arXiv:2407.01082).
+    """
+    if min_p == 0:
+        return logits_V
+    probabilities_V = logits_V.softmax(-1)
+    return logits_V.masked_fill(probabilities_V < min_p * probabilities_V.max(), -torch.inf)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.runs import write_corpus
-from tests.e2e.services import Prefect, prefect
+from tests.e2e.services import Prefect, database, prefect
 
 LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds
 SECRET = "sk-not-for-anyone-0123456789"
@@ -15,7 +15,7 @@ SECRET = "sk-not-for-anyone-0123456789"
 def stack(tmp_path_factory) -> Iterator[Prefect]:
     """Return a server on which everything is deployed, with a worker of each pool."""
     folder = tmp_path_factory.mktemp("stack")
-    with prefect(folder, WANDB_API_KEY=SECRET) as stack:
+    with database() as environment, prefect(folder, WANDB_API_KEY=SECRET, **environment) as stack:
         stack.set_up(str(folder / "shared"), "--lost-after", str(LOST_AFTER_SECONDS))
         stack.start_worker("cpu")
         stack.start_worker("gpu")

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,19 +133,40 @@ class Prefect:
         self.command(sys.executable, "-m", "flows.setup", "--storage", storage, *options)
         self.command(BIN / "prefect", "--no-prompt", "deploy", "--all")
 
+    def send(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """Return the answer to a request that may be sent twice: a busy server does not answer, or says so."""
+
+        def answer() -> httpx.Response | None:
+            try:
+                response = self.api.request(method, path, json=body)
+            except httpx.TransportError:
+                return None
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        return until(answer, path)
+
+    def get(self, path: str) -> Any:
+        return self.send("GET", path).raise_for_status().json()
+
     def post(self, path: str, body: Any) -> Any:
-        busy = httpx.codes.SERVICE_UNAVAILABLE  # SQLite's answer where two write
-        answer = until(lambda: (answer := self.api.post(path, json=body)).status_code != busy and answer, path)
+        answer = self.send("POST", path, body)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
+    def request_run(self, parameters: dict[str, Any], deployment: str = "train-flow/on-demand") -> httpx.Response:
+        """Ask for a run of a deployment and return the answer."""
+        deployment_id = self.get(f"deployments/name/{deployment}")["id"]
+        body = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}
+        return self.send("POST", f"deployments/{deployment_id}/create_flow_run", body)
+
     def create_run(self, parameters: dict[str, Any], deployment: str = "train-flow/on-demand") -> str:
         """Start a run of a deployment and return its id."""
-        deployment_id = self.api.get(f"deployments/name/{deployment}").raise_for_status().json()["id"]
-        return self.post(f"deployments/{deployment_id}/create_flow_run", {"parameters": parameters})["id"]
+        answer = self.request_run(parameters, deployment)
+        assert answer.is_success, answer.text
+        return answer.json()["id"]
 
     def run(self, run_id: str) -> dict[str, Any]:
-        return self.api.get(f"flow_runs/{run_id}").raise_for_status().json()
+        return self.get(f"flow_runs/{run_id}")
 
     def wait(self, run_id: str) -> dict[str, Any]:
         """Return the run when it has ended."""
@@ -183,6 +205,16 @@ class Prefect:
 
 
 POSTGRESQL = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)  # Debian's
+
+
+@contextmanager
+def database() -> Iterator[dict[str, str]]:
+    """Yield the environment of a server with PostgreSQL, or, where it is not installed, with SQLite.
+
+    With SQLite, Prefect 3.8.8 locks itself out for a minute now and then, and requests to it time out.
+    """
+    with ExitStack() as stack:
+        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": stack.enter_context(postgresql())} if POSTGRESQL else {}
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def parameters(corpus, root) -> Callable[..., dict[str, Any]]:
 
 def test_the_server_wants_its_password(machines):
     assert httpx.get(f"{machines.stack.url}/api/flow_runs/count").status_code == httpx.codes.UNAUTHORIZED
-    assert machines.stack.api.post("flow_runs/count").is_success
+    assert machines.stack.post("flow_runs/count", {}) >= 0
 
 
 def test_a_run_goes_from_machine_to_machine_through_the_bucket(machines, parameters, root):
