@@ -48,12 +48,14 @@ def describe_training(checkpoint: CheckpointManifest) -> str:
     """Return in words how long the training was and what the hardware gave."""
     speed = checkpoint.speed
     devices = checkpoint.device if checkpoint.devices == 1 else f"{checkpoint.devices} of {checkpoint.device}"
+    kilojoules = [f"{joules / 1000:.3g} kJ of its {part.upper()}s" for part, joules in speed.joules.items()]
+    energy = " and ".join(kilojoules) or "its host has no counter that could be read"
     stopped = " (stopped early)" if checkpoint.stopped_early else ""
     return (
         f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.0f} "
         f"seconds on {devices}: {speed.tokens_per_second:,.0f} tokens a second, {speed.mfu:.1%} of the matrix peak of "
         f"{speed.peak_flops / 1e12:.3g} TFLOP/s, {speed.memory_peak_bytes / 2**30:.2f} GiB of memory at the peak. "
-        f"Energy: not measured. The weights are those of step {checkpoint.best_step:,}, the best on validation."
+        f"Energy: {energy}. The weights are those of step {checkpoint.best_step:,}, the best on validation."
     )
 
 

@@ -97,6 +97,7 @@ class Progress(BaseModel):
 
     step: int = 0
     seconds: dict[str, float] = {}  # by phase
+    joules: dict[str, float] = {}  # by part of the host, where they can be read
     since_validation: Sum = Sum()
     since_log: Sum = Sum()
     grad_norm: float | None = None  # of the last sound step since the log

@@ -40,6 +40,7 @@ class Speed(BaseModel):
     mfu: float  # model FLOPs utilization: the share of the peak that the model's own arithmetic reaches
     memory_peak_bytes: int
     seconds: dict[str, float]  # by phase
+    joules: dict[str, float] = {}  # by part of the main process's host, where they can be read
 
 
 class Stopwatch:

@@ -32,6 +32,7 @@ from textgen.checkpoint import (
 from textgen.config import Config, TrainingConfig
 from textgen.device import autocast, choose_device, compiles, prepare_cpu, seed_everything
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
+from textgen.energy import EnergyMeter
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
 from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
@@ -232,6 +233,7 @@ class Run:
             if self.group.is_main:
                 restore_best(newest, self.out)
         self.watch = Stopwatch(self.progress.seconds)
+        self.energy = EnergyMeter(self.progress.joules, self.device, self.group.local_size)
 
     def train(self) -> None:
         """Take the steps that are left."""
@@ -374,6 +376,7 @@ class Run:
     def save(self) -> None:
         """Save the state."""
         self.read_steps()
+        self.energy.update()
         if self.group.is_main:
             with self.watch("saving"):
                 save_state(self.out, self.key, self.state, self.training.keep_checkpoints)
@@ -434,6 +437,7 @@ class Run:
 
     def manifest(self) -> CheckpointManifest:
         """Return what there is to know of the finished training."""
+        self.energy.update()
         progress, seconds = self.progress, self.progress.seconds
         tokens_per_second = progress.step * self.tokens_per_step / seconds["train"]
         return CheckpointManifest(
@@ -457,6 +461,7 @@ class Run:
                 mfu=self.mfu(tokens_per_second),
                 memory_peak_bytes=memory_peak_bytes(self.device),
                 seconds=seconds,
+                joules=progress.joules,
             ),
             curve=progress.curve,
             sha256={name: sha256_file(self.out / name) for name in [WEIGHTS_FILE, *self.description_files]},
