@@ -8,22 +8,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
-from textgen.config import Config, Section, load_config
+from tasks.redact import redact
+from textgen.config import Config, known_keys, load_config
 
 NAME_LENGTH = 80
 
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def known_keys() -> list[str]:
-    """Return every key of the configuration: of a section `section` and each `section.key`."""
-    keys = list(Config.model_fields)
-    for name, field in Config.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
-    return keys
 
 
 Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
@@ -37,7 +29,8 @@ ConfigName = Annotated[
         json_schema_extra={"position": 0, "enum": sorted(path.stem for path in CONFIGS.glob("*.yaml"))},
     ),
 ]
-Override = Annotated[str, Field(pattern=rf"^({'|'.join(map(re.escape, known_keys()))})(\.[a-z]+)?=.*$")]
+# The API checks an override's key; its value is checked when the run begins.
+Override = Annotated[str, Field(pattern=rf"^({'|'.join(map(re.escape, known_keys()))}|data\.files\.[a-z]+)=.*$")]
 Overrides = Annotated[
     list[Override],
     Field(
@@ -129,4 +122,4 @@ def describe(parameters: dict[str, Any]) -> str:
         if value is not None and value is not False and name != "gpu_deployment"
     ]
     words = [Path(parameters.get("config") or "default").stem, *chosen, *(parameters.get("overrides") or [])]
-    return textwrap.shorten(" ".join(words), NAME_LENGTH, placeholder=" …")
+    return textwrap.shorten(redact(" ".join(words)), NAME_LENGTH, placeholder=" …")

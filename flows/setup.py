@@ -22,9 +22,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.variables import Variable
 
-from textgen.__main__ import USER_MISTAKE
+from textgen.__main__ import FAILURE, USER_MISTAKE
 from textgen.config import StorageConfig, parse_config
-from textgen.files import InputError
+from textgen.files import Failure, InputError
+from textgen.storage import Storage
 
 TRAININGS_AT_ONCE = 1
 RESULTS_BLOCK = "textgen-results"
@@ -33,6 +34,7 @@ NOTIFICATION_BLOCK = "textgen-notifications"
 NOTIFY_VARIABLE = "TEXTGEN_NOTIFY_URL"  # a secret: it goes into a block, which the server encrypts
 FLOWS = ["train-flow", "train-model"]
 LOST_AFTER_SECONDS = 300  # five heartbeats of prefect.yaml's deployments: a server may be away for four minutes
+SHORTEST_LOSS_SECONDS = 60  # two of the shortest heartbeats that Prefect has
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,16 +48,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
+        storage, notify_url = check_storage(options.storage), check_notify_url()
+        if options.lost_after < SHORTEST_LOSS_SECONDS:
+            raise InputError(f"--lost-after {options.lost_after}: less than two heartbeats, {SHORTEST_LOSS_SECONDS}")
         with get_client(sync_client=True) as client:
+            if (silence := client.api_healthcheck()) is not None:
+                raise Failure(f"no Prefect server answers at {client.api_url}: {silence}; `prefect server start`")
             set_up_pool(client, "cpu", "process")
             set_up_pool(client, "gpu", options.gpu_pool)
-            set_up_results(options.storage)
+            set_up_results(storage)
             set_up_automation(client, lost_runs(options.lost_after))
-            set_up_notification(client)
+            set_up_notification(client, notify_url)
     except InputError as error:
         print(error, file=sys.stderr)
         return USER_MISTAKE
+    except Failure as error:
+        print(error, file=sys.stderr)
+        return FAILURE
     return 0
+
+
+def check_storage(root: str) -> StorageConfig:
+    """Return the storage with that root.
+
+    Raises:
+        InputError: it is none that a run could have.
+    """
+    config = parse_config({"storage": {"root": root}}).storage
+    Storage(config)
+    return config
+
+
+def check_notify_url() -> str | None:
+    """Return the webhook in TEXTGEN_NOTIFY_URL, if it is set.
+
+    Raises:
+        InputError: it is no web address.
+    """
+    url = os.environ.get(NOTIFY_VARIABLE)
+    if url and not url.startswith(("http://", "https://")):
+        raise InputError(f"{NOTIFY_VARIABLE}: a web address was expected, http:// or https://")
+    return url or None
 
 
 def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
@@ -99,15 +132,10 @@ def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
     return template
 
 
-def set_up_results(root: str) -> None:
-    """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is.
-
-    Raises:
-        InputError: the root is none that a run could have.
-    """
-    storage = parse_config({"storage": {"root": root}}).storage
+def set_up_results(storage: StorageConfig) -> None:
+    """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is."""
     if storage.is_remote:
-        block: Block = RemoteFileSystem(basepath=f"{root.rstrip('/')}/results")
+        block: Block = RemoteFileSystem(basepath=f"{storage.root.rstrip('/')}/results")
     else:
         block = LocalFileSystem(basepath=str(storage.local.resolve() / "results"))
     block.save(RESULTS_BLOCK, overwrite=True)
@@ -157,9 +185,8 @@ def lost_runs(seconds: int) -> AutomationCore:
     )
 
 
-def set_up_notification(client: SyncPrefectClient) -> None:
-    """Have failed and crashed runs reported to the webhook in TEXTGEN_NOTIFY_URL, if it is set."""
-    url = os.environ.get(NOTIFY_VARIABLE)
+def set_up_notification(client: SyncPrefectClient, url: str | None) -> None:
+    """Have failed and crashed runs reported to a webhook, if there is one."""
     if url is None:
         print(f"{NOTIFY_VARIABLE} is not set: who is told of failed runs stays as it was")
         return

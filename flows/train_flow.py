@@ -22,6 +22,7 @@ from rich.table import Table
 
 from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
 from tasks.cancel import cancel_children, ended_by
+from tasks.redact import redacted
 from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
 from textgen.config import Config
 from textgen.corpus import raw_folder
@@ -29,6 +30,7 @@ from textgen.files import Failure, InputError
 from textgen.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
+SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"
 
 
 def name_run() -> str:
@@ -43,6 +45,7 @@ def name_run() -> str:
     persist_result=True,
     result_serializer="json",
 )
+@redacted()
 def train_flow(
     config: ConfigName = "default",
     training: TrainingChoices = TrainingChoices(),  # noqa: B008  frozen
@@ -103,7 +106,7 @@ def train_flow(
     }
     show_model(published, metrics)
     if all(report.cached for report in reports.values()):
-        reason = f"the data, the configuration and the code are those of {published.name} {published.version}"
+        reason = f"data, settings and code versions are those of {published.name} {published.version}"
         return Completed(name="Nothing to do", message=reason, data=result)
     return result
 
@@ -183,15 +186,20 @@ def server_started() -> Iterator[None]:
     """Start Prefect's temporary server, if one is needed, while the block runs; at its end it answers.
 
     It is deaf to Ctrl-C: it is told how the run ended.
+
+    Raises:
+        Failure: no server answers.
     """
     failures: list[Exception] = []
 
     def start() -> None:
         try:
-            with get_client(sync_client=True):
-                pass
+            with get_client(sync_client=True) as client:
+                failure = client.api_healthcheck()
         except Exception as error:
-            failures.append(error)
+            failure = error
+        if failure is not None:
+            failures.append(failure)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which threads and new processes inherit
     thread = threading.Thread(target=contextvars.copy_context().run, args=(start,), name="server")
@@ -202,7 +210,7 @@ def server_started() -> Iterator[None]:
     finally:
         thread.join()
         if failures:
-            raise failures[0]
+            raise Failure(f"the Prefect server does not answer: {failures[0]}; {SERVER_HINT}") from failures[0]
 
 
 def terminate(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 
 from tasks.cancel import ended_by
+from tasks.redact import redacted
 from tasks.stage import run_stage
 from tasks.train import train
 from textgen.config import Config
@@ -15,6 +16,7 @@ from textgen.tokens import TokensManifest
 
 
 @flow(name="train-model", flow_run_name="{config.name} {folder}", persist_result=True, result_serializer="json")
+@redacted()
 def train_model(config: Config, tokens_key: str, folder: str) -> Any:
     """Train a model on tokens that the parent flow made, in a folder of checkpoints/; return its manifest.
 

@@ -20,7 +20,7 @@ from prefect.runtime import flow_run as this_flow_run
 from tasks.cancel import cancel
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.files import Damaged, Failure, InputError
+from textgen.files import Damaged, Failure, InputError, content_key
 from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 QUIET_SECONDS = 60.0  # before a run that no worker has taken is mentioned
 SERVER_PATIENCE_SECONDS = 30 * 60  # without an answer from the server, beyond what its client waits itself
+
+REFUSALS = (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)  # of parameters that do not fit its schema
 
 T = TypeVar("T")
 
@@ -57,7 +59,8 @@ def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: 
     storage.push(tokens.folder, tokens)
     parameters = {"config": config.model_dump(mode="json"), "tokens_key": tokens.key, "folder": out.name}
     with get_client(sync_client=True) as client:
-        run = find_or_start(client, config.compute.gpu_deployment, f"training:{out.name}", parameters)
+        tag = f"training:{out.name}:{content_key(config.storage.root)}"
+        run = find_or_start(client, config.compute.gpu_deployment, tag, parameters)
         log.info("training in the run %s of %s", run.name, config.compute.gpu_deployment)
         run = wait(client, run, config.compute.timeout_seconds)
     bring_training(storage, out)
@@ -71,7 +74,7 @@ def find_or_start(client: SyncPrefectClient, deployment: str, tag: str, paramete
     """Return the live run of this training, or a new one: one for each that has ended before.
 
     Raises:
-        InputError: there is no such deployment.
+        InputError: there is no such deployment, or it is none of ours.
     """
     of_this_training = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
     runs = persist(lambda: client.read_flow_runs(flow_run_filter=of_this_training))
@@ -86,6 +89,10 @@ def find_or_start(client: SyncPrefectClient, deployment: str, tag: str, paramete
         return persist(start)
     except ObjectNotFound as error:
         raise InputError(f"compute.gpu_deployment={deployment!r}: the server has no such deployment") from error
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in REFUSALS:
+            raise
+        raise InputError(f"compute.gpu_deployment={deployment!r}: it takes no training's parameters") from error
 
 
 def our_tag() -> str:

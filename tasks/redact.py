@@ -1,22 +1,52 @@
-"""Secrets do not reach the logs: the values of the environment's keys, tokens and passwords are blotted out."""
+"""Secrets reach no log and no state of a run: the environment's keys, tokens and passwords are blotted out."""
 
 import logging
 import os
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|CREDENTIALS|AUTH_STRING|NOTIFY_URL)(?:$|_)|PASSWORD|PASSWD")
+from textgen.files import Failure
+
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|CREDENTIALS|AUTH_STRING|CONNECTION_STRING|NOTIFY_URL)(?:$|_)"
+    r"|PASSWORD|PASSWD|PASSPHRASE",
+    re.IGNORECASE,
+)
+URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
+USER_PASSWORD = re.compile(r"AUTH_STRING$", re.IGNORECASE)  # names of values that are USER:PASSWORD
 SHORTEST_SECRET = 8  # characters: shorter values are words that logs need
 BLOT = "********"
 
 
 def redact(text: str) -> str:
     """Return `text` without the secrets of the environment as it is now."""
-    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    secrets = set()
+    for name, value in os.environ.items():
+        secrets.update(URL_PASSWORD.findall(value))
+        if SECRET_NAME.search(name):
+            secrets.add(value)
+        if USER_PASSWORD.search(name):
+            secrets.add(value.partition(":")[2])
     for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, BLOT)
     return text
+
+
+@contextmanager
+def redacted() -> Iterator[None]:
+    """Blot the secrets out of an exception that leaves the block: Prefect shows its message as the run's state."""
+    try:
+        yield
+    except Exception as error:
+        if (message := str(error)) == redact(message):
+            raise
+        error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
+        if str(error) == redact(str(error)):
+            raise
+        raise Failure(f"{type(error).__name__}: {redact(message)}") from None  # it keeps its message elsewhere
 
 
 class RedactedRecord(logging.LogRecord):

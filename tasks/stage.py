@@ -12,6 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
+from tasks.redact import redacted
 from textgen.config import Config
 from textgen.files import Damaged, Manifest, content_key
 from textgen.hub import SourceUnavailable
@@ -37,8 +38,8 @@ def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Return whether to try a failed task again: where the Hub or the storage did not answer, and not for long."""
     try:
         state.result()
-    except StorageUnavailable:
-        return True
+    except StorageUnavailable as error:
+        return error.transient
     except SourceUnavailable as error:
         waited = (datetime.now(UTC) - run.start_time).total_seconds() if run.start_time is not None else 0.0
         if error.transient and waited < NETWORK_PATIENCE_SECONDS:
@@ -74,7 +75,7 @@ def stage(
             retries=len(retry_seconds),
             retry_delay_seconds=list(retry_seconds),
             retry_condition_fn=retry_if,
-        )(function)
+        )(redacted()(function))
 
     return decorate
 

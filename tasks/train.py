@@ -61,7 +61,10 @@ def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> 
 
         checkpoint = training.train(tokens, config, out, on_metrics)
         run.summarize(
-            {f"speed/{name}": value for name, value in checkpoint.speed.model_dump(exclude={"seconds"}).items()}
+            {
+                f"speed/{name}": value
+                for name, value in checkpoint.speed.model_dump(exclude={"seconds", "joules"}).items()
+            }
         )
     storage.push(out, checkpoint)
     return checkpoint

@@ -130,6 +130,17 @@ def test_a_deployment_that_is_not_there_is_the_users_mistake(client, tag):
         find_or_start(client, "train-model/no", tag, {})
 
 
+def test_a_deployment_that_trains_nothing_is_the_users_mistake(client, tag):
+    schema = {"type": "object", "properties": {"steps": {"type": "integer"}}, "required": ["steps"]}
+    flow_id = client.create_flow(train_nothing)
+    client.create_deployment(
+        flow_id, "other", work_pool_name="elsewhere", parameter_openapi_schema=schema, enforce_parameter_schema=True
+    )
+    with pytest.raises(InputError) as error:
+        find_or_start(client, "train-nothing/other", tag, {"folder": "k"})
+    assert str(error.value) == "compute.gpu_deployment='train-nothing/other': it takes no training's parameters"
+
+
 def test_waiting_ends_when_the_run_does(client, start):
     run = start()
 

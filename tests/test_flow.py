@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.train_flow import check_files, main, train_flow
 from textgen import tokens
@@ -217,6 +219,17 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, override, words):
     assert printed.out == ""
     assert words in printed.err.splitlines()[-1]
     assert "Traceback" not in printed.err
+
+
+def test_a_server_that_does_not_answer_is_one_line_and_exit_code_1(folder, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            assert run_main(folder) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("the Prefect server does not answer: ")
+    assert last.endswith("PREFECT_API_URL says where it is; without it the command starts one of its own")
 
 
 def test_text_that_is_not_utf_8_or_empty_is_refused_before_a_run_starts(folder):

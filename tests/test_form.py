@@ -8,9 +8,9 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
-from flows.form import CONFIGS, NAME_LENGTH, RunChoices, TrainingChoices, describe, known_keys, make_config
+from flows.form import CONFIGS, NAME_LENGTH, RunChoices, TrainingChoices, describe, make_config
 from flows.train_flow import train_flow
-from textgen.config import Config, load_config
+from textgen.config import Config, known_keys, load_config
 from textgen.files import InputError
 
 NOTHING = (TrainingChoices(), RunChoices())

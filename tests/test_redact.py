@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.filters import FlowRunFilter
 
-from tasks.redact import BLOT, redact
+from tasks.redact import BLOT, redact, redacted
+from tasks.stage import run_stage, stage
+from textgen.config import Config
 
 ROOT = Path(__file__).parents[1]
 SECRET = "sk-not-for-anyone-0123456789"
@@ -97,12 +101,70 @@ def test_a_traceback_without_a_secret_stays_an_exception():
     [
         ("HF_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("PREFECT_API_AUTH_STRING", True), ("PGPASSWORD", True),
         ("DB_PASSWORD", True), ("TEXTGEN_NOTIFY_URL", True), ("GOOGLE_APPLICATION_CREDENTIALS", True),
+        ("hf_token", True), ("WANDB_APIKEY", True), ("SSH_PASSPHRASE", True), ("DB_CONNECTION_STRING", True),
         ("MONKEY", False), ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False), ("PREFECT_API_URL", False),
     ],
 )  # fmt: skip
 def test_names_tell_which_values_are_secrets(name, hidden, monkeypatch):
     monkeypatch.setenv(name, "some-long-value")
     assert redact("it is some-long-value.") == (f"it is {BLOT}." if hidden else "it is some-long-value.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://prefect:{SECRET}@host/database"),
+        ("HTTPS_PROXY", f"http://user:{SECRET}@proxy:3128"),
+        ("PREFECT_API_AUTH_STRING", f"admin:{SECRET}"),
+    ],
+)
+def test_a_password_within_a_value_is_a_secret(name, value, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv(name, value)
+    assert redact(f"user, {SECRET}, host") == f"user, {BLOT}, host"
+
+
+class Stubborn(Exception):
+    """What keeps its message where nobody else can change it."""
+
+    def __str__(self) -> str:
+        return f"no entry with {SECRET}"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(f"no entry with {SECRET}"), KeyError(SECRET), Stubborn(), OSError(5, SECRET)]
+)
+@pytest.mark.parametrize("within", ["flow", "stage"])
+def test_a_secret_in_an_exception_is_in_no_state_of_a_run(within, error, prefect_server, make_config, tmp_path):
+    config = make_config(storage={"root": str(tmp_path)})
+
+    @stage(lambda config: None)
+    def fail(config: Config) -> None:
+        raise error
+
+    @flow
+    @redacted()
+    def failing() -> None:
+        if within == "stage":
+            run_stage(fail, config)
+        raise error
+
+    run_id = failing(return_state=True).state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        of_the_flow = FlowRunFilter(id={"any_": [run_id]})
+        runs = [client.read_flow_run(run_id), *client.read_task_runs(flow_run_filter=of_the_flow)]
+    assert [run.state_name for run in runs] == ["Failed"] * (2 if within == "stage" else 1)
+    for run in runs:
+        assert SECRET not in run.state.message
+        assert BLOT in run.state.message
+
+
+def test_an_exception_without_a_secret_is_left_as_it_is():
+    error = KeyError("nothing", 3)
+    with pytest.raises(KeyError) as caught, redacted():
+        raise error
+    assert caught.value is error
+    assert error.args == ("nothing", 3)
 
 
 def test_short_values_are_words_that_logs_need(monkeypatch):

@@ -1,6 +1,7 @@
 """Setting a real server up: what is made, once however often it is done, and with no secret in the open."""
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import Posture
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.variables import Variable
 
 from flows.setup import (
@@ -118,9 +120,32 @@ def test_results_are_kept_where_both_pools_reach_them(tmp_path, capsys):
     assert Variable.get(RESULTS_VARIABLE) == f"remote-file-system/{RESULTS_BLOCK}"
 
 
-def test_a_storage_that_is_none_is_the_users_mistake(capsys):
-    assert main(["--storage", "file:///data"]) == 2
-    assert capsys.readouterr().err.startswith("storage.root='file:///data'")
+@pytest.mark.parametrize(
+    ("arguments", "url", "words"),
+    [
+        (["--storage", "file:///data"], "", "storage.root='file:///data'"),
+        (["--storage", "nope://bucket/x"], "", "storage.root='nope://bucket/x': Protocol not known"),
+        (["--storage", ""], "", "storage.root=''"),
+        (["--lost-after", "59"], "", "--lost-after 59: less than two heartbeats"),
+        ([], "not-for-anyone", f"{NOTIFY_VARIABLE}: a web address was expected"),
+    ],
+)
+def test_what_no_run_could_use_is_the_users_mistake(arguments, url, words, client, monkeypatch, capsys):
+    monkeypatch.setenv(NOTIFY_VARIABLE, url)
+    before = there(client)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(words)
+    assert there(client) == before
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            assert main(["--storage", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"no Prefect server answers at {url}/: ")
 
 
 def test_a_run_without_a_heartbeat_is_crashed(client, tmp_path):
@@ -157,7 +182,7 @@ def test_a_double_of_an_automation_is_removed(client):
 def test_without_a_webhook_nobody_is_told_and_nothing_is_undone(client, notify, tmp_path, monkeypatch, capsys):
     main(["--storage", str(tmp_path)])
     before = there(client)
-    monkeypatch.delenv(NOTIFY_VARIABLE)
+    monkeypatch.setenv(NOTIFY_VARIABLE, "")
     capsys.readouterr()
     main(["--storage", str(tmp_path)])
     assert f"{NOTIFY_VARIABLE} is not set" in capsys.readouterr().out

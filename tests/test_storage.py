@@ -1,6 +1,7 @@
 """A remote root: what goes there and comes from there is whole and verified, or it is said why not."""
 
 import logging
+import os
 import random
 import socket
 from collections.abc import Callable
@@ -268,6 +269,7 @@ def test_a_root_that_does_not_answer_is_one_line(method, here, there, monkeypatc
     with pytest.raises(StorageUnavailable) as error:
         there.bring(there.local / "k", Notes)
     assert str(error.value) == f"storage.root={there.root}: PermissionError: Access Denied"
+    assert not error.value.transient
     assert [path.name for path in there.local.iterdir()] == [".k.arriving.lock"]
 
 
@@ -276,8 +278,21 @@ def test_an_address_where_nobody_listens_is_one_line(tmp_path):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/bucket"
     storage = Storage(StorageConfig(root=url, cache=str(tmp_path)))
-    with pytest.raises(StorageUnavailable, match=f"^storage.root={url}: ClientConnectorError: [^\n]*$"):
+    with pytest.raises(StorageUnavailable, match=f"^storage.root={url}: ClientConnectorError: [^\n]*$") as error:
         storage.bring(storage.local / "k", Notes)
+    assert error.value.transient
+
+
+def test_without_credentials_nothing_is_asked_again(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    storage = Storage(StorageConfig(root="s3://bucket/x", cache=str(tmp_path)))
+    with pytest.raises(StorageUnavailable, match=r"NoCredentialsError|PermissionError") as error:
+        storage.bring(storage.local / "k", Notes)
+    assert not error.value.transient
 
 
 @pytest.mark.parametrize(

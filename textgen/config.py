@@ -371,7 +371,7 @@ def _explain(details: dict[str, Any]) -> str:
         case "rule":
             return details["msg"]
         case "extra_forbidden":
-            if close := difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5):
+            if close := difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5):
                 return f"{key}={value!r}: unknown key; the nearest is {close[0]}"
             return f"{key}={value!r}: unknown key"
         case "model_type":
@@ -380,7 +380,8 @@ def _explain(details: dict[str, Any]) -> str:
             return f"{key}={value!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
 
 
-def _known_keys() -> list[str]:
+def known_keys() -> list[str]:
+    """Return every key of the configuration: of a section `section` and each `section.key`."""
     keys = []
     for name, field in Config.model_fields.items():
         keys.append(name)

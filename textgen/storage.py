@@ -23,7 +23,11 @@ OPTIONS = {"use_listings_cache": False, "skip_instance_cache": True}  # other ma
 
 
 class StorageUnavailable(Failure):
-    """The remote storage, or the way to it, failed."""
+    """The remote storage, or the way to it, failed; `transient` where asking again may help."""
+
+    def __init__(self, message: str, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class Storage:
@@ -197,4 +201,6 @@ class Storage:
             raise
         except Exception as error:  # of the object store's own client, of its HTTP client, of the system
             reason = " ".join(str(error).split())
-            raise StorageUnavailable(f"storage.root={self.root}: {type(error).__name__}: {reason}") from error
+            message = f"storage.root={self.root}: {type(error).__name__}: {reason}"
+            refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+            raise StorageUnavailable(message, transient=not refused) from error
