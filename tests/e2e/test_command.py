@@ -20,6 +20,7 @@ from textgen.tokens import TokensManifest, load_stream
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 MEMORY_LIMIT_GB = 3
+CACHED_SECONDS = 60  # 13 to 17 when measured, with the start of the server and the imports
 UNREACHABLE_SECONDS = 60
 LEAVE_SECONDS = 60  # 2 to 8 when measured
 POLL_SECONDS = 0.2
@@ -51,7 +52,8 @@ def test_the_default_run_is_better_than_a_kneser_ney_trigram_and_is_cached_after
     record_property("seconds", time.monotonic() - started)
     started = time.monotonic()
     again = succeed(home, root)
-    record_property("cached_seconds", time.monotonic() - started)
+    record_property("cached_seconds", cached_seconds := time.monotonic() - started)
+    assert cached_seconds < CACHED_SECONDS
     assert all(report["cached"] for report in again["stages"].values())
     assert again["published"] == result["published"]
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 < MEMORY_LIMIT_GB

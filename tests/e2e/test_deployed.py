@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import LOST_AFTER_SECONDS, SECRET
 from tests.e2e.runs import STEPS, TINY, check_one_version, continued_from, tiny_run, until_trained
-from tests.e2e.services import processes_of_run, until
+from tests.e2e.services import POSTGRESQL, processes_of_run, until
 
 CANCEL_SECONDS = 30
 OVERHEAD_SECONDS = 6.0  # 0.3 to 1.0 when measured
@@ -100,6 +101,18 @@ def test_a_bad_value_is_refused_before_a_run_starts(parameters_of_a_mistake, wor
     answer = stack.request_run(parameters_of_a_mistake)
     assert answer.status_code in (409, 422)
     assert words in answer.text
+
+
+def test_a_failed_run_is_told_once_and_without_its_secret(stack, corpus, webhook):
+    parameters = {"config": "default", "overrides": [corpus, f"data.files.train=nowhere/{SECRET}"]}
+    run = stack.wait(stack.create_run(parameters))
+    assert run["state_name"] == "Failed"
+    assert "no file matches" in run["state"]["message"]
+    told = until(lambda: [text for text in webhook.posted if run["id"] in text], "the webhook is told")
+    assert f"textgen: train-flow {run['name']} is Failed" in told[0]
+    assert "no file matches" in told[0]
+    for shown in (run["name"], run["state"]["message"], *told, *stack.logs(run["id"])):
+        assert SECRET not in shown
 
 
 def test_a_killed_training_process_is_continued_by_a_new_run_of_the_same_flow(stack, parameters, tmp_path):
@@ -194,6 +207,13 @@ def test_of_two_runs_at_once_one_trains_and_one_version_comes_out(stack, paramet
 def test_no_run_is_left_alive(stack):
     """After all of the tests before."""
     until(lambda: not stack.live_runs(), "every run ends", seconds=2 * LOST_AFTER_SECONDS)
+
+
+@pytest.mark.skipif(POSTGRESQL is None, reason="with a busy SQLite Prefect 3.8.8 acts on an event again")
+def test_no_run_is_told_of_twice(webhook):
+    """After all of the tests before."""
+    runs = [re.search(r"flow-run/([0-9a-f-]{36})", text)[1] for text in webhook.posted]
+    assert len(runs) == len(set(runs)) >= 3, "one that failed, processes that were killed"
 
 
 def test_the_next_monday_is_scheduled(stack):
