@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import textgen.publish
+import textgen.registry
 from tests.trainings import ignore
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
@@ -24,6 +25,7 @@ from textgen.registry import (
     prune,
     read_champion,
     read_history,
+    read_sound,
     resolve,
     rollback,
 )
@@ -286,6 +288,71 @@ def test_a_promotion_that_was_cut_short_is_made_good(publish_here, better, tmp_p
     (tmp_path / "models" / "textgen" / "champion").write_text("v1\n")
     publish_here(*better)
     assert read_champion(tmp_path / "models" / "textgen") == "v2"
+
+
+@pytest.fixture(scope="module")
+def another(publication, better, tmp_path_factory):
+    """Return a checkpoint about as good as `better`, and its metrics."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"] *= 1.001
+
+    checkpoint = rewrite(tmp_path_factory.mktemp("another") / "out", better[0], change)
+    return checkpoint, evaluate(checkpoint.folder, publication.tokens, publication.config)
+
+
+def test_in_a_damaged_champions_place_comes_the_sound_one_before_it(
+    publish_here, better, another, tmp_path, flip_bit, caplog
+):
+    home = tmp_path / "models" / "textgen"
+    publish_here(*better)
+    flip_bit(home / "v2" / "README.md")
+    published = publish_here(*another)
+    assert (published.version, published.promoted, published.decision.opponent) == ("v3", True, "v1")
+    assert "textgen: the champion, v2, is not sound: v1, the champion before it, is the champion again" in caplog.text
+    assert read_history(home).until("v3") == ["v1", "v3"]
+
+
+def test_a_publish_that_makes_nothing_mends_the_champion_too(publication, publish_here, better, tmp_path, flip_bit):
+    home = tmp_path / "models" / "textgen"
+    publish_here(*better)
+    flip_bit(home / "v2" / "README.md")
+    assert publish_here(publication.checkpoint, publication.metrics).version == "v1"
+    assert read_champion(home) == "v1"
+
+
+@pytest.mark.parametrize(("policy", "promoted"), [("gate", False), ("always", True)])
+def test_where_no_champion_is_sound_the_gate_promotes_nothing(
+    policy, promoted, publish_here, better, tmp_path, flip_bit
+):
+    flip_bit(tmp_path / "models" / "textgen" / "v1" / "README.md")
+    published = publish_here(*better, policy=policy)
+    assert (published.version, published.promoted) == ("v2", promoted)
+    if policy == "gate":
+        assert "no champion is sound" in published.reason and "models promote VERSION" in published.reason
+
+
+@pytest.mark.parametrize("at", ["history.json", "champion"])
+def test_a_mending_that_was_cut_short_is_made_good(at, home, local, flip_bit, monkeypatch):
+    def cut_short(path: Path, data: str) -> None:
+        if path.name == at:
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+
+    flip_bit(home / "v4" / WEIGHTS_FILE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(textgen.registry, "write_atomic", cut_short)
+        read_sound(home, local)
+    published, champion = read_sound(home, local)
+    assert [manifest.version for manifest in published] == ["v1", "v2", "v3"]
+    assert champion.version == read_champion(home) == "v3"
+    assert rollback(home, local).version == "v2"
+
+
+def test_without_its_history_a_damaged_champion_gives_way_too(home, local, flip_bit):
+    (home / "history.json").unlink()
+    flip_bit(home / "v4" / WEIGHTS_FILE)
+    assert read_sound(home, local)[1].version == read_champion(home) == "v3"
 
 
 def rewrite(folder: Path, checkpoint, change) -> object:

@@ -21,6 +21,7 @@ LEAST_DISTINCT = 0.25
 MOST_REPETITION = 0.5
 FINITE, WHOLE = "finite", "scored tokens"
 ALWAYS_GUARDED = (FINITE, WHOLE)
+BY_HAND = "`models promote VERSION` makes it the champion"
 
 
 class Guard(BaseModel):
@@ -143,15 +144,21 @@ def _halves(groups: int) -> Tensor:
     return torch.randint(2, (RESAMPLES, groups), generator=generator).double()
 
 
-def decide(policy: PublishConfig, challenger: Scores, opponent: Scores, guards: list[Guard], protocol: str) -> Decision:
+def decide(
+    policy: PublishConfig, challenger: Scores, opponent: Scores | None, guards: list[Guard], protocol: str
+) -> Decision:
     """Return whether the challenger is promoted: always and never as `policy` says, or by the comparison on test.
 
-    Under every policy a guard of `ALWAYS_GUARDED` that failed keeps it from being promoted.
+    Under `gate` no opponent means that there were champions and none is sound. Under every policy a guard of
+    `ALWAYS_GUARDED` that failed keeps it from being promoted.
     """
     if policy.policy != "gate":
         failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
         reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.describe()}" for guard in failed[:1])
         return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
+    if opponent is None:
+        reason = f"no champion is sound that it could be compared with; {BY_HAND}"
+        return Decision(promoted=False, reason=reason, protocol=protocol, guards=guards)
     found = rates(challenger, opponent, "test")
     if found is None:
         reason = (

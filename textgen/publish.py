@@ -25,7 +25,7 @@ from textgen.registry import (
     opened,
     prune,
     read_champion,
-    read_versions,
+    read_sound,
     settle,
 )
 from textgen.scores import (
@@ -71,12 +71,11 @@ def publish(
     """
     home = config.root / "models" / config.name
     with opened(home, storage):
-        published = read_versions(home)
+        published, champion = read_sound(home, storage)
         for manifest in published:
             if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
                 break
         else:
-            champion = next((one for one in published if one.version == read_champion(home)), None)
             manifest = _publish(
                 _next_folder(home, storage), champion, checkpoint, metrics, tokens, raw, config, flow_run_id
             )
@@ -110,10 +109,10 @@ def _publish(
         raise Refused(f"{checkpoint.folder} is not published: {finite.describe()}")
     samples, continuations = draw_samples(checkpoint, raw, config.seed)
     guards = [finite, *guard_whole(scores, expected_tokens(metrics, tokens)), *guard_generation(continuations)]
-    opponent = scores
+    opponent = None
     if config.publish.policy == "gate" and champion is not None:
         opponent = score_champion(champion.folder, champion.sha256, champion.checkpoint_sha256, tokens, raw, config)
-    elif config.publish.policy == "gate":
+    elif config.publish.policy == "gate" and read_champion(folder.parent) is None:
         opponent = score_unigram(metrics, scores, tokens, raw, config)
     decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
     verdict = "promoted" if decision.promoted else "not promoted"

@@ -1,5 +1,6 @@
 """The registry: published versions that never change, and the champion, the version in use, moved by one rename."""
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from textgen.files import Damaged, InputError, Manifest, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
+
+log = logging.getLogger(__name__)
 
 CHAMPION_FILE = "champion"
 HISTORY_FILE = "history.json"
@@ -181,8 +184,29 @@ def read_history(home: Path) -> History:
     return History(champions=champions)
 
 
-def read_versions(home: Path) -> list[PublishedManifest]:
-    """Return the versions that verify; a damaged one is set aside."""
+def read_sound(home: Path, storage: Storage) -> tuple[list[PublishedManifest], PublishedManifest | None]:
+    """Return the versions that verify and the champion among them; a damaged one is set aside.
+
+    A damaged champion's place is taken by the newest sound champion before it: without one, and before the first
+    champion, it is None. `opened` holds the models.
+    """
+    champion, history = read_champion(home), read_history(home)  # which may be by what a damaged version says
+    sound = {manifest.version: manifest for manifest in _read_versions(home)}
+    before = history.until(champion)
+    while before and before[-1] not in sound:
+        before.pop()
+    if not before:
+        return list(sound.values()), None
+    if champion is not None and before[-1] != champion:
+        log.warning(
+            "%s: the champion, %s, is not sound: %s, the champion before it, is the champion again",
+            home.name, champion, before[-1],
+        )  # fmt: skip
+        _write(home, History(champions=[*before, champion], settled=history.settled), before[-1], storage)
+    return list(sound.values()), sound[before[-1]]
+
+
+def _read_versions(home: Path) -> list[PublishedManifest]:
     manifests = []
     for number in numbers(home):
         folder = home / f"v{number}"
