@@ -163,7 +163,7 @@ def decide(
     if found is None:
         reason = (
             f"it cannot be compared with {opponent.name}: another tokenizer, and unknown words leave no bits a byte; "
-            "publish.policy=always promotes it"
+            + BY_HAND
         )
         return Decision(promoted=False, reason=reason, opponent=opponent.name, protocol=protocol, guards=guards)
     guards = [*guards, guard_validation(challenger, opponent)]
