@@ -176,6 +176,15 @@ def test_machines_that_share_a_root_promote_roll_back_and_delete_for_each_other(
     assert (ours / "champion").read_text() == "v2\n"  # until it asks
 
 
+def test_a_champion_before_the_first_promotion_is_said_not_to_be_there(home, tmp_path, capsys):
+    (home / "champion").unlink()
+    said = f"base@champion: no version was promoted yet; {home} has v1, v2, v3, v4"
+    with pytest.raises(InputError) as caught:
+        resolve("base@champion", tmp_path)
+    assert str(caught.value) == said
+    assert run_models(capsys, "show", "--name", "base", "--root", str(tmp_path)) == (2, "", said + "\n")
+
+
 def run_models(capsys, *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
     code = main(["models", *arguments])

@@ -229,13 +229,15 @@ def number_of(version: str) -> int:
 
 
 def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version.
+    """Return the folder of a version; of the champion's, None before the first is promoted.
 
     Raises:
         InputError: there is no such version.
     """
-    if not VERSION.fullmatch(version or "") or not (home / version).is_dir():
-        there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+    there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+    if version is None:
+        raise InputError(f"{home.name}@champion: no version was promoted yet; {home} has {there}")
+    if not VERSION.fullmatch(version) or not (home / version).is_dir():
         raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
     return home / version
 
