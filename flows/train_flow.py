@@ -68,6 +68,7 @@ def train_flow(
     from tasks.report import show_drift, show_model
     from tasks.stage import run_stage
     from tasks.tokenize import tokenize
+    from tasks.tracking import track_champion
     from tasks.train import train
     from textgen.train import train_key
 
@@ -86,6 +87,7 @@ def train_flow(
     published, publication = run_stage(
         publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
     )
+    track_champion(settings, published)
     reports = {
         "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
     }  # fmt: skip
