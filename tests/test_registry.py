@@ -341,6 +341,13 @@ def test_where_no_champion_is_sound_the_gate_promotes_nothing(
         assert "no champion is sound" in published.reason and "models promote VERSION" in published.reason
 
 
+def test_a_damaged_first_champion_is_published_and_promoted_again(publication, publish_here, tmp_path, flip_bit):
+    flip_bit(tmp_path / "models" / "textgen" / "v1" / "README.md")
+    published = publish_here(publication.checkpoint, publication.metrics)
+    assert (published.version, published.promoted, published.decision.opponent) == ("v2", True, "unigram")
+    assert read_champion(tmp_path / "models" / "textgen") == "v2"
+
+
 @pytest.mark.parametrize("at", ["history.json", "champion"])
 def test_a_mending_that_was_cut_short_is_made_good(at, home, local, flip_bit, monkeypatch):
     def cut_short(path: Path, data: str) -> None:

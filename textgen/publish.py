@@ -7,6 +7,7 @@ the work.
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from textgen.card import Sample, write_card
@@ -15,7 +16,7 @@ from textgen.config import Config
 from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.export import Refused, check_with_transformers, load_model
-from textgen.files import new_folder, sha256_file, verify, write_atomic
+from textgen.files import Damaged, new_folder, sha256_file, verify, write_atomic
 from textgen.gate import decide, guard_finite, guard_generation, guard_whole
 from textgen.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
 from textgen.lineage import LINEAGE_FILE, describe_lineage
@@ -112,7 +113,7 @@ def _publish(
     opponent = None
     if config.publish.policy == "gate" and champion is not None:
         opponent = score_champion(champion.folder, champion.sha256, champion.checkpoint_sha256, tokens, raw, config)
-    elif config.publish.policy == "gate" and read_champion(folder.parent) is None:
+    elif config.publish.policy == "gate" and _is_first(folder.parent, checkpoint):
         opponent = score_unigram(metrics, scores, tokens, raw, config)
     decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
     verdict = "promoted" if decision.promoted else "not promoted"
@@ -142,6 +143,17 @@ def _publish(
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
         ).write(temporary)
     return PublishedManifest.read(folder).as_built()
+
+
+def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
+    """Return whether there was no champion before, or only a damaged one of this very checkpoint."""
+    if (champion := read_champion(home)) is None:
+        return True
+    for folder in home.glob(f"{champion}.damaged-*"):
+        with suppress(Damaged):
+            if PublishedManifest.parse(folder).checkpoint_sha256 == checkpoint.weights_sha256:
+                return True
+    return False
 
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:
