@@ -95,6 +95,14 @@ def score_unigram(
     return challenger._replace(name="unigram", splits=documents)
 
 
+def published_stride(folder: Path) -> int | None:
+    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`."""
+    if not (folder / METRICS_FILE).exists():
+        return None
+    stored = json.loads((folder / METRICS_FILE).read_bytes())
+    return stored["stride"] if stored.get("protocol") == "sliding" else None
+
+
 def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:
     """Return how many tokens of each split the protocol of `metrics` scores."""
     expected = {}
