@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from textgen.card_text import (
     dataset_name,
     describe_decision,
+    describe_environment,
     describe_source,
     describe_tokenizer,
     describe_training,
@@ -97,8 +98,7 @@ def write_card(
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
         decision=describe_decision(decision),
         samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
-        packages=", ".join(f"{package} {number}" for package, number in lineage["packages"].items()),
-        python=lineage["python"],
+        environment=describe_environment(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
     write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n{body}")
@@ -176,7 +176,7 @@ The prompts, in bold, are the first words of validation rows.
 
 ## Environment and lineage
 
-Python {python}, {packages}.
+{environment}
 
 {lineage}
 

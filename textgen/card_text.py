@@ -103,13 +103,21 @@ def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
     return [(f"`{key}`", f"`{value}`") for key, value in rows if value is not None]
 
 
+def describe_environment(lineage: dict[str, Any]) -> str:
+    """Return in words what the training ran with."""
+    if lineage["python"] is None:
+        return "What the training ran with was not recorded."
+    packages = "".join(f", {package} {number}" for package, number in lineage["packages"].items())
+    return f"The training ran with Python {lineage['python']}{packages}."
+
+
 def origins(lineage: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the folder and the key of each thing that the model was made of."""
     stages = ("raw", "tokens", "checkpoint", "evaluation")
     rows = [(name, f"`{lineage[name]['folder']}`", f"`{lineage[name]['key']}`") for name in stages]
     return [
         *rows,
-        ("code", "git", f"`{lineage['git_commit'] or 'not a checkout'}`"),
+        ("code of the training", "git", f"`{lineage['git_commit'] or 'not known'}`"),
         ("flow run", "Prefect", f"`{lineage['flow_run'] or 'none'}`"),
     ]
 

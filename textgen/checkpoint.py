@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from textgen.environment import Environment
 from textgen.export import WEIGHTS_FILE, read_weights, write_weights
 from textgen.files import Damaged, Failure, Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.log import LOG_FILE
@@ -49,6 +50,7 @@ class CheckpointManifest(Manifest):
     initial_sha256: str | None  # of the weights that it started from, None where they were drawn
     device: str
     devices: int
+    environment: Environment | None = None  # None of a training from before it was recorded
     parameters: int
     steps: int
     stopped_early: bool

@@ -33,6 +33,7 @@ from textgen.config import Config, TrainingConfig
 from textgen.device import autocast, choose_device, compiles, prepare_cpu, seed_everything
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.energy import EnergyMeter
+from textgen.environment import read_environment
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
 from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
@@ -447,6 +448,7 @@ class Run:
             initial_sha256=self.initial_sha256,
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             devices=self.group.size,
+            environment=read_environment(),
             parameters=self.parameters,
             steps=progress.step,
             stopped_early=progress.step < self.steps,
