@@ -6,10 +6,12 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
-from textgen.card_text import describe_decision, quote
+from textgen.card_text import describe_decision, describe_training, quote
+from textgen.device import device_name
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
 from textgen.scores import METRICS_FILE
@@ -133,6 +135,20 @@ def test_a_picture_is_opaque_and_its_ink_stands_out_from_its_own_background(fold
     brightness = pixels[..., :3].mean(axis=2)
     assert np.median(brightness) > 0.9
     assert brightness.min() < 0.4
+
+
+def test_the_speed_of_a_training_is_that_of_the_seconds_it_names(publication):
+    checkpoint = publication.checkpoint
+    assert checkpoint.device == device_name(torch.device("cpu")) and checkpoint.precision == "fp32"
+    speed = checkpoint.speed.model_copy(
+        update={"seconds": {"train": 0.5, "validation": 5.5}, "tokens_per_second": 5120}
+    )
+    update = {"speed": speed, "steps": 20, "tokens_trained": 2560, "train_seconds": 6.0, "device": "AMD EPYC 7B13"}
+    assert describe_training(checkpoint.model_copy(update=update)).startswith(
+        "20 steps, 2,560 tokens, 6.0 seconds on AMD EPYC 7B13 in fp32, 0.5 of them in steps: "
+        "5,120 tokens a second in these, "
+    )
+    assert "7B13, 0.5 of" in describe_training(checkpoint.model_copy(update={**update, "precision": None}))
 
 
 def test_a_decision_is_shown_with_all_its_figures():

@@ -51,9 +51,11 @@ def describe_training(checkpoint: CheckpointManifest) -> str:
     kilojoules = [f"{joules / 1000:.3g} kJ of its {part.upper()}s" for part, joules in speed.joules.items()]
     energy = " and ".join(kilojoules) or "its host has no counter that could be read"
     stopped = " (stopped early)" if checkpoint.stopped_early else ""
+    precision = f" in {checkpoint.precision}" if checkpoint.precision is not None else ""
     return (
-        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.0f} "
-        f"seconds on {devices}: {speed.tokens_per_second:,.0f} tokens a second, {speed.mfu:.1%} of the matrix peak of "
+        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.1f} "
+        f"seconds on {devices}{precision}, {speed.seconds['train']:.1f} of them in steps: "
+        f"{speed.tokens_per_second:,.0f} tokens a second in these, {speed.mfu:.1%} of the matrix peak of "
         f"{speed.peak_flops / 1e12:.3g} TFLOP/s, {speed.memory_peak_bytes / 2**30:.2f} GiB of memory at the peak. "
         f"Energy: {energy}. The weights are those of step {checkpoint.best_step:,}, the best on validation."
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
@@ -48,9 +48,10 @@ class CheckpointManifest(Manifest):
     tokens_key: str
     config: dict[str, Any]
     initial_sha256: str | None  # of the weights that it started from, None where they were drawn
-    device: str
+    device: str  # as its maker names it
     devices: int
-    environment: Environment | None = None  # None of a training from before it was recorded
+    precision: Literal["fp32", "bf16"] | None = None  # None of a training from before it was recorded
+    environment: Environment | None = None  # as `precision`
     parameters: int
     steps: int
     stopped_early: bool
