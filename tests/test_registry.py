@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import textgen.publish
@@ -205,6 +207,48 @@ def test_the_commands_list_show_promote_and_roll_back(home, capsys):
     assert run_models(capsys, "rollback", *of, "--json")[1] == '{"name": "base", "champion": "v4"}\n'
     code, out, _ = run_models(capsys, "show", "v1", *of)
     assert code == 0 and "reason 1" in out
+
+
+def test_list_and_show_do_not_wait_for_a_publication(home, capsys):
+    of = ("--name", "base", "--root", str(home.parents[1]))
+    with FileLock(home / ".lock"):
+        waiting = threading.Thread(target=main, args=(["models", "list", *of],), daemon=True)
+        waiting.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert run_models(capsys, "show", "v2", *of)[0] == 0
+
+
+def test_a_promotion_says_that_it_waits(home, local, caplog):
+    caplog.set_level("INFO")
+    with FileLock(home / ".lock"):
+        waiting = threading.Thread(target=promote, args=(home, "v1", local))
+        waiting.start()
+        while not caplog.records:
+            waiting.join(0.01)
+        assert read_champion(home) == "v4"
+    waiting.join()
+    assert caplog.messages == ["base: waiting for another process, that publishes or promotes, to end"]
+    assert read_champion(home) == "v1"
+
+
+def test_a_version_that_is_deleted_while_it_is_read_is_not_there(home, capsys, monkeypatch):
+    """Retention deletes in another process, and the readers hold no lock."""
+    parse = PublishedManifest.parse
+
+    def delete_before(folder: Path) -> PublishedManifest:
+        if folder.name == "v2":
+            shutil.rmtree(folder, ignore_errors=True)
+        return parse(folder)
+
+    monkeypatch.setattr(PublishedManifest, "parse", delete_before)
+    of = ("--name", "base", "--root", str(home.parents[1]))
+    shutil.copytree(home / "v2", home.parents[1] / "kept")
+    code, out, err = run_models(capsys, "show", "v2", *of)
+    assert (code, out) == (2, "") and err.startswith("base@v2: no such model")
+    shutil.copytree(home.parents[1] / "kept", home / "v2")
+    rows = json.loads(run_models(capsys, "list", *of, "--json")[1])
+    assert [row["version"] for row in rows] == ["v1", "v3", "v4"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.card import Sample
@@ -70,7 +70,13 @@ class History(BaseModel):
 def opened(home: Path, storage: Storage) -> Iterator[None]:
     """Hold the models of `home` to oneself on this machine, as they are in the remote root, while the block runs."""
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
+    lock = FileLock(home / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for another process, that publishes or promotes, to end", home.name)
+        lock.acquire()
+    try:
         for leftover in [*home.glob(".v[0-9]*"), *home.glob(f".{CHAMPION_FILE}.*"), *home.glob(f".{HISTORY_FILE}.*")]:
             if leftover.is_dir():  # of a process that was killed
                 shutil.rmtree(leftover)
@@ -81,6 +87,22 @@ def opened(home: Path, storage: Storage) -> Iterator[None]:
                 storage.bring(folder, PublishedManifest)
         storage.bring_file(home / HISTORY_FILE)
         storage.bring_file(home / CHAMPION_FILE)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def opened_to_read(home: Path, storage: Storage) -> Iterator[None]:
+    """Have the models of `home` here, as they are in the remote root, while the block reads them.
+
+    Those of a local root are not locked: a version does not change, and it comes and goes, as the champion moves, by
+    one rename. One may be gone between two looks.
+    """
+    if storage.is_remote:
+        with opened(home, storage):
+            yield
+    else:
         yield
 
 
