@@ -76,7 +76,7 @@ def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, met
     columns = {
         "loss (nats a token)": "loss_nats", "token perplexity": "token_perplexity",
         "word perplexity": "word_perplexity", "byte perplexity": "byte_perplexity",
-        "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
+        "bits a byte": "bits_per_byte", "tokens scored": "tokens_scored", "tokens": "tokens", "words": "words",
         "rows": "rows", "bytes": "bytes",
     }  # fmt: skip
     rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
@@ -113,6 +113,14 @@ def test_the_card_has_what_readers_look_for_and_its_pictures_exist(publication, 
     assert f"{publication.checkpoint.speed.tokens_per_second:,.0f} tokens a second" in card
     assert publication.checkpoint.key in card
     assert "run-1" in card
+
+
+def test_a_paragraph_of_the_card_is_one_line(folder):
+    _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+    body = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
+    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", body)]
+    wrapped = [part for part in paragraphs if "\n" in part and not part.startswith(("|", "- ", ">"))]
+    assert wrapped == []
 
 
 def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_path):

@@ -156,12 +156,12 @@ Protocol `{protocol}`, seq_length {seq_length}, stride {stride}.
 - Denominators: {denominators}.
 
 | split | loss (nats a token) | token perplexity | word perplexity | byte perplexity | bits a byte \
-| tokens | words | rows | bytes |
-|---|---|---|---|---|---|---|---|---|---|
+| tokens scored | tokens | words | rows | bytes |
+|---|---|---|---|---|---|---|---|---|---|---|
 {metrics_rows}
 
-Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte
-perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the
+Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte \
+perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the \
 digits.
 
 ## Promotion
@@ -200,7 +200,7 @@ def _metrics_row(name: str, metrics: Metrics) -> str:
     bits = "-" if split.bits_per_byte is None else f"{split.bits_per_byte:.4f}"
     return (
         f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {byte} | {bits} "
-        f"| {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
+        f"| {split.tokens_scored:,} | {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
     )
 
 
