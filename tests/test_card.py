@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from textgen import plots
 from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
 from textgen.card_text import describe_decision, describe_training, quote
 from textgen.device import device_name
@@ -127,6 +128,23 @@ def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_pa
     write(publication, tmp_path / "again")
     for name in (CARD_FILE, TRAINING_PLOT, DATA_PLOT):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [((4, 13), {"4", "6", "10"}), ((20_000, 60_000), {"20,000", "40,000", "60,000"}), ((1, 900), {"1", "10", "100"})],
+)
+def test_the_numbers_on_a_logarithmic_axis_are_written_in_full(words, labels, publication, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "words_by_row", lambda rows: np.array(words))
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.plot_data(publication.raw, publication.tokens, None)
+    figures[0].canvas.draw()
+    lengths, ranks = figures[0].axes
+    assert labels <= {label.get_text() for label in lengths.get_xticklabels(which="both")}
+    for axis in (lengths.xaxis, ranks.xaxis, ranks.yaxis):
+        shown = [label.get_text() for label in axis.get_ticklabels(which="both")]
+        assert all(re.fullmatch(r"(0\.)?[\d,]*", label) for label in shown)
 
 
 @pytest.mark.parametrize("name", [TRAINING_PLOT, DATA_PLOT])
