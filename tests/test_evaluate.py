@@ -134,6 +134,14 @@ def test_a_word_whose_perplexity_no_float_holds_has_none(tokens, has_one):
     assert metrics.bits_per_byte is not None
 
 
+def test_no_perplexity_overflows():
+    metrics = summarize(720.0, 1, counts(tokens=1, words=1, rows=1, text_bytes=1))
+    assert metrics.model_dump(include={"token_perplexity", "word_perplexity", "byte_perplexity"}) == {
+        "token_perplexity": None, "word_perplexity": math.exp(360), "byte_perplexity": None,
+    }  # fmt: skip
+    assert metrics.bits_per_byte == pytest.approx(720 / math.log(2))
+
+
 @pytest.mark.parametrize("protocol", ["sliding", "blocks"])
 def test_an_evaluation_summarizes_validation_and_test(protocol, checkpoint, tokens, make_config):
     config = make_config(evaluation={"protocol": protocol, "stride": 5})

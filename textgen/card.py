@@ -14,6 +14,7 @@ from textgen.card_text import (
     describe_source,
     describe_tokenizer,
     describe_training,
+    figure,
     hyperparameters,
     origins,
     quote,
@@ -195,11 +196,10 @@ def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
 
 def _metrics_row(name: str, metrics: Metrics) -> str:
     split = metrics.splits[name]
-    word = "-" if split.word_perplexity is None else f"{split.word_perplexity:.2f}"
-    byte = "-" if split.byte_perplexity is None else f"{split.byte_perplexity:.4f}"
-    bits = "-" if split.bits_per_byte is None else f"{split.bits_per_byte:.4f}"
+    token, word = figure(split.token_perplexity, ".2f"), figure(split.word_perplexity, ".2f")
+    byte, bits = figure(split.byte_perplexity), figure(split.bits_per_byte)
     return (
-        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {byte} | {bits} "
+        f"| {name} | {split.loss_nats:.4f} | {token} | {word} | {byte} | {bits} "
         f"| {split.tokens_scored:,} | {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
     )
 

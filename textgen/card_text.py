@@ -77,17 +77,18 @@ def describe_decision(decision: Decision) -> str:
         "confidence required": decision.required_confidence,
         "improvement required": decision.min_improvement,
     }
-    rows = [(name, _figure(value)) for name, value in figures.items() if value is not None]
+    rows = [(name, figure(value)) for name, value in figures.items() if value is not None]
     for guard in decision.guards:
         outcome = "passed" if guard.passed else "failed"
         rows.append(
-            (f"guard: {guard.name}", f"{outcome}: {_figure(guard.value, '.6g')}, bound {_figure(guard.bound, '.6g')}")
+            (f"guard: {guard.name}", f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}")
         )
     verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {decision.reason}."
     return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
 
 
-def _figure(value: str | float | None, form: str = ".4f") -> str:
+def figure(value: str | float | None, form: str = ".4f") -> str:
+    """Return a figure with its decimals, `-` where there is none."""
     match value:
         case None:
             return "-"
