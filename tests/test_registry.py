@@ -261,6 +261,16 @@ def test_a_command_on_a_model_that_is_not_there_is_a_users_mistake(arguments, ho
     assert not (home.parent / "nobody").exists()
 
 
+@pytest.mark.parametrize("name", ["", ".", "../models/base", "base/v1", "/tmp"])
+@pytest.mark.parametrize("command", ["list", "show", "rollback"])
+def test_a_name_that_no_model_has_is_a_users_mistake(command, name, home, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run_models(capsys, command, "--name", name, "--root", str(tmp_path))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"--name={name!r}: string should match pattern")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_flipped_byte_in_any_published_file_is_named_wherever_the_model_is_used(
     publication, tmp_path, flip_bit, capsys
 ):

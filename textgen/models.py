@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, parse_config
 from textgen.files import Damaged, InputError
 
 ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
@@ -101,10 +101,14 @@ def _open(options: argparse.Namespace) -> tuple[Any, Path]:
     """Return the storage and the folder of the models in it.
 
     Raises:
-        InputError: there are none of that name.
+        InputError: there are none of that name, or it is no name of a model.
     """
     from textgen.storage import Storage
 
+    try:
+        parse_config({"name": options.name})
+    except InputError as error:
+        raise InputError(f"--{error}") from None
     config = StorageConfig(root=options.root)
     storage, home = Storage(config), config.local / "models" / options.name
     if not home.is_dir() and not storage.folders(home, "v*"):
