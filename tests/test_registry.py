@@ -477,7 +477,7 @@ def test_the_champion_is_scored_again_where_the_protocol_differs(publication, ma
     assert "scored again" not in caplog.text
     evaluation = EvaluationConfig(protocol="blocks")
     other = scores_of_v1(publication, publication.config.model_copy(update={"evaluation": evaluation}))
-    assert "v1, the champion, is scored again" in caplog.text
+    assert "v1, the champion, is scored again: its figures were measured otherwise" in caplog.text
     loaded = load_model(publication.published.folder)
     for split in EVALUATED:
         stored = read_documents(publication.metrics, split)
