@@ -71,7 +71,9 @@ def train_flow(
     from tasks.report import show_drift, show_model
     from tasks.stage import run_stage
     from tasks.tokenize import tokenize
+    from tasks.tracking import track_champion
     from tasks.train import train
+    from textgen.registry import read_champion
     from textgen.train import train_key
 
     settings = make_config(config, training, run, overrides)
@@ -89,6 +91,7 @@ def train_flow(
     published, publication = run_stage(
         publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
     )
+    track_champion(settings, published)
     reports = {
         "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
     }  # fmt: skip
@@ -101,6 +104,7 @@ def train_flow(
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
+        "champion": read_champion(published.folder.parent),
         "hub_commit": push_champion(settings, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
@@ -142,8 +146,10 @@ def summarize(result: dict[str, Any]) -> None:
     published = result["published"]
     for sample in published["samples"]:
         console.print(f"{sample['prompt']} ▸{sample['continuation']}\n", markup=False)
-    verdict = "now the champion" if published["promoted"] else "not promoted"
-    console.print(f"{published['name']} {published['version']}: {verdict} ({published['reason']})")
+    champion = result["champion"] or "none"
+    verdict = "the champion" if champion == published["version"] else f"the champion is {champion}"
+    decision = "promoted" if published["promoted"] else "not promoted"
+    console.print(f"{published['name']} {published['version']}: {decision} ({published['reason']}); {verdict}")
     console.print(f"Model: {published['path']}")
     console.print(f'Next:  python -m textgen generate {published["path"]} --prompt "Return the"', markup=False)
 

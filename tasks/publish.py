@@ -17,7 +17,7 @@ from textgen.tokens import TokensManifest
 def key(
     config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
 ) -> str:
-    return content_key(publishing.PUBLISH_VERSION, config.name, checkpoint.weights_sha256)
+    return content_key(publishing.PUBLISH_VERSION, config.name, config.publish.policy, checkpoint.weights_sha256)
 
 
 @stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)

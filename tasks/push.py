@@ -6,12 +6,13 @@ from typing import Any
 from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 
+from tasks.redact import redacted
 from tasks.stage import NETWORK_RETRY_SECONDS
 from textgen import push as pushing
 from textgen.config import Config
 from textgen.files import Failure
 from textgen.push import PushFailed
-from textgen.registry import PublishedManifest, read_champion
+from textgen.registry import CHAMPION_FILE, PublishedManifest, read_champion
 from textgen.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -29,18 +30,28 @@ def can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(retries=len(NETWORK_RETRY_SECONDS), retry_delay_seconds=NETWORK_RETRY_SECONDS, retry_condition_fn=can_pass)
+@redacted()
 def push(config: Config, published: PublishedManifest) -> str:
-    """Have the Hub repository hold the published version and return the commit."""
+    """Have the Hub repository hold a published version and return the commit."""
     assert config.publish.hub_repo is not None
     return pushing.push(published, config.publish.hub_repo, Storage(config.storage)).commit
 
 
 def push_champion(config: Config, published: PublishedManifest) -> str | None:
-    """Push a published version if it is the champion and return the commit; what fails, the next run tries again."""
-    if config.publish.hub_repo is None or read_champion(published.folder.parent) != published.version:
+    """Have the Hub hold the champion and return the commit; what fails, the next run tries again.
+
+    The champion may be another version than the `published` one: an earlier run failed to push it, or somebody
+    promoted it or rolled back to it.
+    """
+    if config.publish.hub_repo is None:
         return None
+    home, storage = published.folder.parent, Storage(config.storage)
     try:
-        return push(config, published)
+        storage.bring_file(home / CHAMPION_FILE)
+        if (champion := read_champion(home)) is None:
+            return None
+        storage.bring(home / champion, PublishedManifest)
+        return push(config, PublishedManifest.read(home / champion))
     except Failure as error:
-        log.warning("%s %s is not on the Hub: %s; the next run tries again", published.name, published.version, error)
+        log.warning("%s@champion is not on the Hub: %s; the next run tries again", published.name, error)
         return None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.__main__ import FAILURE, USER_MISTAKE
 from textgen.config import Config, TrackingConfig
-from textgen.files import write_atomic
+from textgen.files import Damaged, write_atomic
 from textgen.lineage import LINEAGE_FILE
 from textgen.registry import PublishedManifest, read_champion
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 30
 UPLOAD_TIMEOUT_SECONDS = 1800
 PENDING_FOLDER = Path("wandb", "pending")  # under the root: published versions that are yet to be sent
+SENT_FOLDER = Path("wandb", "champions")  # by name, the version that has the alias `champion`
 INPUTS = ("raw", "tokens")  # of a model, in its lineage
 _unreachable = False  # the server did not answer this process: the stages after do not wait for it again
 
@@ -167,6 +168,28 @@ def track_model(config: Config, published: PublishedManifest, training_key: str)
         file.unlink()
 
 
+def track_champion(config: Config, published: PublishedManifest) -> None:
+    """Have the alias `champion` on the champion, where the last one that was sent is another version."""
+    home = published.folder.parent
+    champion, pending = read_champion(home), config.root / PENDING_FOLDER
+    if champion is None or champion == _last_sent(config.root, published.name):
+        return
+    if (pending / f"{published.name}-{champion}.json").exists():  # its turn comes with `replay`
+        return
+    try:
+        manifest = PublishedManifest.read(home / champion)
+    except Damaged as damage:
+        log.warning("Weights & Biases: %s is not recorded as the champion: %s", champion, damage)
+        return
+    lineage = json.loads((manifest.folder / LINEAGE_FILE).read_bytes())
+    track_model(config, manifest, lineage["checkpoint"]["key"])
+
+
+def _last_sent(root: Path, name: str) -> str | None:
+    file = root / SENT_FOLDER / name
+    return file.read_text().strip() if file.exists() else None
+
+
 def replay(root: Path) -> int:
     """Send the published versions that are pending under `root`; return the exit code."""
     files = sorted((root / PENDING_FOLDER).glob("*.json"))
@@ -216,6 +239,8 @@ def _send(pending: Pending, root: Path) -> None:
         if is_champion and pending.tracking.registry is not None:
             target = f"wandb-registry-{pending.tracking.registry}/{pending.name}"
             run.link_artifact(logged, target, aliases=aliases)
+    if is_champion:
+        write_atomic(root / SENT_FOLDER / pending.name, pending.version + "\n")
 
 
 def describe_input(kind: str, record: dict[str, Any]) -> Any:

@@ -6,10 +6,13 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
+from textgen import plots
 from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
-from textgen.card_text import describe_decision, quote
+from textgen.card_text import describe_decision, describe_training, quote
+from textgen.device import device_name
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
 from textgen.scores import METRICS_FILE
@@ -74,7 +77,7 @@ def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, met
     columns = {
         "loss (nats a token)": "loss_nats", "token perplexity": "token_perplexity",
         "word perplexity": "word_perplexity", "byte perplexity": "byte_perplexity",
-        "bits a byte": "bits_per_byte", "tokens": "tokens", "words": "words",
+        "bits a byte": "bits_per_byte", "tokens scored": "tokens_scored", "tokens": "tokens", "words": "words",
         "rows": "rows", "bytes": "bytes",
     }  # fmt: skip
     rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
@@ -113,10 +116,35 @@ def test_the_card_has_what_readers_look_for_and_its_pictures_exist(publication, 
     assert "run-1" in card
 
 
+def test_a_paragraph_of_the_card_is_one_line(folder):
+    _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+    body = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
+    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", body)]
+    wrapped = [part for part in paragraphs if "\n" in part and not part.startswith(("|", "- ", ">"))]
+    assert wrapped == []
+
+
 def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_path):
     write(publication, tmp_path / "again")
     for name in (CARD_FILE, TRAINING_PLOT, DATA_PLOT):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [((4, 13), {"4", "6", "10"}), ((20_000, 60_000), {"20,000", "40,000", "60,000"}), ((1, 900), {"1", "10", "100"})],
+)
+def test_the_numbers_on_a_logarithmic_axis_are_written_in_full(words, labels, publication, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "words_by_row", lambda rows: np.array(words))
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.plot_data(publication.raw, publication.tokens, None)
+    figures[0].canvas.draw()
+    lengths, ranks = figures[0].axes
+    assert labels <= {label.get_text() for label in lengths.get_xticklabels(which="both")}
+    for axis in (lengths.xaxis, ranks.xaxis, ranks.yaxis):
+        shown = [label.get_text() for label in axis.get_ticklabels(which="both")]
+        assert all(re.fullmatch(r"(0\.)?[\d,]*", label) for label in shown)
 
 
 @pytest.mark.parametrize("name", [TRAINING_PLOT, DATA_PLOT])
@@ -133,6 +161,20 @@ def test_a_picture_is_opaque_and_its_ink_stands_out_from_its_own_background(fold
     brightness = pixels[..., :3].mean(axis=2)
     assert np.median(brightness) > 0.9
     assert brightness.min() < 0.4
+
+
+def test_the_speed_of_a_training_is_that_of_the_seconds_it_names(publication):
+    checkpoint = publication.checkpoint
+    assert checkpoint.device == device_name(torch.device("cpu")) and checkpoint.precision == "fp32"
+    speed = checkpoint.speed.model_copy(
+        update={"seconds": {"train": 0.5, "validation": 5.5}, "tokens_per_second": 5120}
+    )
+    update = {"speed": speed, "steps": 20, "tokens_trained": 2560, "train_seconds": 6.0, "device": "AMD EPYC 7B13"}
+    assert describe_training(checkpoint.model_copy(update=update)).startswith(
+        "20 steps, 2,560 tokens, 6.0 seconds on AMD EPYC 7B13 in fp32, 0.5 of them in steps: "
+        "5,120 tokens a second in these, "
+    )
+    assert "7B13, 0.5 of" in describe_training(checkpoint.model_copy(update={**update, "precision": None}))
 
 
 def test_a_decision_is_shown_with_all_its_figures():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from textgen import device as module
-from textgen.device import autocast, choose_device, prepare_cpu, seed_everything, usable_cores, uses_bf16
+from textgen.device import autocast, choose_device, device_name, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.files import InputError
 
 
@@ -117,3 +117,15 @@ def test_equal_parts_seed_all_generators_equally_and_others_each_otherwise():
     assert draws[0] == draws[1]
     for generator in range(3):
         assert len({values[generator] for values in draws}) == 5
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [("processor\t: 0\nmodel name\t: AMD EPYC 7B13\n", "AMD EPYC 7B13"), ("processor\t: 0\n", "cpu"), (None, "arm")],
+)
+def test_a_cpu_has_the_name_that_the_system_tells(told, name, tmp_path, monkeypatch):
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(module, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert device_name(torch.device("cpu")) == name

@@ -23,8 +23,9 @@ from textgen.evaluate import (
     summarize,
 )
 from textgen.export import LoadedModel, load_model
-from textgen.files import Damaged, InputError
+from textgen.files import Damaged, InputError, sha256_file
 from textgen.protocols import DEFINITIONS, blocks, sliding_windows
+from textgen.scores import METRICS_FILE
 from textgen.storage import Storage
 from textgen.tokens import TextCounts, load_stream
 
@@ -131,6 +132,14 @@ def test_a_word_whose_perplexity_no_float_holds_has_none(tokens, has_one):
     metrics = summarize(3.0, 1, counts(tokens=tokens, words=1, rows=1))
     assert (metrics.word_perplexity is not None) == has_one
     assert metrics.bits_per_byte is not None
+
+
+def test_no_perplexity_overflows():
+    metrics = summarize(720.0, 1, counts(tokens=1, words=1, rows=1, text_bytes=1))
+    assert metrics.model_dump(include={"token_perplexity", "word_perplexity", "byte_perplexity"}) == {
+        "token_perplexity": None, "word_perplexity": math.exp(360), "byte_perplexity": None,
+    }  # fmt: skip
+    assert metrics.bits_per_byte == pytest.approx(720 / math.log(2))
 
 
 @pytest.mark.parametrize("protocol", ["sliding", "blocks"])
@@ -246,12 +255,40 @@ def test_a_corpus_is_measured_as_lm_eval_does_from_its_raw_text(checkpoint, toke
 def test_the_command_measures_as_the_evaluation_of_a_run_does(protocol, checkpoint, tokens, make_config, capsys):
     arguments = ["evaluate", str(checkpoint.folder), "--root", str(tokens.root), "--protocol", protocol]
     assert main([*arguments, "--json"]) == 0
-    splits = json.loads(capsys.readouterr().out)
+    measured = json.loads(capsys.readouterr().out)
     metrics = evaluate(checkpoint.folder, tokens, make_config(evaluation={"protocol": protocol}))
-    assert splits == {name: split.model_dump() for name, split in metrics.splits.items()}
+    assert measured == {
+        "protocol": protocol, "seq_length": 16, "stride": metrics.stride,
+        **{name: split.model_dump() for name, split in metrics.splits.items()},
+    }  # fmt: skip
     assert main(arguments) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith(f"{protocol}: context 16, stride {metrics.stride}\n")
     assert DEFINITIONS[protocol].denominators in printed and DEFINITIONS[protocol].context in printed
+
+
+def test_the_command_measures_a_published_model_with_the_stride_it_was_published_with(publication, tmp_path, capsys):
+    root, folder = publication.config.root, tmp_path / "published"
+    config = publication.config.model_copy(update={"evaluation": EvaluationConfig(stride=5)})
+    metrics = evaluate(publication.checkpoint.folder, publication.tokens, config)
+    shutil.copytree(publication.published.folder, folder)
+    (folder / METRICS_FILE).write_text(json.dumps(metrics.content()))
+    sha256 = {**publication.published.sha256, METRICS_FILE: sha256_file(folder / METRICS_FILE)}
+    publication.published.model_copy(update={"sha256": sha256}).write(folder)
+
+    def run(*arguments: str) -> dict:
+        assert main(["evaluate", str(folder), "--root", str(root), "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert run() == {
+        "protocol": "sliding", "seq_length": 16, "stride": 5,
+        **{name: split.model_dump() for name, split in metrics.splits.items()},
+    }  # fmt: skip
+    (tmp_path / "text.txt").write_text("".join(read_rows(publication.raw, "test")), "utf-8")
+    measured = run("--text", str(tmp_path / "text.txt"))
+    assert measured["stride"] == 5
+    assert measured["text"] == pytest.approx(metrics.splits["test"].model_dump())
+    assert run("--protocol", "blocks")["stride"] == 16
 
 
 def test_the_command_says_that_the_raw_text_is_not_there(checkpoint, tokens, tmp_path, capsys):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.train_flow import check_files, main, train_flow
+from flows.train_flow import check_files, main, summarize, train_flow
 from textgen import tokens
 from textgen.config import SPLITS, Config, parse_config
 from textgen.files import InputError
@@ -74,7 +74,7 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     assert list(result["stages"]) == list(STAGES)
     assert cached(result) == []
     assert set(result) == {
-        "run_id", "config", "raw", "tokens", "drift", "checkpoint", "metrics", "published", "hub_commit", "stages",
+        "run_id", "config", "raw", "tokens", "drift", "checkpoint", "metrics", "published", "champion", "hub_commit", "stages",
     }  # fmt: skip
     assert set(result["metrics"]) == {"validation", "test"}
     published = result["published"]
@@ -166,6 +166,19 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
     assert resolve("textgen@v3", folder / "data").name == "v3"
     with pytest.raises(InputError, match="v1, v2, v3"):
         resolve("textgen@v9", folder / "data")
+
+
+def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):
+    other = {"training": {"max_steps": 3}}
+    never = run_flow(tiny(folder, publish={"policy": "never"}, **other))
+    assert (never["published"]["promoted"], never["champion"]) == (False, "v1")
+    always = run_flow(tiny(folder, publish={"policy": "always"}, **other))
+    assert (always["published"]["version"], always["champion"]) == ("v2", "v2")
+    assert (always["published"]["promoted"], always["published"]["reason"]) == (True, "publish.policy=always")
+    summarize(always)
+    assert "textgen v2: promoted (publish.policy=always); the champion\n" in capsys.readouterr().out
+    summarize(never)
+    assert "textgen v2: not promoted (publish.policy=never); the champion is v1\n" in capsys.readouterr().out
 
 
 def test_a_model_of_another_text_is_compared_with_the_champion_on_that_text(folder, caplog):

@@ -105,12 +105,36 @@ def test_the_same_model_is_not_promoted_over_itself():
     assert (decision.promoted, decision.difference, decision.confidence) == (False, 0, 0)
 
 
-@pytest.mark.parametrize(("documents", "promoted"), [(1, False), (4, False), (5, True)])
-def test_too_few_documents_are_no_evidence(documents, promoted):
+@pytest.mark.parametrize(
+    ("documents", "confidence", "promoted"),
+    [(1, 0.95, False), (4, 0.95, False), (5, 0.95, True), (4, 0.9375, True), (9, 0.999, False), (10, 0.999, True),
+     (14, 0.999, True)],
+)  # fmt: skip
+def test_too_few_documents_are_no_evidence_and_the_reason_says_so(documents, confidence, promoted):
     """Of 4 documents even a model better on all of them is so by chance once in 16 times."""
-    decision = decide(GATE, *draw_pair(Text(documents, 0.1), 1.0, 0), [], "sliding")
+    policy = PublishConfig(policy="gate", confidence=confidence)
+    decision = decide(policy, *draw_pair(Text(documents, 0.1), 1.0, 0), [], "sliding")
     assert decision.promoted == promoted
-    assert decision.confidence == pytest.approx(1 - 0.5**documents, abs=0.01)
+    assert decision.confidence == pytest.approx(1 - 0.5**documents, abs=0.0 if documents < 14 else 0.0005)
+    assert ("at most" in decision.reason) != promoted
+    if documents == 4 and not promoted:
+        assert decision.reason.endswith("; 4 documents can give 93.75% at most")
+
+
+def test_a_document_without_a_scored_token_is_no_evidence():
+    """The first document of one token has none under `sliding`, and the last ones have none under `blocks`."""
+    challenger, champion = draw_pair(Text(5, 0.1), 1.0, 0)
+    nats_D, tokens_D = (torch.cat([array, array.new_zeros(2)]) for array in challenger.splits["test"][:2])
+    wide = {"words": torch.ones(7), "bytes": torch.ones(7, dtype=torch.int64), "tokens": tokens_D}
+    theirs_D = torch.cat([champion.splits["test"].nats, nats_D.new_zeros(2)])
+    for sha256 in ("same", "other"):  # nats a token, bits a byte
+        pair = changed(challenger, "test", nats=nats_D, **wide), changed(champion, "test", nats=theirs_D, **wide)
+        decision = decide(GATE, pair[0]._replace(tokenizer_sha256=sha256), pair[1], [], "sliding")
+        assert decision.confidence == 1 - 0.5**5
+        pair = [changed(scores, "test", nats=scores.splits["test"].nats.index_fill(0, torch.tensor(4), 0.0),
+                        tokens=tokens_D.index_fill(0, torch.tensor(4), 0)) for scores in pair]  # fmt: skip
+        decision = decide(GATE, pair[0]._replace(tokenizer_sha256=sha256), pair[1], [], "sliding")
+        assert decision.reason.endswith("; 4 documents can give 93.75% at most")
 
 
 def test_the_confidence_is_that_of_the_sign_test_over_all_ways_to_flip_the_documents():
@@ -122,7 +146,7 @@ def test_the_confidence_is_that_of_the_sign_test_over_all_ways_to_flip_the_docum
     for flips in range(2**10):
         flipped = sum(-x if flips >> place & 1 else x for place, x in enumerate(difference_D))
         below += sum(difference_D) < flipped - 1e-9
-    assert compare(found, 0.01, CONFIDENCE).confidence == pytest.approx(below / 2**10, abs=0.015)
+    assert compare(found, 0.01, CONFIDENCE).confidence == below / 2**10
 
 
 def test_the_bounds_tell_the_same_as_the_confidence():
@@ -167,6 +191,7 @@ def test_without_bits_a_byte_nothing_is_promoted_over_another_tokenizer():
     unknown = challenger._replace(tokenizer_sha256="other", spread={"validation": None, "test": None})
     decision = decide(GATE, unknown, champion, [], "sliding")
     assert not decision.promoted and "cannot be compared with v1" in decision.reason
+    assert decision.reason.endswith("`models promote VERSION` makes it the champion")
     assert decide(PublishConfig(policy="always"), unknown, champion, [], "sliding").promoted
 
 

@@ -1,14 +1,20 @@
 """lineage.json: each hash in it is that of a file, and each key that of a record."""
 
+import hashlib
 import json
 import re
 import subprocess
 
 import pytest
 
+from textgen import environment
+from textgen.card_text import describe_environment
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS
-from textgen.files import Manifest, sha256_file
-from textgen.lineage import LINEAGE_FILE
+from textgen.environment import Environment
+from textgen.files import Manifest, canonical_json, sha256_file
+from textgen.gate import Decision
+from textgen.lineage import LINEAGE_FILE, describe_lineage
 
 STAGES = ("raw", "tokens", "checkpoint", "evaluation")
 HEX = re.compile(r"[0-9a-f]{16,64}")
@@ -58,3 +64,37 @@ def test_the_lineage_names_the_run_the_decision_the_configuration_and_the_packag
     assert lineage["decision"]["reason"] == publication.published.reason
     assert lineage["config"]["seed"] == publication.config.seed
     assert lineage["packages"]["torch"]
+
+
+def test_code_and_packages_are_those_of_the_training_whenever_it_is_published(publication, monkeypatch):
+    def describe(checkpoint: CheckpointManifest) -> dict:
+        return describe_lineage(
+            checkpoint, publication.metrics, publication.tokens, publication.raw,
+            Decision(promoted=True, reason="publish.policy=always"), None,
+        )  # fmt: skip
+
+    before = describe(publication.checkpoint)
+    assert before["git_commit"] == publication.checkpoint.environment.git_commit
+    then = Environment(git_commit="a" * 40, python="3.11.0", packages={"torch": "2.0.0"})
+    after = describe(publication.checkpoint.model_copy(update={"environment": then}))
+    assert {name: after[name] for name in then.model_dump()} == then.model_dump()
+    monkeypatch.setattr(environment, "_git_commit", lambda: "b" * 40)
+    assert describe(publication.checkpoint) == before
+
+
+def test_a_training_that_recorded_no_environment_is_read_and_published_without_one(publication, tmp_path):
+    content = publication.checkpoint.content()
+    del content["environment"]
+    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    (tmp_path / Manifest.FILE).write_text(json.dumps({**content, "manifest_sha256": digest}))
+    old = CheckpointManifest.parse(tmp_path)
+    lineage = describe_lineage(
+        old, publication.metrics, publication.tokens, publication.raw, publication.published.decision, None
+    )
+    assert (lineage["git_commit"], lineage["python"], lineage["packages"]) == (None, None, {})
+    assert describe_environment(lineage) == "What the training ran with was not recorded."
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    assert list(environment.read_environment().packages) == ["torch"]

@@ -140,17 +140,35 @@ def test_a_damaged_version_is_not_pushed(hub, published, storage, flip_bit):
     assert hub.requests == []
 
 
-def test_only_the_champion_is_pushed_and_a_failure_is_a_warning(publication, published, monkeypatch, caplog):
+def test_the_champion_is_pushed_whichever_version_a_run_published(publication, published, monkeypatch):
+    home, pushed = published.folder.parent, []
+    monkeypatch.setattr(task, "push", lambda config, published: pushed.append(published.version) or "commit")
+    config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
+    shutil.copytree(published.folder, home / "v2")
+    newest = published.model_copy(update={"version": "v2", "promoted": False, "path": str(home / "v2")})
+    newest.write(home / "v2")
+    assert task.push_champion(config, newest) == "commit"
+    (home / "champion").write_text("v2\n")
+    assert task.push_champion(config, published) == "commit"
+    assert pushed == ["v1", "v2"]
+
+
+@pytest.mark.parametrize("champion", [None, "v2"])
+def test_without_a_champion_that_is_there_nothing_is_pushed(champion, publication, published, monkeypatch):
+    monkeypatch.setattr(task, "push", None)
+    config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
+    file = published.folder.parent / "champion"
+    file.unlink() if champion is None else file.write_text(f"{champion}\n")
+    assert task.push_champion(config, published) is None
+
+
+def test_a_failed_push_is_a_warning(publication, published, monkeypatch, caplog):
     def fail(config, published):
         raise PushFailed("publish.hub_repo=owner/tiny: no answer", True)
 
-    config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
-    monkeypatch.setattr(task, "push", lambda config, published: "commit")
-    assert task.push_champion(publication.config, published) is None
-    assert task.push_champion(config, published) == "commit"
     monkeypatch.setattr(task, "push", fail)
+    assert task.push_champion(publication.config, published) is None
+    assert caplog.text == ""
+    config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
     assert task.push_champion(config, published) is None
     assert "owner/tiny: no answer; the next run tries again" in caplog.text
-    (published.folder.parent / "champion").write_text("v2\n")
-    monkeypatch.setattr(task, "push", lambda config, published: "commit")
-    assert task.push_champion(config, published) is None

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import textgen.publish
+import textgen.registry
 from tests.trainings import ignore
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
@@ -24,6 +27,7 @@ from textgen.registry import (
     prune,
     read_champion,
     read_history,
+    read_sound,
     resolve,
     rollback,
 )
@@ -174,6 +178,15 @@ def test_machines_that_share_a_root_promote_roll_back_and_delete_for_each_other(
     assert (ours / "champion").read_text() == "v2\n"  # until it asks
 
 
+def test_a_champion_before_the_first_promotion_is_said_not_to_be_there(home, tmp_path, capsys):
+    (home / "champion").unlink()
+    said = f"base@champion: no version was promoted yet; {home} has v1, v2, v3, v4"
+    with pytest.raises(InputError) as caught:
+        resolve("base@champion", tmp_path)
+    assert str(caught.value) == said
+    assert run_models(capsys, "show", "--name", "base", "--root", str(tmp_path)) == (2, "", said + "\n")
+
+
 def run_models(capsys, *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
     code = main(["models", *arguments])
@@ -196,6 +209,48 @@ def test_the_commands_list_show_promote_and_roll_back(home, capsys):
     assert code == 0 and "reason 1" in out
 
 
+def test_list_and_show_do_not_wait_for_a_publication(home, capsys):
+    of = ("--name", "base", "--root", str(home.parents[1]))
+    with FileLock(home / ".lock"):
+        waiting = threading.Thread(target=main, args=(["models", "list", *of],), daemon=True)
+        waiting.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert run_models(capsys, "show", "v2", *of)[0] == 0
+
+
+def test_a_promotion_says_that_it_waits(home, local, caplog):
+    caplog.set_level("INFO")
+    with FileLock(home / ".lock"):
+        waiting = threading.Thread(target=promote, args=(home, "v1", local))
+        waiting.start()
+        while not caplog.records:
+            waiting.join(0.01)
+        assert read_champion(home) == "v4"
+    waiting.join()
+    assert caplog.messages == ["base: waiting for another process, that publishes or promotes, to end"]
+    assert read_champion(home) == "v1"
+
+
+def test_a_version_that_is_deleted_while_it_is_read_is_not_there(home, capsys, monkeypatch):
+    """Retention deletes in another process, and the readers hold no lock."""
+    parse = PublishedManifest.parse
+
+    def delete_before(folder: Path) -> PublishedManifest:
+        if folder.name == "v2":
+            shutil.rmtree(folder, ignore_errors=True)
+        return parse(folder)
+
+    monkeypatch.setattr(PublishedManifest, "parse", delete_before)
+    of = ("--name", "base", "--root", str(home.parents[1]))
+    shutil.copytree(home / "v2", home.parents[1] / "kept")
+    code, out, err = run_models(capsys, "show", "v2", *of)
+    assert (code, out) == (2, "") and err.startswith("base@v2: no such model")
+    shutil.copytree(home.parents[1] / "kept", home / "v2")
+    rows = json.loads(run_models(capsys, "list", *of, "--json")[1])
+    assert [row["version"] for row in rows] == ["v1", "v3", "v4"]
+
+
 @pytest.mark.parametrize(
     "arguments", [("show", "v9"), ("promote", "v9"), ("list", "--name", "nobody"), ("rollback", "--name", "nobody")]
 )
@@ -204,6 +259,16 @@ def test_a_command_on_a_model_that_is_not_there_is_a_users_mistake(arguments, ho
     code, out, err = run_models(capsys, *arguments, "--root", str(home.parents[1]))
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert not (home.parent / "nobody").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "../models/base", "base/v1", "/tmp"])
+@pytest.mark.parametrize("command", ["list", "show", "rollback"])
+def test_a_name_that_no_model_has_is_a_users_mistake(command, name, home, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run_models(capsys, command, "--name", name, "--root", str(tmp_path))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"--name={name!r}: string should match pattern")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_flipped_byte_in_any_published_file_is_named_wherever_the_model_is_used(
@@ -288,6 +353,78 @@ def test_a_promotion_that_was_cut_short_is_made_good(publish_here, better, tmp_p
     assert read_champion(tmp_path / "models" / "textgen") == "v2"
 
 
+@pytest.fixture(scope="module")
+def another(publication, better, tmp_path_factory):
+    """Return a checkpoint about as good as `better`, and its metrics."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"] *= 1.001
+
+    checkpoint = rewrite(tmp_path_factory.mktemp("another") / "out", better[0], change)
+    return checkpoint, evaluate(checkpoint.folder, publication.tokens, publication.config)
+
+
+def test_in_a_damaged_champions_place_comes_the_sound_one_before_it(
+    publish_here, better, another, tmp_path, flip_bit, caplog
+):
+    home = tmp_path / "models" / "textgen"
+    publish_here(*better)
+    flip_bit(home / "v2" / "README.md")
+    published = publish_here(*another)
+    assert (published.version, published.promoted, published.decision.opponent) == ("v3", True, "v1")
+    assert "textgen: the champion, v2, is not sound: v1, the champion before it, is the champion again" in caplog.text
+    assert read_history(home).until("v3") == ["v1", "v3"]
+
+
+def test_a_publish_that_makes_nothing_mends_the_champion_too(publication, publish_here, better, tmp_path, flip_bit):
+    home = tmp_path / "models" / "textgen"
+    publish_here(*better)
+    flip_bit(home / "v2" / "README.md")
+    assert publish_here(publication.checkpoint, publication.metrics).version == "v1"
+    assert read_champion(home) == "v1"
+
+
+@pytest.mark.parametrize(("policy", "promoted"), [("gate", False), ("always", True)])
+def test_where_no_champion_is_sound_the_gate_promotes_nothing(
+    policy, promoted, publish_here, better, tmp_path, flip_bit
+):
+    flip_bit(tmp_path / "models" / "textgen" / "v1" / "README.md")
+    published = publish_here(*better, policy=policy)
+    assert (published.version, published.promoted) == ("v2", promoted)
+    if policy == "gate":
+        assert "no champion is sound" in published.reason and "models promote VERSION" in published.reason
+
+
+def test_a_damaged_first_champion_is_published_and_promoted_again(publication, publish_here, tmp_path, flip_bit):
+    flip_bit(tmp_path / "models" / "textgen" / "v1" / "README.md")
+    published = publish_here(publication.checkpoint, publication.metrics)
+    assert (published.version, published.promoted, published.decision.opponent) == ("v2", True, "unigram")
+    assert read_champion(tmp_path / "models" / "textgen") == "v2"
+
+
+@pytest.mark.parametrize("at", ["history.json", "champion"])
+def test_a_mending_that_was_cut_short_is_made_good(at, home, local, flip_bit, monkeypatch):
+    def cut_short(path: Path, data: str) -> None:
+        if path.name == at:
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+
+    flip_bit(home / "v4" / WEIGHTS_FILE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(textgen.registry, "write_atomic", cut_short)
+        read_sound(home, local)
+    published, champion = read_sound(home, local)
+    assert [manifest.version for manifest in published] == ["v1", "v2", "v3"]
+    assert champion.version == read_champion(home) == "v3"
+    assert rollback(home, local).version == "v2"
+
+
+def test_without_its_history_a_damaged_champion_gives_way_too(home, local, flip_bit):
+    (home / "history.json").unlink()
+    flip_bit(home / "v4" / WEIGHTS_FILE)
+    assert read_sound(home, local)[1].version == read_champion(home) == "v3"
+
+
 def rewrite(folder: Path, checkpoint, change) -> object:
     """Return the manifest of a copy of a checkpoint whose weights `change` has changed."""
     shutil.copytree(checkpoint.folder, folder)
@@ -340,7 +477,7 @@ def test_the_champion_is_scored_again_where_the_protocol_differs(publication, ma
     assert "scored again" not in caplog.text
     evaluation = EvaluationConfig(protocol="blocks")
     other = scores_of_v1(publication, publication.config.model_copy(update={"evaluation": evaluation}))
-    assert "v1, the champion, is scored again" in caplog.text
+    assert "v1, the champion, is scored again: its figures were measured otherwise" in caplog.text
     loaded = load_model(publication.published.folder)
     for split in EVALUATED:
         stored = read_documents(publication.metrics, split)

@@ -12,7 +12,7 @@ import pytest
 import wandb
 
 from tasks import tracking
-from tasks.tracking import choose_mode, describe_model, main, track, track_model
+from tasks.tracking import choose_mode, describe_model, main, track, track_champion, track_model
 from textgen.config import Config, TrackingConfig, parse_config
 from textgen.lineage import LINEAGE_FILE
 
@@ -211,6 +211,35 @@ def test_a_version_that_is_not_the_champion_is_sent_without_that_alias_and_not_l
     track_model(config, published, "training-key")
     assert server.logged[0][1] == ["textgen-v1"]
     assert server.linked == []
+
+
+def test_after_a_rollback_the_alias_and_the_link_go_to_the_champion_once(model, server, publication):
+    config, published, pending = model
+    home = config.root / "models" / "textgen"
+    shutil.copytree(home / "v1", home / "v2")
+    published.model_copy(update={"version": "v2"}).write(home / "v2")
+    (home / "champion").write_text("v2\n")
+    newest = type(published).read(home / "v2")
+    track_model(config, newest, "training-key")
+    track_champion(config, newest)
+    assert [aliases for _, aliases in server.logged] == [["textgen-v2", "champion"]]
+    (home / "champion").write_text("v1\n")
+    for _ in range(2):
+        track_champion(config, newest)
+    assert [aliases for _, aliases in server.logged[1:]] == [["textgen-v1", "champion"]]
+    assert server.options["id"] == publication.checkpoint.key
+    assert server.linked[1:] == [("wandb-registry-model/textgen", ["textgen-v1", "champion"])]
+    assert not pending.exists()
+
+
+def test_a_champion_that_waits_for_replay_is_not_sent_twice(model, server):
+    config, published, pending = model
+    server.failing = "wait"
+    newest = type(published).read(config.root / "models" / "textgen" / "v1")
+    track_model(config, newest, "training-key")
+    server.failing = None
+    track_champion(config, newest)
+    assert (len(server.logged), pending.exists()) == (1, True)
 
 
 def test_without_a_registry_nothing_is_linked(model, server):

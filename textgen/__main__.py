@@ -95,20 +95,24 @@ def _evaluate(options: argparse.Namespace) -> None:
     from textgen.export import load_model
     from textgen.protocols import DEFINITIONS
     from textgen.registry import read_tokens, resolve
+    from textgen.scores import published_stride
 
     folder = resolve(options.model, options.root)
     loaded = load_model(folder, choose_device("auto"))
-    evaluation = EvaluationConfig(protocol=options.protocol)
+    half = max(1, loaded.seq_length // 2)
+    stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
+    evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)
     if options.text is not None:
         measured = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        stride = max(1, loaded.seq_length // 2)
         measured = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, stride)
     splits = {name: split.metrics for name, split in measured.items()}
     if options.json:
-        print(json.dumps({name: metrics.model_dump(mode="json") for name, metrics in splits.items()}, indent=2))
+        measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}
+        by_split = {name: metrics.model_dump(mode="json") for name, metrics in splits.items()}
+        print(json.dumps({**measured_by, **by_split}, indent=2))
         return
-    print(f"{options.protocol}: context {loaded.seq_length}")
+    print(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
     for part, description in DEFINITIONS[options.protocol].model_dump().items():
         print(f"  {part:18} {description}")
     for name, metrics in splits.items():

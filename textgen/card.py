@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from textgen.card_text import (
     dataset_name,
     describe_decision,
+    describe_environment,
     describe_source,
     describe_tokenizer,
     describe_training,
+    figure,
     hyperparameters,
     origins,
     quote,
@@ -97,8 +99,7 @@ def write_card(
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
         decision=describe_decision(decision),
         samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
-        packages=", ".join(f"{package} {number}" for package, number in lineage["packages"].items()),
-        python=lineage["python"],
+        environment=describe_environment(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
     write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n{body}")
@@ -156,12 +157,12 @@ Protocol `{protocol}`, seq_length {seq_length}, stride {stride}.
 - Denominators: {denominators}.
 
 | split | loss (nats a token) | token perplexity | word perplexity | byte perplexity | bits a byte \
-| tokens | words | rows | bytes |
-|---|---|---|---|---|---|---|---|---|---|
+| tokens scored | tokens | words | rows | bytes |
+|---|---|---|---|---|---|---|---|---|---|---|
 {metrics_rows}
 
-Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte
-perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the
+Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte \
+perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the \
 digits.
 
 ## Promotion
@@ -176,7 +177,7 @@ The prompts, in bold, are the first words of validation rows.
 
 ## Environment and lineage
 
-Python {python}, {packages}.
+{environment}
 
 {lineage}
 
@@ -195,12 +196,11 @@ def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
 
 def _metrics_row(name: str, metrics: Metrics) -> str:
     split = metrics.splits[name]
-    word = "-" if split.word_perplexity is None else f"{split.word_perplexity:.2f}"
-    byte = "-" if split.byte_perplexity is None else f"{split.byte_perplexity:.4f}"
-    bits = "-" if split.bits_per_byte is None else f"{split.bits_per_byte:.4f}"
+    token, word = figure(split.token_perplexity, ".2f"), figure(split.word_perplexity, ".2f")
+    byte, bits = figure(split.byte_perplexity), figure(split.bits_per_byte)
     return (
-        f"| {name} | {split.loss_nats:.4f} | {split.token_perplexity:.2f} | {word} | {byte} | {bits} "
-        f"| {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
+        f"| {name} | {split.loss_nats:.4f} | {token} | {word} | {byte} | {bits} "
+        f"| {split.tokens_scored:,} | {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
     )
 
 

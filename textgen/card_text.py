@@ -51,9 +51,11 @@ def describe_training(checkpoint: CheckpointManifest) -> str:
     kilojoules = [f"{joules / 1000:.3g} kJ of its {part.upper()}s" for part, joules in speed.joules.items()]
     energy = " and ".join(kilojoules) or "its host has no counter that could be read"
     stopped = " (stopped early)" if checkpoint.stopped_early else ""
+    precision = f" in {checkpoint.precision}" if checkpoint.precision is not None else ""
     return (
-        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.0f} "
-        f"seconds on {devices}: {speed.tokens_per_second:,.0f} tokens a second, {speed.mfu:.1%} of the matrix peak of "
+        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.1f} "
+        f"seconds on {devices}{precision}, {speed.seconds['train']:.1f} of them in steps: "
+        f"{speed.tokens_per_second:,.0f} tokens a second in these, {speed.mfu:.1%} of the matrix peak of "
         f"{speed.peak_flops / 1e12:.3g} TFLOP/s, {speed.memory_peak_bytes / 2**30:.2f} GiB of memory at the peak. "
         f"Energy: {energy}. The weights are those of step {checkpoint.best_step:,}, the best on validation."
     )
@@ -75,17 +77,18 @@ def describe_decision(decision: Decision) -> str:
         "confidence required": decision.required_confidence,
         "improvement required": decision.min_improvement,
     }
-    rows = [(name, _figure(value)) for name, value in figures.items() if value is not None]
+    rows = [(name, figure(value)) for name, value in figures.items() if value is not None]
     for guard in decision.guards:
         outcome = "passed" if guard.passed else "failed"
         rows.append(
-            (f"guard: {guard.name}", f"{outcome}: {_figure(guard.value, '.6g')}, bound {_figure(guard.bound, '.6g')}")
+            (f"guard: {guard.name}", f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}")
         )
     verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {decision.reason}."
     return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
 
 
-def _figure(value: str | float | None, form: str = ".4f") -> str:
+def figure(value: str | float | None, form: str = ".4f") -> str:
+    """Return a figure with its decimals, `-` where there is none."""
     match value:
         case None:
             return "-"
@@ -103,13 +106,21 @@ def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
     return [(f"`{key}`", f"`{value}`") for key, value in rows if value is not None]
 
 
+def describe_environment(lineage: dict[str, Any]) -> str:
+    """Return in words what the training ran with."""
+    if lineage["python"] is None:
+        return "What the training ran with was not recorded."
+    packages = "".join(f", {package} {number}" for package, number in lineage["packages"].items())
+    return f"The training ran with Python {lineage['python']}{packages}."
+
+
 def origins(lineage: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the folder and the key of each thing that the model was made of."""
     stages = ("raw", "tokens", "checkpoint", "evaluation")
     rows = [(name, f"`{lineage[name]['folder']}`", f"`{lineage[name]['key']}`") for name in stages]
     return [
         *rows,
-        ("code", "git", f"`{lineage['git_commit'] or 'not a checkout'}`"),
+        ("code of the training", "git", f"`{lineage['git_commit'] or 'not known'}`"),
         ("flow run", "Prefect", f"`{lineage['flow_run'] or 'none'}`"),
     ]
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from textgen.environment import Environment
 from textgen.export import WEIGHTS_FILE, read_weights, write_weights
 from textgen.files import Damaged, Failure, Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.log import LOG_FILE
@@ -47,8 +48,10 @@ class CheckpointManifest(Manifest):
     tokens_key: str
     config: dict[str, Any]
     initial_sha256: str | None  # of the weights that it started from, None where they were drawn
-    device: str
+    device: str  # as its maker names it
     devices: int
+    precision: Literal["fp32", "bf16"] | None = None  # None of a training from before it was recorded
+    environment: Environment | None = None  # as `precision`
     parameters: int
     steps: int
     stopped_early: bool

@@ -207,7 +207,7 @@ class PublishConfig(Section):
         None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
     )
     hub_repo: str | None = Field(
-        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub, to push what is promoted to; null: none"
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub, to push the champion to; null: none"
     )
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import platform
 import random
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from textgen.files import InputError
 
+CPU_INFO = Path("/proc/cpuinfo")
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that torch.compile writes for
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -32,6 +34,17 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name that the maker of a GPU or of the CPU gave it, `cpu` where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or "cpu"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -34,14 +34,14 @@ class SplitMetrics(BaseModel):
     `loss_nats` is the mean over `tokens_scored`. The rates for words and bytes spread that mean over all `tokens` of
     the split: word_perplexity = exp(loss_nats * tokens / (words + rows)), where a row's end counts as a word, as the
     `<eos>` of published word-level results does; bits_per_byte = loss_nats * tokens / (bytes * ln 2), bytes of the raw
-    text in UTF-8. bits_per_byte is null where unknown words make the tokens an incomplete account of the bytes,
-    word_perplexity where the text has so few white spaces that no float holds it.
+    text in UTF-8. bits_per_byte is null where unknown words make the tokens an incomplete account of the bytes, and a
+    perplexity where no float holds it, as that of a word in a text that has few white spaces.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss_nats: float
-    token_perplexity: float
+    token_perplexity: float | None
     word_perplexity: float | None
     byte_perplexity: float | None
     bits_per_byte: float | None
@@ -276,9 +276,9 @@ def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
     byte_nats = split_nats / split.text_bytes if split.unknown == 0 else None
     return SplitMetrics(
         loss_nats=loss_nats,
-        token_perplexity=math.exp(loss_nats),
-        word_perplexity=math.exp(word_nats) if word_nats < LARGEST_EXPONENT else None,
-        byte_perplexity=None if byte_nats is None else math.exp(byte_nats),
+        token_perplexity=_exp(loss_nats),
+        word_perplexity=_exp(word_nats),
+        byte_perplexity=None if byte_nats is None else _exp(byte_nats),
         bits_per_byte=None if byte_nats is None else byte_nats / math.log(2),
         tokens_scored=scored,
         tokens=split.tokens,
@@ -286,3 +286,7 @@ def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
         rows=split.rows,
         bytes=split.text_bytes,
     )
+
+
+def _exp(nats: float) -> float | None:
+    return math.exp(nats) if nats < LARGEST_EXPONENT else None

@@ -21,6 +21,7 @@ LEAST_DISTINCT = 0.25
 MOST_REPETITION = 0.5
 FINITE, WHOLE = "finite", "scored tokens"
 ALWAYS_GUARDED = (FINITE, WHOLE)
+BY_HAND = "`models promote VERSION` makes it the champion"
 
 
 class Guard(BaseModel):
@@ -121,7 +122,8 @@ def compare(rates: Rates, min_improvement: float, required: float) -> Comparison
     not (Hartigan 1969, "Using subsample values as typical values"). The usual resampling with replacement promotes too
     often where a few long documents are most of the text. Here it is a sign test: where the documents' differences are
     symmetric, an equal challenger is promoted at most at 1 - `required`, however few and however unlike they are.
-    Neighbouring documents are taken together, GROUPS in all: rows of one article are not independent.
+    Neighbouring documents are taken together, GROUPS in all: rows of one article are not independent. Of few documents
+    every half is taken once.
     """
     groups = min(GROUPS, len(rates.weight_D))
     group_D = torch.arange(len(rates.weight_D)) * groups // len(rates.weight_D)
@@ -130,33 +132,54 @@ def compare(rates: Rates, min_improvement: float, required: float) -> Comparison
     )
     difference_R, weight_R = (_halves(groups) @ sums_G2).T
     difference_R = difference_R / weight_R  # nan for no documents at all: evidence of nothing
-    above = math.ceil(required * RESAMPLES) - 1
+    above = math.ceil(required * len(difference_R)) - 1
     low = difference_R.nan_to_num(-math.inf).sort(descending=True).values[above]
     high = difference_R.nan_to_num(math.inf).sort().values[above]
     return Comparison(low.item(), high.item(), (difference_R < -min_improvement).double().mean().item())
 
 
+def most_confidence(scored_documents: int) -> float:
+    """Return the confidence in a challenger that is better on each of so many documents: by chance, once in 2^D."""
+    return 1 - 0.5 ** min(GROUPS, scored_documents)
+
+
 @functools.lru_cache(maxsize=1)
 def _halves(groups: int) -> Tensor:
-    """Return which groups are in which random half, as ones and zeros [R, G]; the same figures find the same ones."""
+    """Return which groups are in which half, as ones and zeros [R, G]: in every one there is, or in random ones.
+
+    The same figures find the same ones.
+    """
+    if 2**groups <= RESAMPLES:
+        return (torch.arange(2**groups)[:, None] >> torch.arange(groups) & 1).double()
     generator = torch.Generator().manual_seed(RESAMPLING_SEED)
     return torch.randint(2, (RESAMPLES, groups), generator=generator).double()
 
 
-def decide(policy: PublishConfig, challenger: Scores, opponent: Scores, guards: list[Guard], protocol: str) -> Decision:
+def decide_without_comparison(policy: PublishConfig, guards: list[Guard]) -> Decision:
+    """Return whether a challenger is promoted under the policies `always` and `never`."""
+    failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
+    reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.describe()}" for guard in failed[:1])
+    return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
+
+
+def decide(
+    policy: PublishConfig, challenger: Scores, opponent: Scores | None, guards: list[Guard], protocol: str
+) -> Decision:
     """Return whether the challenger is promoted: always and never as `policy` says, or by the comparison on test.
 
-    Under every policy a guard of `ALWAYS_GUARDED` that failed keeps it from being promoted.
+    Under `gate` no opponent means that there were champions and none is sound. Under every policy a guard of
+    `ALWAYS_GUARDED` that failed keeps it from being promoted.
     """
     if policy.policy != "gate":
-        failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
-        reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.describe()}" for guard in failed[:1])
-        return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
+        return decide_without_comparison(policy, guards)
+    if opponent is None:
+        reason = f"no champion is sound that it could be compared with; {BY_HAND}"
+        return Decision(promoted=False, reason=reason, protocol=protocol, guards=guards)
     found = rates(challenger, opponent, "test")
     if found is None:
         reason = (
             f"it cannot be compared with {opponent.name}: another tokenizer, and unknown words leave no bits a byte; "
-            "publish.policy=always promotes it"
+            + BY_HAND
         )
         return Decision(promoted=False, reason=reason, opponent=opponent.name, protocol=protocol, guards=guards)
     guards = [*guards, guard_validation(challenger, opponent)]
@@ -169,6 +192,9 @@ def decide(policy: PublishConfig, challenger: Scores, opponent: Scores, guards: 
         f"({comparison.low:+.4f} to {comparison.high:+.4f}); confidence {comparison.confidence:.2%} of "
         f"{policy.confidence:.2%} that it is better by more than {min_improvement:g}"
     )
+    scored = int(challenger.splits["test"].tokens.count_nonzero())
+    if (most := most_confidence(scored)) < policy.confidence:
+        reason += f"; {scored} {'document' if scored == 1 else 'documents'} can give {most:.2%} at most"
     total = found.weight_D.sum()
     return Decision(
         promoted=better and not failed,

@@ -1,9 +1,5 @@
 """Where a published model comes from: lineage.json, of which each hash is that of a file or of a record."""
 
-import subprocess
-import sys
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from textgen.checkpoint import CheckpointManifest
@@ -14,7 +10,6 @@ from textgen.gate import Decision
 from textgen.tokens import TokensManifest
 
 LINEAGE_FILE = "lineage.json"
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def describe_lineage(
@@ -27,9 +22,11 @@ def describe_lineage(
 ) -> dict[str, Any]:
     """Return where a model comes from: data, tokens, weights, configuration, code, packages, run and decision.
 
+    Code and packages are the training's, null and none of one that did not record them; the run is the publishing one.
+
     A `folder` is under the storage root; its `sha256` are of the files in it, and its `key` is that of its manifest.
     """
-    trained = f"checkpoints/{checkpoint.folder.name}"
+    trained, environment = f"checkpoints/{checkpoint.folder.name}", checkpoint.environment
     return {
         "raw": {**_record(f"raw/{raw.name}/{raw.key}", raw), "source": raw.source},
         "tokens": _record(f"processed/{tokens.key}", tokens),
@@ -43,9 +40,9 @@ def describe_lineage(
             **metrics.model_dump(include={"protocol", "seq_length", "stride"}),
         },
         "config": checkpoint.config,
-        "git_commit": _git_commit(),
-        "python": sys.version.split()[0],
-        "packages": {package: version(package) for package in PACKAGES},
+        "git_commit": environment.git_commit if environment else None,
+        "python": environment.python if environment else None,
+        "packages": environment.packages if environment else {},
         "flow_run": flow_run_id,
         "decision": decision.model_dump(mode="json"),
     }
@@ -53,13 +50,3 @@ def describe_lineage(
 
 def _record(folder: str, manifest: Manifest) -> dict[str, Any]:
     return {"folder": folder, "key": manifest.key, "sha256": manifest.sha256_by_file()}
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the code, with `+changes` where the checkout differs; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

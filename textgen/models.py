@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, parse_config
 from textgen.files import Damaged, InputError
 
 ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
@@ -33,11 +33,11 @@ def add_models(commands: argparse._SubParsersAction) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from textgen.registry import PublishedManifest, numbers, opened, read_champion
+    from textgen.registry import PublishedManifest, numbers, opened_to_read, read_champion
 
     storage, home = _open(options)
     rows = []
-    with opened(home, storage):
+    with opened_to_read(home, storage):
         champion = read_champion(home)
         for version in (f"v{number}" for number in numbers(home)):
             row = {"version": version, "champion": version == champion}
@@ -45,7 +45,8 @@ def _list(options: argparse.Namespace) -> None:
                 manifest = PublishedManifest.parse(home / version)
                 rows.append({**row, "bits_per_byte": manifest.bits_per_byte, "reason": manifest.reason})
             except Damaged as damage:
-                rows.append({**row, "bits_per_byte": None, "reason": str(damage)})
+                if (home / version).is_dir():  # else it was deleted just now
+                    rows.append({**row, "bits_per_byte": None, "reason": str(damage)})
     if options.json:
         print(json.dumps(rows, indent=2))
         return
@@ -55,13 +56,18 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from textgen.registry import PublishedManifest, find_version, opened, read_champion
+    from textgen.registry import PublishedManifest, find_version, opened_to_read, read_champion
 
     storage, home = _open(options)
-    with opened(home, storage):
+    with opened_to_read(home, storage):
         champion = read_champion(home)
         folder = find_version(home, champion if options.version is None else options.version)
-        shown = {**PublishedManifest.read(folder).content(), "champion": folder.name == champion, "path": str(folder)}
+        try:
+            manifest = PublishedManifest.read(folder)
+        except Damaged:
+            find_version(home, folder.name)  # it may have been deleted just now
+            raise
+        shown = {**manifest.content(), "champion": folder.name == champion, "path": str(folder)}
     if options.json:
         print(json.dumps(shown, indent=2))
         return
@@ -95,10 +101,14 @@ def _open(options: argparse.Namespace) -> tuple[Any, Path]:
     """Return the storage and the folder of the models in it.
 
     Raises:
-        InputError: there are none of that name.
+        InputError: there are none of that name, or it is no name of a model.
     """
     from textgen.storage import Storage
 
+    try:
+        parse_config({"name": options.name})
+    except InputError as error:
+        raise InputError(f"--{error}") from None
     config = StorageConfig(root=options.root)
     storage, home = Storage(config), config.local / "models" / options.name
     if not home.is_dir() and not storage.folders(home, "v*"):

@@ -16,6 +16,7 @@ from textgen.tokens import TokensManifest, load_stream
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INCHES = (7, 4)
@@ -60,13 +61,14 @@ def plot_data(raw: RawManifest, tokens: TokensManifest, path: Path) -> None:
     lengths.set(
         title="Words in a row", xlabel="words (blank rows left out)", ylabel="share of rows with no more", xscale="log"
     )
-    lengths.xaxis.set_major_formatter("{x:,.0f}")
     lengths.legend(frameon=False)
     counts_V = torch.bincount(load_stream(tokens, "train").long(), minlength=tokens.vocab_size)
     sorted_V = np.sort(counts_V.numpy())[::-1]
     seen = sorted_V[sorted_V > 0]
     ranks.plot(np.arange(1, len(seen) + 1), seen, color=COLORS["train"])
     ranks.set(title="Tokens of train by rank", xlabel="rank", ylabel="occurrences", xscale="log", yscale="log")
+    for axis in (lengths.xaxis, ranks.xaxis, ranks.yaxis):
+        _label_in_full(axis)
     _save(figure, path)
 
 
@@ -74,6 +76,18 @@ def words_by_row(rows: Sequence[str]) -> np.ndarray:
     """Return how many words each row has that has any."""
     counts = np.array([len(row.split()) for row in rows], dtype=np.int64)
     return counts[counts > 0]
+
+
+def _label_in_full(axis: "Axis") -> None:
+    """Label a logarithmic axis with whole numbers, between the powers of ten too where there are few of these."""
+    from matplotlib.ticker import LogFormatter
+
+    class InFull(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:,.12g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(InFull())
+    axis.set_minor_formatter(InFull())
 
 
 def _figure(inches: tuple[float, float], panels: int) -> tuple["Figure", "list[Axes]"]:

@@ -7,6 +7,7 @@ the work.
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from textgen.card import Sample, write_card
@@ -15,8 +16,8 @@ from textgen.config import Config
 from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.export import Refused, check_with_transformers, load_model
-from textgen.files import new_folder, sha256_file, verify, write_atomic
-from textgen.gate import decide, guard_finite, guard_generation, guard_whole
+from textgen.files import Damaged, new_folder, sha256_file, verify, write_atomic
+from textgen.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
 from textgen.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
 from textgen.lineage import LINEAGE_FILE, describe_lineage
 from textgen.registry import (
@@ -25,7 +26,7 @@ from textgen.registry import (
     opened,
     prune,
     read_champion,
-    read_versions,
+    read_sound,
     settle,
 )
 from textgen.scores import (
@@ -63,7 +64,7 @@ def publish(
 ) -> PublishedManifest:
     """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
 
-    A checkpoint that is published already is returned as it is.
+    A checkpoint that is published already is returned as it is, and promoted where the policy has become `always`.
 
     Raises:
         Refused: its losses are not finite, or stock transformers does not give the same logits or ids.
@@ -71,12 +72,15 @@ def publish(
     """
     home = config.root / "models" / config.name
     with opened(home, storage):
-        published = read_versions(home)
+        published, champion = read_sound(home, storage)
         for manifest in published:
             if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
+                if config.publish.policy == "always":
+                    guards = manifest.decision.guards if manifest.decision is not None else []
+                    again = decide_without_comparison(config.publish, guards)
+                    manifest = manifest.model_copy(update={"promoted": again.promoted, "reason": again.reason})
                 break
         else:
-            champion = next((one for one in published if one.version == read_champion(home)), None)
             manifest = _publish(
                 _next_folder(home, storage), champion, checkpoint, metrics, tokens, raw, config, flow_run_id
             )
@@ -110,10 +114,10 @@ def _publish(
         raise Refused(f"{checkpoint.folder} is not published: {finite.describe()}")
     samples, continuations = draw_samples(checkpoint, raw, config.seed)
     guards = [finite, *guard_whole(scores, expected_tokens(metrics, tokens)), *guard_generation(continuations)]
-    opponent = scores
+    opponent = None
     if config.publish.policy == "gate" and champion is not None:
         opponent = score_champion(champion.folder, champion.sha256, champion.checkpoint_sha256, tokens, raw, config)
-    elif config.publish.policy == "gate":
+    elif config.publish.policy == "gate" and _is_first(folder.parent, checkpoint):
         opponent = score_unigram(metrics, scores, tokens, raw, config)
     decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
     verdict = "promoted" if decision.promoted else "not promoted"
@@ -143,6 +147,17 @@ def _publish(
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
         ).write(temporary)
     return PublishedManifest.read(folder).as_built()
+
+
+def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
+    """Return whether there was no champion before, or only a damaged one of this very checkpoint."""
+    if (champion := read_champion(home)) is None:
+        return True
+    for folder in home.glob(f"{champion}.damaged-*"):
+        with suppress(Damaged):
+            if PublishedManifest.parse(folder).checkpoint_sha256 == checkpoint.weights_sha256:
+                return True
+    return False
 
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:

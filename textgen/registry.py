@@ -1,12 +1,13 @@
 """The registry: published versions that never change, and the champion, the version in use, moved by one rename."""
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.card import Sample
@@ -15,6 +16,8 @@ from textgen.files import Damaged, InputError, Manifest, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
+
+log = logging.getLogger(__name__)
 
 CHAMPION_FILE = "champion"
 HISTORY_FILE = "history.json"
@@ -67,7 +70,13 @@ class History(BaseModel):
 def opened(home: Path, storage: Storage) -> Iterator[None]:
     """Hold the models of `home` to oneself on this machine, as they are in the remote root, while the block runs."""
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
+    lock = FileLock(home / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for another process, that publishes or promotes, to end", home.name)
+        lock.acquire()
+    try:
         for leftover in [*home.glob(".v[0-9]*"), *home.glob(f".{CHAMPION_FILE}.*"), *home.glob(f".{HISTORY_FILE}.*")]:
             if leftover.is_dir():  # of a process that was killed
                 shutil.rmtree(leftover)
@@ -78,6 +87,22 @@ def opened(home: Path, storage: Storage) -> Iterator[None]:
                 storage.bring(folder, PublishedManifest)
         storage.bring_file(home / HISTORY_FILE)
         storage.bring_file(home / CHAMPION_FILE)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def opened_to_read(home: Path, storage: Storage) -> Iterator[None]:
+    """Have the models of `home` here, as they are in the remote root, while the block reads them.
+
+    Those of a local root are not locked: a version does not change, and it comes and goes, as the champion moves, by
+    one rename. One may be gone between two looks.
+    """
+    if storage.is_remote:
+        with opened(home, storage):
+            yield
+    else:
         yield
 
 
@@ -181,8 +206,29 @@ def read_history(home: Path) -> History:
     return History(champions=champions)
 
 
-def read_versions(home: Path) -> list[PublishedManifest]:
-    """Return the versions that verify; a damaged one is set aside."""
+def read_sound(home: Path, storage: Storage) -> tuple[list[PublishedManifest], PublishedManifest | None]:
+    """Return the versions that verify and the champion among them; a damaged one is set aside.
+
+    A damaged champion's place is taken by the newest sound champion before it: without one, and before the first
+    champion, it is None. `opened` holds the models.
+    """
+    champion, history = read_champion(home), read_history(home)  # which may be by what a damaged version says
+    sound = {manifest.version: manifest for manifest in _read_versions(home)}
+    before = history.until(champion)
+    while before and before[-1] not in sound:
+        before.pop()
+    if not before:
+        return list(sound.values()), None
+    if champion is not None and before[-1] != champion:
+        log.warning(
+            "%s: the champion, %s, is not sound: %s, the champion before it, is the champion again",
+            home.name, champion, before[-1],
+        )  # fmt: skip
+        _write(home, History(champions=[*before, champion], settled=history.settled), before[-1], storage)
+    return list(sound.values()), sound[before[-1]]
+
+
+def _read_versions(home: Path) -> list[PublishedManifest]:
     manifests = []
     for number in numbers(home):
         folder = home / f"v{number}"
@@ -205,13 +251,15 @@ def number_of(version: str) -> int:
 
 
 def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version.
+    """Return the folder of a version; of the champion's, None before the first is promoted.
 
     Raises:
         InputError: there is no such version.
     """
-    if not VERSION.fullmatch(version or "") or not (home / version).is_dir():
-        there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+    there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+    if version is None:
+        raise InputError(f"{home.name}@champion: no version was promoted yet; {home} has {there}")
+    if not VERSION.fullmatch(version) or not (home / version).is_dir():
         raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
     return home / version
 

@@ -49,8 +49,8 @@ def score_champion(
 ) -> Scores:
     """Return the scores of a published model on the text of `raw`, by the protocol of `config`.
 
-    They are those that it was published with, if they are of the same tokens and protocol; otherwise it is scored now,
-    in its own context and with its own tokenizer.
+    They are those that it was published with, if these are of the same tokens and protocol, batch size, device and
+    precision; otherwise it is scored now, in its own context and with its own tokenizer.
     """
     stored = json.loads((folder / METRICS_FILE).read_bytes())
     seq_length, stride = stored["seq_length"], config.evaluation.stride
@@ -63,7 +63,7 @@ def score_champion(
         documents = read_scores(folder / DOCUMENTS_FILE)
         spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
         return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
-    log.info("%s, the champion, is scored again: its figures are of other tokens or another protocol", folder.name)
+    log.info("%s, the champion, is scored again: its figures were measured otherwise", folder.name)
     device = choose_device(config.training.device)
     loaded = load_model(folder, device)
     with autocast(device, config.training.precision):
@@ -93,6 +93,14 @@ def score_unigram(
         nats_D.index_add_(0, document_N[positions_S], nats_S)
         documents[split] = challenger.splits[split]._replace(nats=nats_D)
     return challenger._replace(name="unigram", splits=documents)
+
+
+def published_stride(folder: Path) -> int | None:
+    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`."""
+    if not (folder / METRICS_FILE).exists():
+        return None
+    stored = json.loads((folder / METRICS_FILE).read_bytes())
+    return stored["stride"] if stored.get("protocol") == "sliding" else None
 
 
 def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:

@@ -30,9 +30,10 @@ from textgen.checkpoint import (
     save_state,
 )
 from textgen.config import Config, TrainingConfig
-from textgen.device import autocast, choose_device, compiles, prepare_cpu, seed_everything
+from textgen.device import autocast, choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.energy import EnergyMeter
+from textgen.environment import read_environment
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
 from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
@@ -445,8 +446,10 @@ class Run:
             tokens_key=self.tokens.key,
             config=self.config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
             initial_sha256=self.initial_sha256,
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            device=device_name(self.device),
             devices=self.group.size,
+            precision="bf16" if uses_bf16(self.device, self.training.precision) else "fp32",
+            environment=read_environment(),
             parameters=self.parameters,
             steps=progress.step,
             stopped_early=progress.step < self.steps,

@@ -1,0 +1,44 @@
+"""What a training ran with: the commit of the code, Python, and the packages that figures depend on."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+class Environment(BaseModel):
+    """What a training ran with, at its end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    git_commit: str | None  # with `+changes` where the checkout differs; None outside a checkout
+    python: str
+    packages: dict[str, str]
+
+
+def read_environment() -> Environment:
+    """Return what this process runs with."""
+    return Environment(git_commit=_git_commit(), python=sys.version.split()[0], packages=_packages())
+
+
+def _packages() -> dict[str, str]:
+    packages = {}
+    for package in PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:  # a training needs some of them only
+            continue
+    return packages
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
