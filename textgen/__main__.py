@@ -110,7 +110,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}
         by_split = {name: metrics.model_dump(mode="json") for name, metrics in splits.items()}
-        print(json.dumps({**measured_by, **by_split}, indent=2))
+        print(json.dumps({**by_split, **measured_by}, indent=2))
         return
     print(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
     for part, description in DEFINITIONS[options.protocol].model_dump().items():
