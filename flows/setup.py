@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.variables import Variable
 
-from textgen.__main__ import FAILURE, USER_MISTAKE
+from textgen.__main__ import carry_out
 from textgen.config import StorageConfig, parse_config
 from textgen.files import Failure, InputError
 from textgen.storage import Storage
@@ -47,25 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="without a heartbeat, after which a run counts as crashed",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        storage, notify_url = check_storage(options.storage), check_notify_url()
-        if options.lost_after < SHORTEST_LOSS_SECONDS:
-            raise InputError(f"--lost-after {options.lost_after}: less than two heartbeats, {SHORTEST_LOSS_SECONDS}")
-        with get_client(sync_client=True) as client:
-            if (silence := client.api_healthcheck()) is not None:
-                raise Failure(f"no Prefect server answers at {client.api_url}: {silence}; `prefect server start`")
-            set_up_pool(client, "cpu", "process")
-            set_up_pool(client, "gpu", options.gpu_pool)
-            set_up_results(storage)
-            set_up_automation(client, lost_runs(options.lost_after))
-            set_up_notification(client, notify_url)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return USER_MISTAKE
-    except Failure as error:
-        print(error, file=sys.stderr)
-        return FAILURE
-    return 0
+    return carry_out(lambda: set_up(options.storage, options.gpu_pool, options.lost_after))
+
+
+def set_up(root: str, gpu_pool: str, lost_after: int) -> None:
+    """Make what a server needs, for runs in the storage `root`, which count as crashed after so many seconds.
+
+    Raises:
+        InputError: the storage, the pool, the seconds or the webhook's address is none that could be used.
+        Failure: no server answers.
+    """
+    storage, notify_url = check_storage(root), check_notify_url()
+    if lost_after < SHORTEST_LOSS_SECONDS:
+        raise InputError(f"--lost-after {lost_after}: less than two heartbeats, {SHORTEST_LOSS_SECONDS}")
+    with get_client(sync_client=True) as client:
+        if (silence := client.api_healthcheck()) is not None:
+            raise Failure(f"no Prefect server answers at {client.api_url}: {silence}; `prefect server start`")
+        set_up_pool(client, "cpu", "process")
+        set_up_pool(client, "gpu", gpu_pool)
+        set_up_results(storage)
+        set_up_automation(client, lost_runs(lost_after))
+        set_up_notification(client, notify_url)
 
 
 def check_storage(root: str) -> StorageConfig:

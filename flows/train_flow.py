@@ -23,10 +23,10 @@ from rich.table import Table
 from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
 from tasks.cancel import cancel_children, ended_by
 from tasks.redact import redacted
-from textgen.__main__ import FAILURE, INTERRUPTED, USER_MISTAKE
+from textgen.__main__ import carry_out
 from textgen.config import Config
 from textgen.corpus import raw_folder
-from textgen.files import Failure, InputError
+from textgen.files import Failure
 from textgen.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
@@ -163,28 +163,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")
     options = parser.parse_intermixed_args(arguments)
+    return carry_out(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
     run = RunChoices(force=options.force, refresh=options.refresh)
-    try:
-        config = make_config(str(options.config), TrainingChoices(), run, options.overrides)
-        check_files(config)
-        print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
-        with server_started():
-            check_devices(config)
-        result = train_flow(str(options.config), run=run, overrides=options.overrides)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return USER_MISTAKE
-    except Failure as error:
-        print(error, file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+    config = make_config(str(options.config), TrainingChoices(), run, options.overrides)
+    check_files(config)
+    print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
+    with server_started():
+        check_devices(config)
+    result = train_flow(str(options.config), run=run, overrides=options.overrides)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
         summarize(result)
-    return 0
 
 
 @contextmanager

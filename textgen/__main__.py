@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -30,8 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_generate(commands)
     add_models(commands)
     options = parser.parse_args(arguments)
+    return carry_out(lambda: options.run(options))
+
+
+def carry_out(command: Callable[[], None]) -> int:
+    """Carry a command out and return its exit code; what keeps it from its end is a line on stderr."""
     try:
-        options.run(options)
+        command()
     except InputError as error:
         print(error, file=sys.stderr)
         return USER_MISTAKE
