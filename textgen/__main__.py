@@ -1,4 +1,4 @@
-"""The command line of the library: `python -m textgen train | evaluate | generate | models`."""
+"""The command line of the library: `python -m textgen train | evaluate | generate | gguf | models`."""
 
 import argparse
 import json
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_evaluate(commands)
     _add_generate(commands)
+    _add_gguf(commands)
     add_models(commands)
     options = parser.parse_args(arguments)
     return carry_out(lambda: options.run(options))
@@ -155,6 +156,24 @@ def _generate(options: argparse.Namespace) -> None:
         raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
     loaded = load_model(resolve(options.model, options.root))
     print(options.prompt + generate(loaded, options.prompt, sampling))
+
+
+def _add_gguf(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("gguf", help="write a model as llama.cpp runs it")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("out", metavar="OUT.gguf", type=Path, help="the file; one that is there is replaced")
+    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.set_defaults(run=_gguf)
+
+
+def _gguf(options: argparse.Namespace) -> None:
+    from textgen.export import load_model
+    from textgen.gguf import write_gguf
+    from textgen.registry import resolve
+
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file
+    write_gguf(load_model(resolve(options.model, options.root)), options.out)
+    print(options.out)
 
 
 if __name__ == "__main__":
