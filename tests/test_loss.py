@@ -7,7 +7,7 @@ from torch import Tensor
 
 from textgen import loss
 from textgen.config import ModelConfig
-from textgen.loss import NextTokenLoss, cross_entropy_sum, next_token_nats
+from textgen.loss import SAFE_LOGIT, NextTokenLoss, cross_entropy_sum, next_token_nats
 from textgen.model import LanguageModel
 
 V, C = 50, 8
@@ -31,6 +31,22 @@ def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size(row
     torch.testing.assert_close(ours / rows, theirs)
     expected = gradients(theirs, hidden_NC, weight_VC)
     torch.testing.assert_close(gradients(ours / rows, hidden_NC, weight_VC), expected)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.99 * SAFE_LOGIT, 1.01 * SAFE_LOGIT, 1000.0])
+@pytest.mark.parametrize("aligned", [False, True], ids=["any direction", "the largest logit that can be"])
+def test_small_and_large_logits_have_the_loss_and_gradients_of_double_precision(bound, aligned):
+    hidden_NC, weight_VC, y_N = problem(40)
+    with torch.no_grad():
+        if aligned:
+            weight_VC[0], weight_VC[1] = hidden_NC[0], -hidden_NC[0]
+            y_N[0] = 1
+        hidden_NC *= bound / (hidden_NC.norm(dim=1).amax() * weight_VC.norm(dim=1).amax())
+    ours = cross_entropy_sum(hidden_NC, weight_VC, y_N)
+    found = [ours, *gradients(ours, hidden_NC, weight_VC)]
+    theirs = F.cross_entropy(hidden_NC.double() @ weight_VC.double().T, y_N, reduction="sum")
+    for figure, expected in zip(found, [theirs, *gradients(theirs, hidden_NC, weight_VC)], strict=True):
+        torch.testing.assert_close(figure.float(), expected.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch before 2.13")

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from textgen.model import LanguageModel
 
 LOGITS_IN_MEMORY = {"cpu": 5 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
+SAFE_LOGIT = 60.0  # e^60, and e^-60, summed over any vocabulary and divided by such a sum, are far from fp32's limits
 ROWS_ALIGNED = 32  # a chunk has a multiple of so many rows, or matrix products are slower by up to a third
 
 
@@ -38,14 +39,15 @@ def next_token_nats(model: LanguageModel, x_BT: Tensor, y_BT: Tensor) -> Tensor:
     hidden_NC, weight_VC = model.model(x_BT).flatten(0, 1).to(dtype), model.lm_head.weight.to(dtype)
     y_N1 = y_BT.reshape(-1, 1)
     chunks = list(_chunks(len(y_N1), len(weight_VC), hidden_NC.device))
-    buffer_nV, nats = _logits_buffer(hidden_NC, chunks, len(weight_VC)), []
+    memory, nats = hidden_NC.new_empty(chunks[0].stop * len(weight_VC)), []
+    are_small = _are_small(hidden_NC, weight_VC)
     with torch.autocast(hidden_NC.device.type, enabled=False):
         for rows in chunks:
             y_n1 = y_N1[rows]
-            logits_nV = torch.mm(hidden_NC[rows], weight_VC.T, out=buffer_nV[: len(y_n1)])
+            logits_nV = _logits(hidden_NC[rows], weight_VC, memory)
             if dtype == torch.float32:
                 target_n1 = logits_nV.gather(1, y_n1)
-                highest_n1, sums_n1 = _exponentiate(logits_nV)
+                highest_n1, sums_n1 = _exponentiate(logits_nV, are_small)
                 nats.append(sums_n1.log_().add_(highest_n1).sub_(target_n1))
             else:
                 nats.append(F.cross_entropy(logits_nV.float(), y_n1[:, 0], reduction="none")[:, None])
@@ -74,14 +76,15 @@ class _CrossEntropySum(torch.autograd.Function):
         weight_grad = torch.empty_like(weight_VC)
         nats = torch.zeros((), dtype=torch.float32, device=hidden.device)
         chunks = list(_chunks(len(y_N), len(weight), hidden.device))
-        buffer_nV = _logits_buffer(hidden, chunks, len(weight))
+        memory = hidden.new_empty(chunks[0].stop * len(weight))
+        are_small = _are_small(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in chunks:
                 hidden_nC, y_n1 = hidden[rows], y_N[rows, None]
-                logits_nV = torch.mm(hidden_nC, weight.T, out=buffer_nV[: len(y_n1)])
+                logits_nV = _logits(hidden_nC, weight, memory)
                 if dtype == torch.float32:  # in place, and not divided by its sums: what they multiply is narrower
                     target_n1 = logits_nV.gather(1, y_n1)
-                    highest_n1, sums_n1 = _exponentiate(logits_nV)
+                    highest_n1, sums_n1 = _exponentiate(logits_nV, are_small)
                     nats += (sums_n1.log() + highest_n1 - target_n1).sum()
                     grad_nV = logits_nV.scatter_add_(1, y_n1, -sums_n1)
                     torch.mm(grad_nV, weight, out=hidden_grad[rows]).div_(sums_n1)
@@ -116,17 +119,31 @@ def _product_dtype(weight_VC: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
 
 
-def _logits_buffer(hidden_NC: Tensor, chunks: list[slice], vocab_size: int) -> Tensor:
-    """Return the memory of a chunk's logits [n, V]."""
-    shape = (chunks[0].stop, vocab_size)
-    # Column-major on a CPU: its products with so wide a result are up to twice as fast
-    return hidden_NC.new_empty(shape[::-1]).T if hidden_NC.device.type == "cpu" else hidden_NC.new_empty(shape)
+def _logits(hidden_nC: Tensor, weight_VC: Tensor, memory: Tensor) -> Tensor:
+    """Return a chunk's logits [n, V], which fill the memory or the first part of it."""
+    n, vocab_size = len(hidden_nC), len(weight_VC)
+    memory = memory[: n * vocab_size]
+    if memory.device.type == "cpu":  # column-major: products with so wide a result are up to twice as fast
+        return torch.mm(hidden_nC, weight_VC.T, out=memory.view(vocab_size, n).T)
+    return torch.mm(hidden_nC, weight_VC.T, out=memory.view(n, vocab_size))
 
 
-def _exponentiate(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Overwrite logits with the exponentials of what they are below their row's highest; return it and their sum."""
-    highest_n1 = logits_nV.amax(1, keepdim=True)
-    return highest_n1, logits_nV.sub_(highest_n1).exp_().sum(1, keepdim=True)
+def _are_small(hidden_NC: Tensor, weight_VC: Tensor) -> bool:
+    """Return whether no logit is beyond SAFE_LOGIT, by Cauchy and Schwarz. Asked on a CPU: a GPU would have to wait."""
+    if hidden_NC.device.type != "cpu" or hidden_NC.dtype != torch.float32:
+        return False
+    return bool(hidden_NC.norm(dim=1).amax() * weight_VC.norm(dim=1).amax() <= SAFE_LOGIT)
+
+
+def _exponentiate(logits_nV: Tensor, are_small: bool) -> tuple[Tensor | float, Tensor]:
+    """Overwrite logits with their exponentials; return what was taken off each row before, and the rows' sums.
+
+    The row's highest is taken off, or of small logits nothing, which spares two passes over memory.
+    """
+    highest_n1 = 0.0 if are_small else logits_nV.amax(1, keepdim=True)
+    if not are_small:
+        logits_nV.sub_(highest_n1)
+    return highest_n1, logits_nV.exp_().sum(1, keepdim=True)
 
 
 def _chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
