@@ -21,24 +21,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
 
 # The API knows the files that were there at `prefect deploy`; a command may name any other.
-ConfigName = Annotated[
-    str,
-    Field(
-        title="Configuration",
-        description="a file of configs/",
-        json_schema_extra={"position": 0, "enum": sorted(path.stem for path in CONFIGS.glob("*.yaml"))},
-    ),
-]
+ConfigName = Annotated[str, Field(json_schema_extra={"enum": sorted(path.stem for path in CONFIGS.glob("*.yaml"))})]
 # The API checks an override's key; its value is checked when the run begins.
 Override = Annotated[str, Field(pattern=rf"^({'|'.join(map(re.escape, known_keys()))}|data\.files\.[a-z]+)=.*$")]
-Overrides = Annotated[
-    list[Override],
-    Field(
-        title="Other settings",
-        description="section.key=value, one a line, over everything above; README.md lists the keys",
-        json_schema_extra={"position": 3},
-    ),
-]
 
 
 class Choices(BaseModel):

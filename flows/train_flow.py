@@ -20,7 +20,7 @@ from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
-from flows.form import CONFIGS, ConfigName, Overrides, RunChoices, TrainingChoices, describe, make_config
+from flows.form import CONFIGS, ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
 from tasks.cancel import cancel_children, ended_by
 from tasks.redact import redacted
 from textgen.__main__ import carry_out
@@ -50,7 +50,7 @@ def train_flow(
     config: ConfigName = "default",
     training: TrainingChoices = TrainingChoices(),  # noqa: B008  frozen
     run: RunChoices = RunChoices(),  # noqa: B008
-    overrides: Overrides = [],  # noqa: B006  Prefect hands on a copy
+    overrides: list[Override] = [],  # noqa: B006  Prefect hands on a copy
 ) -> Any:
     """Make a published language model out of a corpus and return what each stage made.
 
