@@ -197,7 +197,7 @@ def test_so_many_bad_steps_in_a_row_end_the_training(variant, tokens, make_confi
     poison(7, 8, 9, 10, 11)
     message = (
         r"^4 steps in a row, up to step 11, had a loss or gradient that is not finite \(training\.max_bad_steps=4\); "
-        r"lower training\.learning_rate=0\.01\. The states saved before are as they were, in "
+        r"lower training\.learning_rate=0\.01, for a new training\. The states saved before are as they were, in "
         + re.escape(str(tmp_path / "out"))
         + "$"
     )

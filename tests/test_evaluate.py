@@ -86,6 +86,12 @@ def test_blocks_score_as_a_loop_over_tokens_does(length, seq_length, stride, bat
     assert nats / scored == pytest.approx(expected / count, abs=1e-6)
 
 
+def test_no_windows_are_no_nats(opinionated):
+    """The share of a process where there are fewer windows than processes."""
+    _, loaded = opinionated
+    assert score(loaded.model, torch.arange(9), [], batch_size=4) == (0.0, 0)
+
+
 @pytest.mark.parametrize(("length", "seq_length", "stride"), STREAMS)
 def test_sliding_windows_score_every_token_but_the_first_once_in_the_promised_context(length, seq_length, stride):
     targets = []

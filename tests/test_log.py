@@ -87,3 +87,15 @@ def test_a_last_line_that_was_cut_off_is_written_again_and_handed_on(cut, tmp_pa
     assert read_log(tmp_path) == numbered(1, 2, 3)[: 3 if is_whole else 2]
     assert added(tmp_path, 3, 4) == ([4] if is_whole else [3, 4])
     assert lines(tmp_path) == numbered(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("damage", [b'{"step": \xff, "x": 0}', b'{"stop": 2, "x": 0.25}', b"2"])
+def test_a_damaged_line_is_set_aside_with_its_log_and_costs_no_other(damage, tmp_path, caplog):
+    added(tmp_path, 1, 2, 3)
+    first, _, third = (tmp_path / LOG_FILE).read_bytes().splitlines()
+    damaged = b"\n".join([first, damage, third, b""])
+    (tmp_path / LOG_FILE).write_bytes(damaged)
+    assert added(tmp_path, 4) == [4]
+    assert lines(tmp_path) == numbered(1, 3, 4)
+    assert (tmp_path / f"{LOG_FILE}.damaged-1").read_bytes() == damaged
+    assert "log.jsonl has damaged lines; set aside" in caplog.text

@@ -124,7 +124,7 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(1000, ge=1)
     epochs: float | None = Field(None, gt=0, description="passes over the train split, in place of max_steps")
     learning_rate: float = Field(1e-3, gt=0, description="the peak, at the end of the warm-up")
-    min_learning_rate: float = Field(1e-4, ge=0, description="where the schedule ends")
+    min_learning_rate: float = Field(1e-4, ge=0, description="what the schedule would reach after the last step")
     schedule: Literal["cosine", "wsd"] = Field(
         "cosine", description="after the warm-up; wsd: stable, then linear decay"
     )

@@ -252,7 +252,7 @@ def score_tokens(
     order_W = windows_W3[:, 1].argsort(descending=True, stable=True)
     nats, is_scored = [torch.empty(0, device=device)], [torch.empty(0, dtype=torch.bool)]
     with tqdm(total=len(windows), desc=label, unit="window", disable=True if label is None else None) as progress:
-        for batch_B3 in windows_W3[order_W].split(batch_size):
+        for batch_B3 in windows_W3[order_W].split(batch_size) if windows else ():
             starts_B1, inputs_B1, scored_B1 = batch_B3.T[:, :, None]
             reach_S = torch.arange(int(inputs_B1.max()) + 1)
             ids_BS = stream_N[(starts_B1 + reach_S).clamp(max=last)].long().to(device)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from textgen.files import write_atomic
+from textgen.files import Damaged, set_aside, write_atomic
 
 LOG_FILE = "log.jsonl"
 
@@ -21,6 +21,8 @@ class TrainingLog:
     def __init__(self, out: Path, on_line: OnMetrics) -> None:
         self.path, self.on_line = out / LOG_FILE, on_line
         lines = read_log(out)
+        if None in list(map(_parse, _read_lines(out)))[:-1]:
+            set_aside(self.path, Damaged(f"{self.path} has damaged lines"))
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.last = max((_place(int(line["step"]), line) for line in lines), default=(-1, False))
 
@@ -35,15 +37,22 @@ class TrainingLog:
 
 
 def read_log(out: Path, first: int = 0) -> list[dict[str, float]]:
-    """Return the lines of a training's log from line `first` on; a last one that was cut off is left out."""
+    """Return the lines of a training's log from line `first` on; one that was cut off or is damaged is left out."""
+    return [figures for line in _read_lines(out)[first:] if (figures := _parse(line)) is not None]
+
+
+def _read_lines(out: Path) -> list[str]:
     path = out / LOG_FILE
-    lines = []
-    for line in path.read_text().splitlines()[first:] if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _parse(line: str) -> dict[str, float] | None:
+    """Return what a line of the log says, None of one that is cut off or damaged."""
+    try:
+        figures = json.loads(line)
+    except ValueError:
+        return None
+    return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int) else None
 
 
 def _place(step: int, figures: dict[str, float]) -> tuple[int, bool]:

@@ -135,8 +135,11 @@ def _lock(out: Path) -> Iterator[None]:
         log.info("another process trains in %s; waiting for it", out)
         lock.acquire()
     try:
-        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / KEY_FILE).exists())):
+        leftovers = list(out.glob(f".{KEY_FILE}.*"))  # of a process that was killed when it began
+        if out.exists() and not (out / KEY_FILE).exists() and not (out.is_dir() and {*out.iterdir()} == {*leftovers}):
             raise InputError(f"{out} is there and is no training folder")
+        for leftover in leftovers:
+            leftover.unlink()
         yield
     finally:
         lock.release()
@@ -334,7 +337,7 @@ class Run:
                 raise Diverged(
                     f"{self.progress.bad_steps_in_a_row} steps in a row, up to step {step + 1}, had a loss or gradient "
                     f"that is not finite (training.max_bad_steps={self.training.max_bad_steps}); "
-                    f"lower training.learning_rate={self.training.learning_rate}. "
+                    f"lower training.learning_rate={self.training.learning_rate}, for a new training. "
                     f"The states saved before are as they were, in {self.out}"
                 )
         self.unread.clear()

@@ -37,6 +37,7 @@ KILLED_TRAININGS = 30
 MOST_SECONDS_TO_A_KILL = 0.05  # after the awaited line: about the time of a start, or of a step and its save
 POLL_SECONDS = 0.001
 STEPS = 10
+CHANGES_OF_A_START = 16
 SHARE_OF_SAVING = 0.1  # allows for a slow disk
 DROPOUTS = ("dropout", "attention_dropout", "embedding_dropout", "input_dropout", "output_dropout")
 # At this learning rate the loss rises again: the best weights are those of step 6, and with everything on of step 8.
@@ -201,6 +202,14 @@ def test_a_training_killed_before_any_change_to_a_file_while_saving_ends_as_the_
     record_property("changes", change - 1)
     record_property("half_states", half_states)
     assert half_states > 20, "the state was not written file by file"
+    everything.check(out)
+
+
+@pytest.mark.parametrize("change", range(1, CHANGES_OF_A_START + 1))
+def test_a_training_killed_before_any_change_to_a_file_while_it_starts_begins_anew(change, everything, tmp_path):
+    out = tmp_path / "out"
+    assert everything.run(out, kill_at=change) == KILLED
+    assert everything.run(out) == 0, out.with_suffix(".txt").read_text()
     everything.check(out)
 
 
