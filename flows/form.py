@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-
 Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
 
 # The API knows the files that were there at `prefect deploy`; a command may name any other.

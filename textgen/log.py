@@ -20,8 +20,9 @@ class TrainingLog:
 
     def __init__(self, out: Path, on_line: OnMetrics) -> None:
         self.path, self.on_line = out / LOG_FILE, on_line
-        lines = read_log(out)
-        if None in list(map(_parse, _read_lines(out)))[:-1]:
+        read = list(map(_parse, _read_lines(out)))
+        lines = [figures for figures in read if figures is not None]
+        if None in read[:-1]:
             set_aside(self.path, Damaged(f"{self.path} has damaged lines"))
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.last = max((_place(int(line["step"]), line) for line in lines), default=(-1, False))

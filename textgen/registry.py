@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.card import Sample
 from textgen.checkpoint import CheckpointManifest
-from textgen.files import Damaged, InputError, Manifest, set_aside, write_atomic
+from textgen.files import Damaged, InputError, Manifest, locked, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
@@ -70,13 +69,8 @@ class History(BaseModel):
 def opened(home: Path, storage: Storage) -> Iterator[None]:
     """Hold the models of `home` to oneself on this machine, as they are in the remote root, while the block runs."""
     home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: waiting for another process, that publishes or promotes, to end", home.name)
-        lock.acquire()
-    try:
+    busy = f"{home.name}: waiting for another process, that publishes or promotes, to end"
+    with locked(home / ".lock", busy):
         for leftover in [*home.glob(".v[0-9]*"), *home.glob(f".{CHAMPION_FILE}.*"), *home.glob(f".{HISTORY_FILE}.*")]:
             if leftover.is_dir():  # of a process that was killed
                 shutil.rmtree(leftover)
@@ -88,8 +82,6 @@ def opened(home: Path, storage: Storage) -> Iterator[None]:
         storage.bring_file(home / HISTORY_FILE)
         storage.bring_file(home / CHAMPION_FILE)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

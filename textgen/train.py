@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -36,7 +35,7 @@ from textgen.energy import EnergyMeter
 from textgen.environment import read_environment
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
-from textgen.files import Damaged, Failure, InputError, content_key, set_aside, sha256_file, write_atomic
+from textgen.files import Damaged, Failure, InputError, content_key, locked, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
 from textgen.log import OnMetrics, TrainingLog
 from textgen.loss import NextTokenLoss
@@ -128,21 +127,13 @@ def _lock(out: Path) -> Iterator[None]:
         InputError: `out` is no training folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another process trains in %s; waiting for it", out)
-        lock.acquire()
-    try:
+    with locked(out.with_name(f".{out.name}.lock"), f"another process trains in {out}; waiting for it"):
         leftovers = list(out.glob(f".{KEY_FILE}.*"))  # of a process that was killed when it began
         if out.exists() and not (out / KEY_FILE).exists() and not (out.is_dir() and {*out.iterdir()} == {*leftovers}):
             raise InputError(f"{out} is there and is no training folder")
         for leftover in leftovers:
             leftover.unlink()
         yield
-    finally:
-        lock.release()
 
 
 def _is_finished(out: Path, key: str) -> bool:
