@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from textgen.model import LanguageModel
 
-LOGITS_IN_MEMORY = {"cpu": 5 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
+LOGITS_IN_MEMORY = {"cpu": 9 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
 SAFE_LOGIT = 60.0  # e^60, and e^-60, summed over any vocabulary and divided by such a sum, are far from fp32's limits
 ROWS_ALIGNED = 32  # a chunk has a multiple of so many rows, or matrix products are slower by up to a third
 

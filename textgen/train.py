@@ -49,7 +49,7 @@ from textgen.warm_start import initial_sha256, start_from
 
 log = logging.getLogger(__name__)
 
-TRAIN_VERSION = 4  # of the algorithm; a change makes every training key new
+TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
 KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 # What may change between two parts of one training: how it is run and watched, not what it computes. Of the sequences
 # in a step their number counts, and not how they are shared out; of the weights to start from, their sha256.

@@ -67,7 +67,10 @@ def batches(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Cal
 
 
 def our_step(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Step:
-    """Return the step of `textgen.train.Run`."""
+    """Return what `textgen.train.Run` does in a step, from the batch on, but for the schedule and the log.
+
+    The process is set up as a training's: `prepare_cpu` keeps freed memory, which the plain loop leaves to glibc.
+    """
     prepare_cpu(local_processes=1)
     training = TrainingConfig(**ADAMW)
     seed_everything(SEED)
