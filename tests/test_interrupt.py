@@ -122,7 +122,7 @@ MOMENTS = {
     "a later step": ("take_step", 5, 5),
     "the last step": ("take_step", STEPS, STEPS),
     "the first micro-step of a step": ("batch", 2 * 4 + 1, 4),
-    "the second micro-step of a step": ("batch", 2 * 4 + 2, 5),
+    "the second micro-step of a step": ("batch", 2 * 4 + 2, 4),
     "the save before a validation": ("save_state", 1, 6),
     "a batch of a validation": ("next_token_nats", 0, 6),
     "the last validation": ("next_token_nats", -1, STEPS),

@@ -104,7 +104,7 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied, monkeypatch):
     x_BT, y_BT = ids_BT[:, :-1], ids_BT[:, 1:]
     nats_BT = -model(x_BT).log_softmax(-1).gather(-1, y_BT[..., None]).squeeze(-1)
     torch.testing.assert_close(next_token_nats(model, x_BT, y_BT), nats_BT.detach())
-    ours = NextTokenLoss(model, compile_decoder=False)(x_BT, y_BT)
+    ours = NextTokenLoss(model, compile_blocks=False)(x_BT, y_BT)
     torch.testing.assert_close(ours, nats_BT.sum())
     expected = gradients(nats_BT.sum(), *model.parameters())
     torch.testing.assert_close(gradients(ours, *model.parameters()), expected)

@@ -197,7 +197,8 @@ class Run:
             write_atomic(out / KEY_FILE, self.key + "\n")
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
         self._restore()
-        self.loss = NextTokenLoss(model, compiles(device, self.training.compile))
+        self.compiles = compiles(device, self.training.compile)
+        self.loss = NextTokenLoss(model, self.compiles)
         self.replica = DistributedDataParallel(self.loss, gradient_as_bucket_view=True) if group.size > 1 else self.loss
         if group.is_main:
             self.description_files = write_description(
@@ -262,14 +263,15 @@ class Run:
         nats = torch.zeros((), device=self.device)
         with self.watch("train"):
             for micro_step in range(micro_steps):
-                if self.group.any(self.signals.pending is not None or self.group.is_orphaned):
-                    self.leave()
                 seed_everything(self.config.seed, progress.step, micro_step, self.group.rank)
                 x_BT, y_BT = self.batch((progress.step * micro_steps + micro_step) * training.batch_size)
                 last = micro_step == micro_steps - 1
                 with nullcontext() if last or self.group.size == 1 else self.replica.no_sync():
                     with autocast(self.device, training.precision):
                         loss = self.replica(x_BT, y_BT)
+                    # Here, as the first forward and the first backward may each compile for seconds
+                    if self.group.any(self.signals.pending is not None or self.group.is_orphaned):
+                        self.leave()
                     # DistributedDataParallel takes the mean over the processes: the sum over the batch is wanted
                     (loss * self.group.size / self.tokens_per_step).backward()
                 nats += loss.detach()
@@ -382,7 +384,9 @@ class Run:
         progress, model = self.progress, self.evaluated
         with self.watch("validation"), advice_on_memory(self.config, self.device, validating=True):
             model.eval()
-            with autocast(self.device, self.training.precision):
+            # The compiled blocks are those of a training's batches: others would be compiled anew
+            eager = torch.compiler.set_stance("force_eager") if self.compiles else nullcontext()
+            with eager, autocast(self.device, self.training.precision):
                 nats, scored = score(
                     model,
                     self.validation_N,
