@@ -84,7 +84,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
 
     A training that was interrupted there continues; one that is finished and verifies returns at once. `on_metrics`
     is called with a step and its figures, in the process that called `train`. SIGINT and SIGTERM have their effect
-    after the step they come in, when the state is saved.
+    before the next backward pass or in a validation, when the state is saved.
 
     Raises:
         InputError: a split is shorter than `data.seq_length`, the devices are absent, `out` holds another training, or
