@@ -62,13 +62,13 @@ class FakeHub:
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+    """Answers the requests of one connection, each after it has read all of it: a client may send before it reads."""
 
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read_body()
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.requests.append(f"{self.command} /{path}")
         parts = path.removeprefix("api/").split("/")
@@ -99,6 +99,17 @@ class HubHandler(BaseHTTPRequestHandler):
             self.refuse(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
 
     do_HEAD = do_POST = do_GET
+
+    def read_body(self) -> bytes:
+        """Return the whole body of the request, sent in one piece or in chunks."""
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def fail(self, repository: Repository, file: str) -> None:
         """Fail as was ordered: with a status, a page that is no answer of the Hub, or a connection that is cut."""

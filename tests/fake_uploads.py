@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
 from tests.fake_hub import FakeHub, HubHandler, Repository
@@ -11,7 +12,10 @@ FIRST = {".gitattributes": b"*.safetensors filter=lfs\n"}  # what a new reposito
 
 
 class UploadHub(FakeHub):
-    """A Hub that a version can be pushed to. `failures` are the statuses that a kind of request is answered with."""
+    """A Hub that a version can be pushed to. `failures` are the statuses that a kind of request is answered with.
+
+    `look` is called at every request for a change, before anything is changed.
+    """
 
     def __init__(self) -> None:
         super().__init__(UploadHandler)
@@ -19,6 +23,7 @@ class UploadHub(FakeHub):
         self.failures: dict[str, int] = {}
         self.tokens: set[str | None] = set()
         self.private: dict[str, bool] = {}
+        self.look: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         return super().__enter__()
@@ -43,8 +48,9 @@ class UploadHandler(HubHandler):
     hub: UploadHub
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read_body()
         path = self.path.split("?")[0].strip("/")
+        self.hub.look()
         self.hub.requests.append(f"POST /{path}")
         self.hub.tokens.add(self.headers.get("Authorization"))
         parts = path.split("/")
@@ -67,25 +73,15 @@ class UploadHandler(HubHandler):
             self.refuse(404, {})
 
     def do_PUT(self) -> None:
-        oid = self.path.rsplit("/", 1)[-1]
+        data, oid = self.read_body(), self.path.rsplit("/", 1)[-1]
+        self.hub.look()
         self.hub.requests.append(f"PUT /{oid}")
         if "put" in self.hub.failures:
             self.refuse(self.hub.failures["put"], {})
             return
-        data = self.read_chunks() if "chunked" in self.headers.get("Transfer-Encoding", "") else self.rfile.read(
-            int(self.headers["Content-Length"])
-        )  # fmt: skip
         assert hashlib.sha256(data).hexdigest() == oid
         self.hub.blobs[oid] = data
         self.send(200, {}, b"")
-
-    def read_chunks(self) -> bytes:
-        data = b""
-        while size := int(self.rfile.readline(), 16):
-            data += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return data
 
     def create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"

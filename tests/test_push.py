@@ -1,13 +1,14 @@
 """The champion on the Hub: its own client, a Hub of our own; whole or not at all, resumed, and never made twice."""
 
 import shutil
-import threading
 
 import huggingface_hub
 import pytest
 
+import textgen.push
 from tasks import push as task
 from tests.fake_uploads import FIRST, UploadHub
+from tests.waiting import PATIENCE_SECONDS
 from textgen.config import PublishConfig
 from textgen.files import Damaged
 from textgen.push import RECORD_FILE, PushFailed, push
@@ -23,6 +24,7 @@ def hub(monkeypatch):
     """Run a Hub, and have the client upload to it by LFS, with a token from the environment."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(textgen.push, "ANSWER_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     with UploadHub() as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
@@ -117,20 +119,18 @@ def test_files_of_others_in_the_repository_stay(hub, published, storage):
 
 def test_a_reader_sees_the_old_version_or_the_new_one(hub, published, storage):
     hub.push(f"models/{REPO}", {**FIRST, **{name: b"old" for name in contents(published)}})
-    seen, done = set(), threading.Event()
+    seen = []
 
     def read():
-        while not done.is_set():
-            seen.add(frozenset(data == b"old" for name, data in hub.files(REPO).items() if name not in FIRST))
+        seen.append({data == b"old" for name, data in hub.files(REPO).items() if name not in FIRST})
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        push(published, REPO, storage)
-    finally:
-        done.set()
-        reader.join()
-    assert seen <= {frozenset({True}), frozenset({False})}
+    hub.look = read  # as often as something can have changed
+    push(published, REPO, storage)
+    read()
+    *before, after = seen
+    assert len(before) == sum(request.startswith(("POST", "PUT")) for request in hub.requests) >= 4
+    assert before == [{True}] * len(before)
+    assert after == {False}
 
 
 def test_a_damaged_version_is_not_pushed(hub, published, storage, flip_bit):
