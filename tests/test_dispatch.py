@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -22,6 +21,9 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pe
 import tasks.dispatch
 from tasks.cancel import cancel_children, ended_by
 from tasks.dispatch import (
+    POLL_SECONDS,
+    QUIET_SECONDS,
+    SERVER_PATIENCE_SECONDS,
     TrainingCancelled,
     TrainingLost,
     explain,
@@ -31,13 +33,13 @@ from tasks.dispatch import (
     train_elsewhere,
     wait,
 )
+from tests.waiting import PATIENCE_SECONDS
 from textgen.config import ComputeConfig, Config, StorageConfig
 from textgen.files import Damaged, Failure, InputError
 from textgen.memory import OutOfMemory
 from textgen.storage import Storage
 
 DEPLOYMENT = "train-nothing/elsewhere"
-WAIT_SECONDS = 30
 DAMAGE = Damaged("manifest.json is missing")
 CONFIG = Config(compute=ComputeConfig(gpu_deployment=DEPLOYMENT), storage=StorageConfig(root="here"))
 
@@ -56,9 +58,29 @@ def client(prefect_server) -> Iterator[SyncPrefectClient]:
         yield client
 
 
+class Clock:
+    """A clock that moves on only while somebody sleeps; `at_wake[n]` is called after the sleep of that number."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+        self.at_wake: dict[int, Callable[[], object]] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+        self.at_wake.get(len(self.slept), lambda: None)()
+
+
 @pytest.fixture(autouse=True)
-def ask_often(monkeypatch) -> None:
-    monkeypatch.setattr(tasks.dispatch, "POLL_SECONDS", 0.05)
+def clock(monkeypatch) -> Clock:
+    """Have our waits take no time, and return the clock that they go by."""
+    clock = Clock()
+    monkeypatch.setattr(tasks.dispatch, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -111,7 +133,7 @@ def test_two_who_find_none_at_once_start_one_run(client, start, tag, monkeypatch
 
     def look_together(self, **options: Any) -> list[FlowRun]:
         runs = read(self, **options)
-        both_looked.wait(WAIT_SECONDS)
+        both_looked.wait(PATIENCE_SECONDS)
         return runs
 
     monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", look_together)
@@ -141,40 +163,37 @@ def test_a_deployment_that_trains_nothing_is_the_users_mistake(client, tag):
     assert str(error.value) == "compute.gpu_deployment='train-nothing/other': it takes no training's parameters"
 
 
-def test_waiting_ends_when_the_run_does(client, start):
+def test_waiting_ends_when_the_run_does(client, start, clock):
     run = start()
-
-    def work() -> None:
-        with get_client(sync_client=True) as mine:
-            end(mine, run, Pending(), Running())
-            time.sleep(0.3)
-            end(mine, run, Failed(message="no"))
-
-    worker = threading.Thread(target=copy_context().run, args=(work,))
-    worker.start()
-    ended = wait(client, run, WAIT_SECONDS)
-    worker.join()
+    clock.at_wake = {
+        1: lambda: end(client, run, Pending(), Running()),
+        4: lambda: end(client, run, Failed(message="no")),
+    }
+    ended = wait(client, run, 100)
+    assert clock.slept == [POLL_SECONDS] * 4
     assert (ended.id, ended.state_type, ended.state.message) == (run.id, StateType.FAILED, "no")
 
 
 @pytest.mark.parametrize(
     ("states", "becomes"), [([], StateType.CANCELLED), ([Pending(), Running()], StateType.CANCELLING)]
 )
-def test_a_run_that_takes_too_long_is_cancelled(states, becomes, client, start):
+def test_a_run_that_takes_too_long_is_cancelled(states, becomes, client, start, clock):
     run = start()
     end(client, run, *states)
-    with pytest.raises(TrainingCancelled, match=r"compute.timeout_seconds=0.1 have passed"):
-        wait(client, run, 0.1)
+    with pytest.raises(TrainingCancelled, match=r"compute.timeout_seconds=9.5 have passed"):
+        wait(client, run, 9.5)
+    assert 9.5 < clock.now <= 9.5 + POLL_SECONDS
     assert client.read_flow_run(run.id).state_type == becomes
 
 
-def test_a_pool_without_a_worker_is_mentioned_once(client, start, monkeypatch, caplog):
-    monkeypatch.setattr(tasks.dispatch, "QUIET_SECONDS", 0.1)
+@pytest.mark.parametrize("timeout_seconds", [QUIET_SECONDS, QUIET_SECONDS + 5 * POLL_SECONDS])
+def test_a_pool_without_a_worker_is_mentioned_once_after_a_while(timeout_seconds, client, start, caplog):
     run = start()
     with pytest.raises(TrainingCancelled):
-        wait(client, run, 0.5)
-    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert line == f"no worker of the work pool elsewhere has taken the run {run.name} yet"
+        wait(client, run, timeout_seconds)
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    mentioned = f"no worker of the work pool elsewhere has taken the run {run.name} yet"
+    assert lines == ([mentioned] if timeout_seconds > QUIET_SECONDS else [])
 
 
 @pytest.mark.parametrize(
@@ -267,12 +286,14 @@ def test_an_answer_that_is_no_is_taken(error):
 
 
 @pytest.mark.parametrize("failure", [refusal(503), unanswered])
-def test_patience_has_an_end(failure, monkeypatch):
-    monkeypatch.setattr(tasks.dispatch, "SERVER_PATIENCE_SECONDS", 0.2)
+def test_patience_has_an_end(failure, clock, monkeypatch):
+    patience = SERVER_PATIENCE_SECONDS if failure is not unanswered else 5 * POLL_SECONDS  # asking takes a moment
+    monkeypatch.setattr(tasks.dispatch, "SERVER_PATIENCE_SECONDS", patience)
     ask, asked = answers(*[failure] * 1000)
     with pytest.raises((PrefectHTTPStatusError, httpx.ConnectError)):
         persist(ask)
-    assert 2 <= len(asked) < 1000
+    assert patience < clock.now <= patience + POLL_SECONDS
+    assert 2 <= len(asked) == len(clock.slept) + 1 < 1000
 
 
 def test_a_training_that_is_finished_here_starts_no_run(checkpoint, tokens, tmp_path):

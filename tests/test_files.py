@@ -1,5 +1,6 @@
 """Files that can be trusted: atomic writes, manifests that notice a changed byte, folders built once."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS, until
 from textgen.files import Damaged, Manifest, build_once, new_folder, sha256_file, write_atomic
 
 
@@ -25,20 +27,35 @@ def fill(temporary: Path) -> Notes:
     return Notes(key="k", sha256={"note.txt": sha256_file(temporary / "note.txt")})
 
 
-def fill_slowly(temporary: Path) -> Notes:
-    time.sleep(0.5)  # long enough for the other process to come to the lock
+class Marker(logging.Handler):
+    """Makes a file when a lock is found taken."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "not acquired" in record.getMessage():
+            self.path.touch()
+
+
+def fill_while_another_waits(temporary: Path) -> Notes:
+    until((temporary.parent / "waiting").exists, "the other process comes to the lock")
     return fill(temporary)
 
 
 def build_in_process(folder: Path) -> None:
-    build_once(folder, Notes, fill_slowly)
+    locks = logging.getLogger("filelock")
+    locks.setLevel(logging.DEBUG)
+    locks.addHandler(Marker(folder.parent / "waiting"))
+    build_once(folder, Notes, fill_while_another_waits)
 
 
 def never_finish(folder: Path) -> None:
     with new_folder(folder) as temporary:
         (temporary / "half").write_text("half")
         (folder.parent / "started").touch()
-        time.sleep(600)
+        time.sleep(PATIENCE_SECONDS)  # it is killed
 
 
 def builds(parent: Path) -> int:
@@ -111,9 +128,8 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 def test_a_killed_build_is_not_taken_for_a_folder(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=never_finish, args=(tmp_path / "k",))
     process.start()
-    while not (tmp_path / "started").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
+    until(lambda: (tmp_path / "started").exists() or not process.is_alive(), "the build begins")
+    assert process.is_alive()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not (tmp_path / "k").exists()

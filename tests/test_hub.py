@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -19,7 +21,8 @@ import pytest
 from fake_hub import Failure, FakeHub
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from textgen import corpus
+from tests.waiting import PATIENCE_SECONDS
+from textgen import corpus, tokenizer
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
 from textgen.files import Damaged, InputError
@@ -68,6 +71,8 @@ def ask(hub_url: str, folder: Path, asked: dict[str, dict[str, Any]], **environm
         **os.environ,
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(folder / "hf"),
+        "HF_HUB_ETAG_TIMEOUT": f"{PATIENCE_SECONDS:.0f}",
+        "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE_SECONDS:.0f}",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -83,12 +88,14 @@ def ask(hub_url: str, folder: Path, asked: dict[str, dict[str, Any]], **environm
 
 
 def answer_asked() -> None:
-    """Do what `ask` asks; the waits of the libraries between their own tries, up to 23 seconds each, are left out."""
-    time.sleep = lambda seconds: None
+    """Do what `ask` asks; the waits of the libraries between their own tries, up to 23 seconds each, are only noted."""
+    waits: list[float] = []
+    time.sleep = waits.append
+    corpus.ANSWER_SECONDS = tokenizer.ANSWER_SECONDS = PATIENCE_SECONDS
     answers = {}
     for name, asked in json.load(sys.stdin).items():
         root = Path(asked.pop("root"))
-        started = time.monotonic()
+        waits.clear()
         try:
             if asked.pop("gpt2", False):
                 answers[name] = {"file": str(fetch_gpt2_file(TokenizerConfig(kind="gpt2"), root))}
@@ -98,7 +105,7 @@ def answer_asked() -> None:
             answers[name] = {"refused": type(error).__name__, "message": str(error), "transient": error.transient}
         except InputError as error:
             answers[name] = {"refused": type(error).__name__, "message": str(error)}
-        answers[name]["seconds"] = time.monotonic() - started
+        answers[name]["waits"] = list(waits)
     print(json.dumps(answers))
 
 
@@ -114,24 +121,24 @@ def dataset(rows: dict[str, list[str]]) -> dict[str, bytes]:
 
 
 def tokenizer_json() -> bytes:
-    tokenizer = Tokenizer(models.WordLevel({"one": 0, "two": 1, "?": 2}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokenizer.to_str().encode()
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return words.to_str().encode()
 
 
 def files_under(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix != ".lock")
 
 
-def tried_again(error: Exception, waited: float = 0.0) -> bool:
-    """Return whether Prefect runs the fetch task again after it raised `error`, `waited` seconds after its start."""
+def tried_again(error: Exception, started: datetime | None = None) -> bool:
+    """Return whether Prefect runs the fetch task again after it raised `error`, if it was started then or just now."""
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import State, StateType  # here, not above: the process that `ask` starts does without Prefect
 
     from tasks.fetch import fetch
     from tasks.stage import is_transient
 
-    run = TaskRun(task_key="fetch", dynamic_key="0", start_time=datetime.now(UTC) - timedelta(seconds=waited))
+    run = TaskRun(task_key="fetch", dynamic_key="0", start_time=started or datetime.now(UTC))
     return is_transient(fetch, run, State(type=StateType.FAILED, data=error))
 
 
@@ -323,13 +330,14 @@ def test_gpt2s_tokenizer_that_cannot_be_had_names_two_ways_on_and_leaves_nothing
 
 
 def test_a_hub_that_cannot_be_reached_may_be_reached_later(tmp_path):
-    with FakeHub() as hub:
-        pass  # its port is free again
     asked = {
         "branch": {"dataset_name": DATASET, "root": str(tmp_path / "branch")},
         "commit": {"dataset_name": DATASET, "revision": COMMIT, "root": str(tmp_path / "commit")},
     }
-    for name, got in ask(hub.url, tmp_path, asked).items():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens
+        answers = ask(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, asked)
+    for name, got in answers.items():
         assert (got["refused"], got["transient"]) == ("SourceUnavailable", True)
         assert DATASET in got["message"] and all(way in got["message"] for way in WAYS_ON)
         assert set(files_under(tmp_path / name)) <= {"raw", "raw/owner--tiny"}
@@ -347,7 +355,7 @@ def test_offline_the_hub_is_not_asked_and_the_refusal_is_quick_and_final(tmp_pat
         for name, got in ask(hub.url, tmp_path, asked, HF_HUB_OFFLINE="1").items():
             assert (got["refused"], got["transient"]) == ("SourceUnavailable", False)
             assert "offline" in got["message"].lower()
-            assert got["seconds"] < 5
+            assert got["waits"] == []
             assert set(files_under(tmp_path / name)) <= {"raw", "raw/owner--tiny", "raw/gpt2"}
         assert hub.requests == []
 
@@ -385,10 +393,14 @@ def test_the_tasks_that_ask_the_hub_or_the_storage_try_again():
     assert evaluate.retries == 0
 
 
-def test_a_task_does_not_try_for_longer_than_a_user_waits():
-    error = SourceUnavailable("busy", transient=True)
-    assert tried_again(error, waited=10)
-    assert not tried_again(error, waited=25)
+def test_a_task_does_not_try_for_longer_than_a_user_waits(monkeypatch):
+    import tasks.stage
+
+    error, now = SourceUnavailable("busy", transient=True), datetime(2026, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(tasks.stage, "datetime", SimpleNamespace(now=lambda zone: now))
+    patience = timedelta(seconds=tasks.stage.NETWORK_PATIENCE_SECONDS)
+    assert tried_again(error, now - patience + timedelta(seconds=0.1))
+    assert not tried_again(error, now - patience)
 
 
 def test_a_damaged_pin_is_set_aside_and_named(tmp_path, caplog):

@@ -2,8 +2,6 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -13,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import textgen.mirror
 import textgen.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
+from tests.waiting import until
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest, TrainingState
 from textgen.config import Config, StorageConfig
 from textgen.export import WEIGHTS_FILE
@@ -21,8 +20,6 @@ from textgen.mirror import bring_training, mirrored
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
 from textgen.train import KEY_FILE, train
-
-WAIT_SECONDS = 30
 
 
 @pytest.fixture(autouse=True)
@@ -73,19 +70,12 @@ def train_here(storage: Storage, tokens: TokensManifest, config: Config, on_metr
         return train(tokens, config, folder(storage), on_metrics)
 
 
-def wait_until(ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not ask():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_states_and_log_go_there_while_a_training_runs_and_old_ones_leave(tokens, config, here):
     seen: dict[int, list[str]] = {}
 
     def look(step: int, figures: dict[str, float]) -> None:
         if step in (5, 9) and step not in seen:
-            wait_until(lambda: remote_states(here) == [f"step-{step - 1:08d}"])
+            until(lambda: remote_states(here) == [f"step-{step - 1:08d}"], "the newest state is there, alone")
             seen[step] = remote_states(here)
 
     train_here(here, tokens, config, look)
@@ -168,7 +158,7 @@ def test_a_state_that_could_not_be_pushed_is_a_warning_and_the_next_one_comes(
 
     def wait_for_a_warning(step: int, figures: dict[str, float]) -> None:
         if step == 6:
-            wait_until(lambda: "was not pushed" in caplog.text)
+            until(lambda: "was not pushed" in caplog.text, "a warning")
 
     assert train_here(here, tokens, config, wait_for_a_warning).steps == 20
     assert f"the state step-00000004 was not pushed: storage.root={here.root}: ConnectionError" in caplog.text
@@ -176,15 +166,20 @@ def test_a_state_that_could_not_be_pushed_is_a_warning_and_the_next_one_comes(
 
 
 def test_a_state_that_is_deleted_here_after_the_last_push_is_deleted_there_too(tokens, config, here, monkeypatch):
-    save_state = textgen.train.save_state
+    save_state, push, pushed = textgen.train.save_state, textgen.mirror._push, []
 
-    def save_slowly(out: Path, key: str, state: TrainingState, keep: int) -> None:
+    def watched(storage: Storage, out: Path, state: Path) -> bool:
+        went_well = push(storage, out, state)
+        pushed.append(state.name)
+        return went_well
+
+    def delete_after_the_push(out: Path, key: str, state: TrainingState, keep: int) -> None:
         save_state(out, key, state, keep=100)
-        wait_until(lambda: f"step-{state.progress.step:08d}" in remote_states(here))
-        time.sleep(0.1)  # for the push to look at what is here
+        until(lambda: f"step-{state.progress.step:08d}" in pushed, "the push of this state has looked at what is here")
         save_state(out, key, state, keep)
 
-    monkeypatch.setattr(textgen.train, "save_state", save_slowly)
+    monkeypatch.setattr(textgen.mirror, "_push", watched)
+    monkeypatch.setattr(textgen.train, "save_state", delete_after_the_push)
     train_here(here, tokens, config, ignore)
     assert remote_states(here) == ["step-00000020"]
 
@@ -196,7 +191,8 @@ def test_what_is_left_of_a_push_that_did_not_come_to_its_end_is_deleted_there(to
     assert remote_states(here) == ["step-00000020"]
 
 
-def test_a_folder_as_root_starts_no_thread(tmp_path):
-    before = threading.active_count()
-    with mirrored(Storage(StorageConfig(root=str(tmp_path))), tmp_path / "k"):
-        assert threading.active_count() == before
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_folder_as_root_starts_no_thread(is_remote, here, tmp_path):
+    storage = here if is_remote else Storage(StorageConfig(root=str(tmp_path)))
+    with mirrored(storage, folder(storage)):
+        assert any(thread.name == "training-states" for thread in threading.enumerate()) == is_remote

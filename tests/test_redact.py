@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from tasks.redact import BLOT, redact, redacted
 from tasks.stage import run_stage, stage
+from tests.waiting import until
 from textgen.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +154,14 @@ def test_a_secret_in_an_exception_is_in_no_state_of_a_run(within, error, prefect
     run_id = failing(return_state=True).state_details.flow_run_id
     with get_client(sync_client=True) as client:
         of_the_flow = FlowRunFilter(id={"any_": [run_id]})
-        runs = [client.read_flow_run(run_id), *client.read_task_runs(flow_run_filter=of_the_flow)]
-    assert [run.state_name for run in runs] == ["Failed"] * (2 if within == "stage" else 1)
+
+        def ended_runs() -> list[FlowRun | TaskRun]:
+            runs = [client.read_flow_run(run_id), *client.read_task_runs(flow_run_filter=of_the_flow)]
+            return [run for run in runs if run.state is not None and run.state.is_final()]
+
+        expected = 2 if within == "stage" else 1  # a task run's state comes a moment later, as an event
+        runs = until(lambda: found if len(found := ended_runs()) >= expected else [], "the runs have ended")
+    assert [run.state_name for run in runs] == ["Failed"] * expected
     for run in runs:
         assert SECRET not in run.state.message
         assert BLOT in run.state.message

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import textgen.publish
 import textgen.registry
 from tests.trainings import ignore
+from tests.waiting import PATIENCE_SECONDS, until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
@@ -214,7 +215,7 @@ def test_list_and_show_do_not_wait_for_a_publication(home, capsys):
     with FileLock(home / ".lock"):
         waiting = threading.Thread(target=main, args=(["models", "list", *of],), daemon=True)
         waiting.start()
-        waiting.join(10)
+        waiting.join(PATIENCE_SECONDS)
         assert not waiting.is_alive()
         assert run_models(capsys, "show", "v2", *of)[0] == 0
 
@@ -224,8 +225,8 @@ def test_a_promotion_says_that_it_waits(home, local, caplog):
     with FileLock(home / ".lock"):
         waiting = threading.Thread(target=promote, args=(home, "v1", local))
         waiting.start()
-        while not caplog.records:
-            waiting.join(0.01)
+        until(lambda: caplog.records or not waiting.is_alive(), "the promotion says something")
+        assert waiting.is_alive()
         assert read_champion(home) == "v4"
     waiting.join()
     assert caplog.messages == ["base: waiting for another process, that publishes or promotes, to end"]

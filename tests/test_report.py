@@ -5,8 +5,9 @@ import json
 import re
 import shutil
 import socket
-import time
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -18,13 +19,51 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 import tasks.report
-from tasks.report import Progress, card, compare, show_model, shown, slug
+from tasks.report import UPDATE_SECONDS, Progress, card, compare, show_model, shown, slug
 from tests.trainings import Interruption
+from tests.waiting import PATIENCE_SECONDS, until
 from textgen.card import CARD_FILE
 from textgen.registry import CHAMPION_FILE, PublishedManifest
 from textgen.scores import METRICS_FILE
 from textgen.tokens import block_count
 from textgen.train import total_steps
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch) -> None:
+    """Have a training wait for the last of its progress to be sent, however slow the machine is."""
+    monkeypatch.setattr(tasks.report, "LEAVE_SECONDS", PATIENCE_SECONDS)
+
+
+class Looks:
+    """The looks at a training's progress, which come when the test says so: what its thread waits for in turn."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []  # the seconds of each wait
+        self.told = threading.Semaphore(0)
+        self.is_set = False
+
+    def wait(self, seconds: float) -> bool:
+        self.asked.append(seconds)
+        assert self.told.acquire(timeout=PATIENCE_SECONDS)
+        return self.is_set
+
+    def set(self) -> None:
+        self.is_set = True
+        self.told.release()
+
+    def look(self) -> None:
+        """Let the seconds of a wait pass, and return when the look that follows is over."""
+        waits = until(lambda: len(self.asked), "the thread waits")
+        self.told.release()
+        until(lambda: len(self.asked) == waits + 1, "it waits again")
+
+
+@pytest.fixture
+def looks(monkeypatch) -> Looks:
+    looks = Looks()
+    monkeypatch.setattr(tasks.report, "threading", SimpleNamespace(Event=lambda: looks, Thread=threading.Thread))
+    return looks
 
 
 def artifacts(run_id: str) -> dict[str, list[Artifact]]:
@@ -85,17 +124,14 @@ def test_progress_is_sent_where_it_moved(sent):
     assert sent == [(0.0, "step 0 of 20"), (25.0, "step 5 of 20, loss 2.500")]
 
 
-def test_progress_is_sent_every_few_seconds_and_at_the_end(sent, make_config, tokens, monkeypatch):
-    monkeypatch.setattr(tasks.report, "UPDATE_SECONDS", 0.5)
-    started = time.monotonic()
+def test_progress_is_sent_every_few_seconds_and_at_the_end(sent, looks, make_config, tokens):
     with shown(make_config(), tokens) as progress:
         for step in range(1, 21):
             progress.log(step, {"train/loss_nats": float(step)})
-            time.sleep(0.04)
-    seconds = time.monotonic() - started
-    assert 2 <= len(sent) <= seconds / 0.5 + 1
-    assert sent[-1] == (100.0, "step 20 of 20, loss 20.000")
-    assert [percent for percent, _ in sent] == sorted({percent for percent, _ in sent})
+            if step in (4, 5, 13):
+                looks.look()
+    assert sent == [(5.0 * step, f"step {step} of 20, loss {step}.000") for step in (4, 5, 13, 20)]
+    assert looks.asked == [UPDATE_SECONDS] * 4
 
 
 def test_the_end_of_a_training_that_fails_is_sent_too(sent, make_config, tokens):
@@ -128,16 +164,15 @@ def test_the_server_shows_the_progress_and_a_link_to_the_record(make_config, tok
     assert "https://wandb.example/run/1" in link.data
 
 
-def test_a_server_that_does_not_answer_is_one_warning(make_config, tokens, monkeypatch, caplog):
-    monkeypatch.setattr(tasks.report, "UPDATE_SECONDS", 0.01)
+def test_a_server_that_does_not_answer_is_one_warning(looks, make_config, tokens, caplog):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
         away = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
         with away, shown(make_config(), tokens) as progress:
-            for step in range(1, 21):
+            for step in range(1, 4):
                 progress.log(step, {})
-                time.sleep(0.05)
+                looks.look()
     warnings = [record.message for record in caplog.records if record.name == "tasks.report"]
     assert len(warnings) == 1
     assert "the progress could not be shown" in warnings[0]

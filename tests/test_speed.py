@@ -74,12 +74,17 @@ def test_the_measured_peak_of_a_cpu_is_near_what_a_product_takes(precision, monk
     matrix_peak.cache_clear()
     dtype, size = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], speed.MEASURED_SIZE["cpu"]
     left, right = torch.rand(2, size, size, dtype=dtype)
-    rates = []
-    for _ in range(3):
-        started = time.perf_counter()
-        left @ right
-        rates.append(2 * size**3 / (time.perf_counter() - started))
-    assert 0.1 * max(rates) < matrix_peak(CPU, precision) < 10 * max(rates)
+
+    def best_rate() -> float:
+        seconds = []
+        for _ in range(50):  # of so many, nothing else on the machine holds every one up
+            started = time.perf_counter()
+            left @ right
+            seconds.append(time.perf_counter() - started)
+        return 2 * size**3 / min(seconds)
+
+    before, peak, after = best_rate(), matrix_peak(CPU, precision), best_rate()
+    assert 0.1 * max(before, after) < peak < 10 * max(before, after)
 
 
 def test_the_peak_is_measured_once(monkeypatch):

@@ -277,9 +277,9 @@ def test_an_address_where_nobody_listens_is_one_line(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/bucket"
-    storage = Storage(StorageConfig(root=url, cache=str(tmp_path)))
-    with pytest.raises(StorageUnavailable, match=f"^storage.root={url}: ClientConnectorError: [^\n]*$") as error:
-        storage.bring(storage.local / "k", Notes)
+        storage = Storage(StorageConfig(root=url, cache=str(tmp_path)))
+        with pytest.raises(StorageUnavailable, match=f"^storage.root={url}: ClientConnectorError: [^\n]*$") as error:
+            storage.bring(storage.local / "k", Notes)
     assert error.value.transient
 
 

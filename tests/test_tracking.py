@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import wandb
 
 from tasks import tracking
 from tasks.tracking import choose_mode, describe_model, main, track, track_champion, track_model
+from tests.waiting import PATIENCE_SECONDS
 from textgen.config import Config, TrackingConfig, parse_config
 from textgen.lineage import LINEAGE_FILE
 
@@ -24,6 +26,7 @@ def no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", str(PATIENCE_SECONDS))  # for its own process to start
     yield
     wandb.teardown()
 
@@ -32,9 +35,16 @@ def config(root: Path, mode: str = "auto") -> Config:
     return parse_config({"tracking": {"mode": mode}, "storage": {"root": str(root)}})
 
 
+def recorded_in(root: Path) -> Path:
+    """Return the folder of the one offline run under `root`, after W&B's own process, which writes it, has ended."""
+    wandb.teardown()
+    (run,) = (root / "wandb").glob("offline-run-*")
+    return run
+
+
 def recorded(root: Path) -> str:
     """Return the summary of the one offline run under `root` as JSON, read by W&B's own tool."""
-    (run,) = (root / "wandb").glob("offline-run-*")
+    run = recorded_in(root)
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", str(run)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -62,17 +72,29 @@ def test_disabled_records_nothing(tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
-def test_an_unreachable_server_means_offline_with_one_warning(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def unreachable(monkeypatch) -> Iterator[None]:
+    """Have a key, and no server where W&B looks for it: the client asks for a second, until its time is over."""
+    init = wandb.init
+
+    def ask_for_a_second(mode: str, settings: wandb.Settings, **options: Any) -> Any:
+        seconds = 1 if mode == "online" else PATIENCE_SECONDS
+        return init(mode=mode, settings=settings.model_copy(update={"init_timeout": seconds}), **options)
+
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-        monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 2)
+        monkeypatch.setattr(wandb, "init", ask_for_a_second)
         monkeypatch.setattr(tracking, "_unreachable", False)
-        with track(config(tmp_path / "train", "online"), "k4", "train") as run:
-            run.log(1, {"train/loss_nats": 1.5})
-        with track(config(tmp_path / "evaluate", "online"), "k4", "evaluate") as run:
-            run.summarize({"test/loss_nats": 2.5})
+        yield
+
+
+def test_an_unreachable_server_means_offline_with_one_warning(tmp_path, unreachable, caplog):
+    with track(config(tmp_path / "train", "online"), "k4", "train") as run:
+        run.log(1, {"train/loss_nats": 1.5})
+    with track(config(tmp_path / "evaluate", "online"), "k4", "evaluate") as run:
+        run.summarize({"test/loss_nats": 2.5})
     warnings = [record for record in caplog.records if record.name == "tasks.tracking"]
     assert len(warnings) == 1
     assert "offline" in warnings[0].message
@@ -199,8 +221,7 @@ def test_the_client_takes_the_artifacts_as_they_are_described(publication, tmp_p
     with track(config(tmp_path), "k6", "publish") as run:
         run.run.log_artifact(tracking.describe_input("raw", lineage["raw"]))
         run.run.log_artifact(describe_model(publication.published, lineage), aliases=["textgen-v1", "champion"])
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    data = b"".join(path.read_bytes() for path in folder.glob("*.wandb"))
+    data = b"".join(path.read_bytes() for path in recorded_in(tmp_path).glob("*.wandb"))
     assert b"champion" in data
     assert publication.raw.key.encode() in data
 
@@ -281,15 +302,9 @@ def test_a_refusal_at_any_call_is_one_warning_and_leaves_the_version_to_replay(m
     assert not pending.exists()
 
 
-def test_a_server_that_is_not_there_leaves_the_version_to_replay(model, monkeypatch, caplog):
+def test_a_server_that_is_not_there_leaves_the_version_to_replay(model, unreachable, caplog):
     config, published, pending = model
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-        monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 2)
-        monkeypatch.setattr(tracking, "_unreachable", False)
-        track_model(config, published, "training-key")
+    track_model(config, published, "training-key")
     assert pending.exists()
     assert "replay" in caplog.text
     assert "x" * 40 not in caplog.text
