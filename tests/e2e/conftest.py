@@ -1,17 +1,40 @@
 """What the tests of deployed runs share: a server with its workers, and a corpus."""
 
+import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.runs import write_corpus
-from tests.e2e.services import Prefect, database, prefect
+from tests.e2e.runs import STEPS, tiny_run, write_corpus
+from tests.e2e.services import POSTGRESQL, Prefect, database, prefect, until
+from tests.waiting import PATIENCE_SECONDS
 
-LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds
 SECRET = "sk-not-for-anyone-0123456789"
 SECRET_PATH = "hooks/not-for-anyone-either"
+
+
+# What takes longest or waits most begins first
+ORDER = ("test_deployed", "test_deployed_kills", "test_beyond_one_host", "test_lost_machine")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests, and have one process do those of a file, or of a group where a test says which."""
+
+    def place(item: pytest.Item) -> int:
+        group = item.get_closest_marker("xdist_group").args[0]
+        return ORDER.index(group) if group in ORDER else len(ORDER)
+
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=place)
 
 
 class Webhook(ThreadingHTTPServer):
@@ -36,11 +59,16 @@ class Webhook(ThreadingHTTPServer):
         return Handler
 
     @property
+    def runs(self) -> list[str]:
+        """Return the id of the run that each message is about."""
+        return [re.search(r"flow-run/([0-9a-f-]{36})", text)[1] for text in self.posted]
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/{SECRET_PATH}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def webhook() -> Iterator[Webhook]:
     with Webhook() as webhook:
         thread = threading.Thread(target=webhook.serve_forever)
@@ -51,18 +79,48 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory, webhook) -> Iterator[Prefect]:
+def shared(tmp_path_factory) -> Path:
+    """Return a folder that the processes of a run of the tests have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory, shared, webhook) -> Iterator[Prefect]:
     """Return a server on which everything is deployed, with a worker of each pool."""
-    folder = tmp_path_factory.mktemp("stack")
+    with deployed(tmp_path_factory.mktemp("stack"), shared, webhook, PATIENCE_SECONDS) as stack:
+        yield stack
+
+
+@contextmanager
+def deployed(folder: Path, shared: Path, webhook: Webhook, lost_after_seconds: float) -> Iterator[Prefect]:
+    """Yield a server on which everything is deployed, with a worker of each pool.
+
+    A run that is silent for `lost_after_seconds` has crashed: where no test waits for that, it is so long that a busy
+    machine loses none.
+    """
     secrets = {"WANDB_API_KEY": SECRET, "TEXTGEN_NOTIFY_URL": webhook.url}
-    with database() as environment, prefect(folder, **secrets, **environment) as stack:
-        stack.set_up(str(folder / "shared"), "--lost-after", str(LOST_AFTER_SECONDS))
+    with database(shared) as environment, prefect(folder, **secrets, **environment) as stack:
+        stack.set_up(str(folder / "shared"), "--lost-after", f"{lost_after_seconds:.0f}")
         stack.start_worker("cpu")
         stack.start_worker("gpu")
         yield stack
+        until(lambda: not stack.live_runs(), "every run ends")
+        if POSTGRESQL is not None:  # with a busy SQLite Prefect 3.8.8 acts on an event again
+            assert len(webhook.runs) == len(set(webhook.runs)), "a run was told of twice"
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> str:
     """Return the override that names a corpus of three small files."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def parameters(corpus, tmp_path) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes the parameters of a tiny run in a storage of the test's own."""
+
+    def make(steps: int = STEPS, **choices: Any) -> dict[str, Any]:
+        return tiny_run(corpus, f"storage.root={tmp_path / 'data'}", steps=steps, **choices)
+
+    return make

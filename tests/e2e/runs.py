@@ -4,19 +4,22 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.services import Prefect, until
+from tests.e2e.services import Prefect
+from tests.waiting import narrow, until
 from textgen.config import SPLITS
 from textgen.log import read_log
 from textgen.registry import PublishedManifest
 
-STEPS = 1500  # about half a minute
+STEPS = 300
+CHECKPOINT_EVERY, LOG_EVERY = 20, 2
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
 TINY = (
     "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
     "publish.policy=always",  # random words: nothing beats a unigram model
-    "model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
-    "training.warmup_steps=2", "training.eval_every=500", "training.eval_blocks=16", "training.checkpoint_every=100",
-    "training.log_every=10",
+    f"model.hidden_size={narrow(32)}", f"model.intermediate_size={narrow(64)}", "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "training.warmup_steps=2", "training.eval_every=100", "training.eval_blocks=16",
+    f"training.checkpoint_every={CHECKPOINT_EVERY}", f"training.log_every={LOG_EVERY}",
 )  # fmt: skip
 
 
@@ -48,9 +51,9 @@ def steps_logged(root: Path) -> list[int]:
     return [int(line["step"]) for line in read_log(training_folder(root)) if "train/loss_nats" in line]
 
 
-def until_trained(root: Path, least: int = 120) -> int:
+def until_trained(root: Path) -> int:
     """Wait until a training has come some random number of steps far, with a state saved; return the step."""
-    wanted = random.randint(least, STEPS // 2)
+    wanted = random.randint(CHECKPOINT_EVERY + LOG_EVERY, STEPS // 2)
 
     def far() -> int:
         if not list(root.glob("checkpoints/*/states/step-*/manifest.json")):
@@ -62,7 +65,7 @@ def until_trained(root: Path, least: int = 120) -> int:
 
 def check_every_step(root: Path) -> None:
     """Check that no step was taken twice or left out, and that nothing was damaged."""
-    assert steps_logged(root) == list(range(10, STEPS + 1, 10))
+    assert steps_logged(root) == list(range(LOG_EVERY, STEPS + 1, LOG_EVERY))
     assert not list(root.rglob("*.damaged*"))
 
 
@@ -73,6 +76,11 @@ def check_one_version(root: Path) -> None:
     PublishedManifest.read(versions[0])
     assert (root / "models" / "tiny" / "champion").read_text().strip() == "v1"
     check_every_step(root)
+
+
+def joined(stack: Prefect, run_id: str) -> bool:
+    """Return whether a run waits for a training that another process does."""
+    return any(line.startswith("training in the run ") for line in stack.logs(run_id))
 
 
 def continued_from(stack: Prefect, run_id: str) -> list[int]:

@@ -1,43 +1,39 @@
 """A Prefect server and its workers as processes of a test's own, and what a test asks of them."""
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import httpx
+from filelock import FileLock
+
+from tests import waiting
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 600  # a slow machine is no failure
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
-T = TypeVar("T")
-
-
-def until(ask: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
-    """Return the first true value of `ask()`, asked again and again."""
-    deadline = time.monotonic() + seconds
-    while not (value := ask()):
-        assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}"
-        time.sleep(POLL_SECONDS)
-    return value
+until = partial(waiting.until, poll_seconds=0.3)  # a server that is asked too often does little else
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody listens on, and that Linux gives to no connection that a program opens."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.SystemRandom().randrange(10_000, 32_000)))
+            return port
 
 
 class Process:
@@ -208,40 +204,83 @@ POSTGRESQL = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)  # Deb
 
 
 @contextmanager
-def database() -> Iterator[dict[str, str]]:
+def database(shared: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of a server with PostgreSQL, or, where it is not installed, with SQLite.
 
     With SQLite, Prefect 3.8.8 locks itself out for a minute now and then, and requests to it time out.
     """
     with ExitStack() as stack:
-        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": stack.enter_context(postgresql())} if POSTGRESQL else {}
+        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": stack.enter_context(postgresql(shared))} if POSTGRESQL else {}
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """Yield the URL of an empty PostgreSQL database, in a cluster that is gone after the block."""
-    assert POSTGRESQL is not None
-    folder, port = Path(tempfile.mkdtemp()), free_port()
-    prefix = []  # PostgreSQL refuses to run as root
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
+def postgresql(shared: Path) -> Iterator[str]:
+    """Yield the URL of a PostgreSQL database that has Prefect's tables, in a cluster that is gone after the block.
 
-    def run(name: str, *arguments: str) -> None:
-        done = subprocess.run([*prefix, POSTGRESQL / name, *arguments], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    Making the tables takes several seconds of a processor. The first cluster is kept in `shared`, a folder that the
+    test processes have in common, and every cluster is a copy of it.
+    """
+    template = shared / "postgresql"
+    with FileLock(f"{template}.lock"):
+        if not template.exists():
+            with Cluster() as cluster:
+                cluster.initialize()
+                with cluster.running() as url:
+                    migrate = [BIN / "prefect", "server", "database", "upgrade", "--yes"]
+                    environment = {
+                        "PREFECT_SERVER_DATABASE_CONNECTION_URL": url,
+                        "PREFECT_HOME": str(shared / "prefect"),
+                    }
+                    subprocess.run(migrate, env={**os.environ, **environment}, check=True, capture_output=True)
+                shutil.copytree(cluster.data, made := shared / "postgresql-made")
+            made.rename(template)
+    with Cluster() as cluster:
+        shutil.copytree(template, cluster.data)
+        with cluster.running() as url:
+            yield url
 
-    cluster = str(folder / "cluster")
-    (folder / "password").write_text("sesame")
-    (folder / "password").chmod(0o644)
-    run("initdb", "-D", cluster, "-U", "prefect", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-    try:
-        run("pg_ctl", "start", "-w", "-t", str(PATIENCE_SECONDS), "-D", cluster, "-l", f"{cluster}.log", "-o", options)
-        yield f"postgresql+asyncpg://prefect:sesame@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "stop", "-m", "immediate", "-D", cluster)
-        shutil.rmtree(folder)
+
+class Cluster:
+    """A PostgreSQL cluster in a temporary folder, of a user that is not root: PostgreSQL refuses to run as root."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.data, self.password = self.folder / "cluster", self.folder / "password"
+        self.password.write_text("sesame")
+        self.prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder)
+
+    def initialize(self) -> None:
+        """Make the files of an empty cluster."""
+        self._run("initdb", "-D", self.data, "-U", "prefect", "--auth=scram-sha-256", f"--pwfile={self.password}")
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Run the server of the cluster while the block runs; yield the URL of its database."""
+        port = free_port()
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {self.folder}"
+        start = ("-w", "-t", f"{PATIENCE_SECONDS:.0f}", "-l", self.folder / "log", "-o", options)
+        self._run("pg_ctl", "start", "-D", self.data, *start)
+        try:
+            yield f"postgresql+asyncpg://prefect:sesame@127.0.0.1:{port}/postgres"
+        finally:
+            self._run("pg_ctl", "stop", "-m", "fast", "-D", self.data)
+
+    def _run(self, name: str, *arguments: str | Path) -> None:
+        assert POSTGRESQL is not None
+        if self.prefix:
+            subprocess.run(["chown", "-R", "postgres", self.folder], check=True)
+        # The server keeps what it is given as standard output
+        with (self.folder / "printed").open("w+") as printed:
+            command = [*self.prefix, POSTGRESQL / name, *arguments]
+            done = subprocess.run(command, cwd=self.folder, stdout=printed, stderr=printed)
+            printed.seek(0)
+            assert done.returncode == 0, printed.read()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.runs import check_every_step, continued_from, tiny_run, until_trained
 from tests.e2e.services import BIN, POSTGRESQL, Prefect, free_port, postgresql, prefect, until
+from tests.waiting import held
 
 PASSWORD = "open-sesame-0123456789"
 CACHE = "textgen-cache"
@@ -58,14 +59,14 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory) -> Iterator[Machines]:
+def machines(tmp_path_factory, shared) -> Iterator[Machines]:
     if POSTGRESQL is None:
         pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
     folder, port = tmp_path_factory.mktemp("machines"), free_port()
     endpoint = f"http://127.0.0.1:{port}"
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "not-for-anyone-either"}
     with (
-        postgresql() as database,
+        postgresql(shared) as database,
         prefect(
             folder,
             **keys,
@@ -138,12 +139,13 @@ def test_a_run_goes_from_machine_to_machine_through_the_bucket(machines, paramet
 
 def test_a_training_that_was_cancelled_goes_on_on_another_machine(machines, parameters, root):
     stack = machines.stack
-    run_id = stack.create_run(parameters())
-    until_trained(machines.cache("trainer", root))
-    stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
-    assert stack.wait(run_id)["state_name"] == "Cancelled"
-    (child,) = stack.children(run_id)
-    stack.wait(child["id"])
+    with held(machines.cache("trainer", root) / "checkpoints"):
+        run_id = stack.create_run(parameters())
+        until_trained(machines.cache("trainer", root))
+        stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+        assert stack.wait(run_id)["state_name"] == "Cancelled"
+        (child,) = stack.children(run_id)
+        stack.wait(child["id"])
     newest = max(machines.cache("trainer", root).glob("checkpoints/*/states/step-*")).name
 
     machines.start("gpu", "trainer-new")

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import textgen.distributed
 import textgen.train
 from tests.trainings import ignore
+from tests.waiting import held, until
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.distributed import WorkerFailed
@@ -26,11 +26,9 @@ from textgen.memory import OutOfMemory
 from textgen.train import Diverged, train
 
 ROOT = Path(__file__).parents[2]
-STEPS, LONG = 50, 150  # a long training leaves the time to kill it
+STEPS, LONG = 50, 150
 CLOSE = 1e-5  # nats: sums in another order
-POLL_SECONDS = 0.002
-PATIENCE_SECONDS = 60  # for a start of two processes on a busy machine
-LEAVING_SECONDS = 10
+LEAVING = 2  # leaving takes at most so many times what starting takes
 # A learning rate at which rounding does not grow; a gradient of a wrong scale shows, as nothing is clipped and Adam's
 # epsilon is not small beside it.
 CALM = {
@@ -59,15 +57,6 @@ if os.environ.get("RANK") == "1":
 """
 
 Call = tuple[int, dict[str, float]]
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    """Return what `condition` returns, as soon as that is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(POLL_SECONDS)
-    return value
 
 
 def processes_of(out: Path) -> dict[int, str | None]:
@@ -171,16 +160,17 @@ def test_a_killed_process_ends_the_other_and_one_process_continues(tokens, long,
     out, calls = tmp_path / "out", []
 
     def kill() -> float:
-        wait_until(lambda: len(read_log(out)) >= LONG // 3)
+        until(lambda: len(read_log(out)) >= LONG // 3, "a third of the training is done")
         victim = next(process for process, rank in processes_of(out).items() if rank == "1")
         os.kill(victim, signal.SIGKILL)
         return time.monotonic()
 
-    with ThreadPoolExecutor(1) as watcher:
+    begun = time.monotonic()
+    with ThreadPoolExecutor(1) as watcher, held(tmp_path):
         killing = watcher.submit(kill)
         with pytest.raises(WorkerFailed, match=r"^training process 1 .* was killed by SIGKILL"):
             train(tokens, with_devices(long, 2), out, lambda *call: calls.append(call))
-        assert time.monotonic() - killing.result() < LEAVING_SECONDS
+        assert time.monotonic() - killing.result() < LEAVING * (killing.result() - begun)
     assert not processes_of(out)
     saved, reached = newest_step(out), len(losses(calls))
     assert 10 < saved < LONG
@@ -197,7 +187,7 @@ def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_
 ):
     out, calls = tmp_path / "out", []
 
-    def until(last: int) -> Callable[[int, dict[str, float]], None]:
+    def end_at(last: int) -> Callable[[int, dict[str, float]], None]:
         def on_metrics(step: int, figures: dict[str, float]) -> None:
             calls.append((step, figures))
             if step == last:
@@ -206,11 +196,11 @@ def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_
         return on_metrics
 
     with pytest.raises(InterruptedError, match="step 24"):
-        train(tokens, long, out, until(24))
+        train(tokens, long, out, end_at(24))
     saved = newest_step(out)
     assert saved > 0
-    with pytest.raises(InterruptedError, match="step 26"):
-        train(tokens, with_devices(long, 2), out, until(26))
+    with held(tmp_path), pytest.raises(InterruptedError, match="step 26"):
+        train(tokens, with_devices(long, 2), out, end_at(26))
     assert not processes_of(out)
     assert f"continuing from step {saved}\n" in capfd.readouterr().err
     assert 26 <= newest_step(out) < LONG, "two processes did not stop, or left no state"
@@ -220,7 +210,7 @@ def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_
     assert_same(calls, logged(undisturbed.folder)[: len(calls)])
     assert calls[-1][0] == 26
     monkeypatch.setattr(textgen.train, "launch", None)
-    assert train(tokens, with_devices(long, 2), out, until(0)) == two, "a finished training started processes"
+    assert train(tokens, with_devices(long, 2), out, end_at(0)) == two, "a finished training started processes"
 
 
 @pytest.mark.parametrize(
@@ -264,14 +254,15 @@ def test_signals_have_both_processes_leave_with_a_state_that_the_same_command_co
     lines_before, whole = 0, len(logged(undisturbed.folder))
     for number, exit_code in [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, None)]:
         lines = lines_before + whole // 5
-        with (tmp_path / "stderr.txt").open("w+") as stderr:
+        begun = time.monotonic()
+        with held(tmp_path), (tmp_path / "stderr.txt").open("w+") as stderr:
             parent = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr)
             with parent:
-                wait_until(lambda lines=lines: len(read_log(out)) >= lines)
+                until(lambda lines=lines: len(read_log(out)) >= lines, "it trains")
                 sent = time.monotonic()
                 parent.send_signal(number)
-                wait_until(lambda: not processes_of(out), LEAVING_SECONDS)
-            assert time.monotonic() - sent < LEAVING_SECONDS
+                until(lambda: not processes_of(out), "both processes leave")
+            assert time.monotonic() - sent < LEAVING * (sent - begun)
             stderr.seek(0)
             said = stderr.read()
         assert parent.returncode == (exit_code if exit_code is not None else -number)

@@ -1,0 +1,111 @@
+"""Deployed runs whose processes are killed or cancelled: nothing is lost, and nobody is told twice."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import SECRET
+from tests.e2e.runs import CHECKPOINT_EVERY, STEPS, check_one_version, continued_from, joined, until_trained
+from tests.e2e.services import processes_of_run, until
+from tests.waiting import held
+
+
+def kill(run_id: str) -> None:
+    """SIGKILL the processes that execute a flow run."""
+    for process in processes_of_run(run_id):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Path:
+    """Return the folder of the trainings of the test's storage."""
+    return tmp_path / "data" / "checkpoints"
+
+
+def test_a_failed_run_is_told_once_and_without_its_secret(stack, corpus, webhook):
+    parameters = {"config": "default", "overrides": [corpus, f"data.files.train=nowhere/{SECRET}"]}
+    run = stack.wait(stack.create_run(parameters))
+    assert run["state_name"] == "Failed"
+    assert "no file matches" in run["state"]["message"]
+    told = until(lambda: [text for text in webhook.posted if run["id"] in text], "the webhook is told")
+    assert f"textgen: train-flow {run['name']} is Failed" in told[0]
+    assert "no file matches" in told[0]
+    for shown in (run["name"], run["state"]["message"], *told, *stack.logs(run["id"])):
+        assert SECRET not in shown
+
+
+def test_a_killed_training_process_is_continued_by_a_new_run_of_the_same_flow(stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        step = until_trained(tmp_path / "data")
+        (child,) = stack.children(run_id)
+        kill(child["id"])
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    children = stack.children(run_id)
+    assert [child["state_name"] for child in children] == ["Crashed", "Completed"]
+    assert 0 < continued_from(stack, run_id)[-1] >= step - 2 * CHECKPOINT_EVERY
+    check_one_version(tmp_path / "data")
+
+
+def test_a_killed_flow_process_leaves_its_training_for_the_next_run_to_join(stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        until_trained(tmp_path / "data")
+        kill(run_id)
+        assert stack.wait(run_id)["state_name"] == "Crashed"
+        again = stack.create_run(parameters())
+        until(lambda: joined(stack, again), "the run waits for a training")
+    assert stack.wait(again)["state_name"] == "Completed"
+    assert stack.children(again) == [], "it joined the training that went on"
+    check_one_version(tmp_path / "data")
+
+
+@pytest.mark.parametrize("pool", ["gpu", "cpu"])
+def test_a_killed_worker_interrupts_nothing(pool, stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        until_trained(tmp_path / "data")
+        stack.processes[f"worker-{pool}"].kill()
+        stack.start_worker(pool)
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    assert continued_from(stack, run_id) == []
+    check_one_version(tmp_path / "data")
+
+
+def test_a_killed_server_that_is_started_again_interrupts_nothing(stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        until_trained(tmp_path / "data")
+        stack.processes["server"].kill_group()
+        stack.start_server()
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    assert continued_from(stack, run_id) == []
+    check_one_version(tmp_path / "data")
+
+
+def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        step = until_trained(tmp_path / "data")
+        (child,) = stack.children(run_id)
+        training = processes_of_run(child["id"])
+        stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+        until(lambda: not any(Path(f"/proc/{process}").exists() for process in training), "the training ends")
+        assert stack.wait(run_id)["state_name"] == "Cancelled"
+        assert stack.wait(child["id"])["state_name"] == "Cancelled", "and not first Crashed, which would notify"
+    saved = int(max(checkpoints.glob("*/states/step-*")).name.removeprefix("step-"))
+    assert step <= saved < STEPS, "the state of the step that it was cancelled in"
+    stopped = f"stopping at step {saved}; its state is saved"
+    until(lambda: stopped in stack.logs(child["id"]), "it says that it left by itself: no worker had to kill it")
+
+    again = stack.create_run(parameters())
+    assert stack.wait(again)["state_name"] == "Completed"
+    assert continued_from(stack, again) == [saved]
+    check_one_version(tmp_path / "data")
+
+
+def test_every_run_that_failed_or_crashed_is_told_of(webhook):
+    """After all of the tests before: one that failed, processes that were killed."""
+    until(lambda: len(set(webhook.runs)) >= 3, "the webhook is told of three runs")
