@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import WORDS
+from tests.fixtures import WORDS
 from tests.publications import write_text
 from textgen import corpus, drift
 from textgen.config import SPLITS, EvaluationConfig

@@ -1,0 +1,72 @@
+"""What the flow does not make twice, and what it makes anew: where something changed, or is damaged."""
+
+import shutil
+
+import pytest
+
+from tests.flow_runs import STAGES, cached, run_flow, tiny
+from textgen import tokens
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_a_second_run_does_nothing_and_says_the_same(finished):
+    folder, first = finished
+    second = run_flow(tiny(folder))
+    assert cached(second) == list(STAGES)
+    assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
+
+
+@pytest.mark.parametrize(
+    ("file", "rebuilt"),
+    [
+        ("raw/**/train.parquet", ["fetch"]),
+        ("processed/**/train.pt", ["tokenize"]),
+        ("processed/**/manifest.json", ["tokenize"]),
+        ("checkpoints/*/model.safetensors", ["train"]),
+        ("checkpoints/**/evaluations/*/manifest.json", ["evaluate"]),
+        ("models/**/model.safetensors", ["publish"]),
+    ],
+)
+def test_a_flipped_byte_is_named_set_aside_and_rebuilt(folder, caplog, file, rebuilt):
+    before = run_flow(tiny(folder))
+    (path,) = (folder / "data").glob(file)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    caplog.clear()
+    after = run_flow(tiny(folder))
+    assert str(path) in caplog.text
+    assert [path for path in (folder / "data").rglob("*.damaged-1")]
+    assert cached(after) == [name for name in STAGES if name not in rebuilt]
+    assert after["checkpoint"]["sha256"] == before["checkpoint"]["sha256"]
+    assert after["tokens"] == before["tokens"]
+    assert cached(run_flow(tiny(folder))) == list(STAGES)
+
+
+def test_a_change_is_a_miss_from_its_stage_on(folder, monkeypatch):
+    run_flow(tiny(folder))
+    assert cached(run_flow(tiny(folder, evaluation={"protocol": "blocks"}))) == [
+        "fetch",
+        "tokenize",
+        "train",
+        "publish",
+    ]
+    assert cached(run_flow(tiny(folder, seed=5))) == ["fetch", "tokenize"]
+    assert cached(run_flow(tiny(folder, tokenizer={"vocab_size": 270}))) == ["fetch"]
+    monkeypatch.setattr(tokens, "TOKENS_VERSION", tokens.TOKENS_VERSION + 1)
+    assert cached(run_flow(tiny(folder))) == ["fetch", "publish"]  # the same tokens again, so the same checkpoint
+    monkeypatch.undo()
+    with (folder / "test.txt").open("a") as file:
+        file.write("one more row\n")
+    assert cached(run_flow(tiny(folder))) == ["publish"]
+
+
+def test_prefect_forgetting_everything_costs_no_work(folder):
+    before = run_flow(tiny(folder))
+    shutil.rmtree(folder / "data" / "cache")
+    written = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*") if path.is_file()}
+    after = run_flow(tiny(folder))
+    assert after["published"] == before["published"]
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in written.items() if not path.name.endswith("lock"))
