@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import textgen.publish
 import textgen.registry
 from tests.trainings import ignore
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
@@ -210,12 +210,13 @@ def test_the_commands_list_show_promote_and_roll_back(home, capsys):
     assert code == 0 and "reason 1" in out
 
 
-def test_list_and_show_do_not_wait_for_a_publication(home, capsys):
+def test_list_and_show_do_not_wait_for_a_publication(home, capsys, caplog):
+    caplog.set_level("INFO")
     of = ("--name", "base", "--root", str(home.parents[1]))
     with FileLock(home / ".lock"):
         waiting = threading.Thread(target=main, args=(["models", "list", *of],), daemon=True)
         waiting.start()
-        waiting.join(PATIENCE_SECONDS)
+        until(lambda: "waiting" in caplog.text or not waiting.is_alive(), "it ends, or says that it waits")
         assert not waiting.is_alive()
         assert run_models(capsys, "show", "v2", *of)[0] == 0
 
