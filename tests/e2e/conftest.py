@@ -17,24 +17,13 @@ from tests.waiting import PATIENCE_SECONDS
 
 SECRET = "sk-not-for-anyone-0123456789"
 SECRET_PATH = "hooks/not-for-anyone-either"
+# A process does a file at a time; what takes longest or waits most begins first
+FIRST = ("test_deployed", "test_deployed_kills", "test_beyond_one_host", "test_lost_machine", "test_default_run")
 
 
-# What takes longest or waits most begins first
-ORDER = ("test_deployed", "test_deployed_kills", "test_beyond_one_host", "test_lost_machine")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and have one process do those of a file, or of a group where a test says which."""
-
-    def place(item: pytest.Item) -> int:
-        group = item.get_closest_marker("xdist_group").args[0]
-        return ORDER.index(group) if group in ORDER else len(ORDER)
-
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=place)
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(FIRST)))
 
 
 class Webhook(ThreadingHTTPServer):
@@ -108,6 +97,14 @@ def deployed(folder: Path, shared: Path, webhook: Webhook, lost_after_seconds: f
         until(lambda: not stack.live_runs(), "every run ends")
         if POSTGRESQL is not None:  # with a busy SQLite Prefect 3.8.8 acts on an event again
             assert len(webhook.runs) == len(set(webhook.runs)), "a run was told of twice"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> dict[str, str]:
+    """Return an environment with an empty home: no account, no caches, no Prefect database."""
+    folder = tmp_path_factory.mktemp("home")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_", "PREFECT_"))}
+    return {**kept, "HOME": str(folder), "PREFECT_HOME": str(folder / "prefect")}
 
 
 @pytest.fixture(scope="session")

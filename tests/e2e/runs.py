@@ -1,10 +1,13 @@
-"""What tests of deployed runs share: a tiny corpus, a tiny model, and what is looked at in a storage."""
+"""What tests of runs share: the command, a tiny corpus, a tiny model, and what is looked at in a storage."""
 
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.services import Prefect
+from tests.e2e.services import ROOT, Prefect
 from tests.waiting import narrow, until
 from textgen.config import SPLITS
 from textgen.log import read_log
@@ -87,3 +90,16 @@ def continued_from(stack: Prefect, run_id: str) -> list[int]:
     """Return the steps that the trainings of a run's children continued from."""
     lines = [line for child in stack.children(run_id) for line in stack.logs(child["id"])]
     return [int(line.split()[-1]) for line in lines if line.startswith("continuing from step")]
+
+
+def run_command(home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m flows.train_flow` in the environment `home`."""
+    command = [sys.executable, "-m", "flows.train_flow", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True)
+
+
+def succeed(home: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """Return the JSON document of a command that succeeds."""
+    done = run_command(home, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

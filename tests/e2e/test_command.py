@@ -1,76 +1,24 @@
-"""`python -m flows.train_flow` as a user runs it: the default corpus, WikiText-2, and no network."""
+"""`python -m flows.train_flow` as a user runs it: WikiText-2, signals, and no network."""
 
-import json
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks.stage import NETWORK_RETRY_SECONDS
-from tests.benchmarks.kneser_ney import KneserNeyTrigram
-from tests.e2e.runs import TINY
+from tests.e2e.runs import TINY, run_command, succeed
 from tests.waiting import held, until
-from textgen.tokens import TokensManifest, load_stream
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-MEMORY_LIMIT_GB = 3
 LEAVING = 2  # leaving takes at most so many times what starting takes
-in_one_home = pytest.mark.xdist_group("commands")  # Prefect makes the tables of its database there once
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """Return an environment with an empty home: no account, no caches, no Prefect database."""
-    folder = tmp_path_factory.mktemp("home")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_", "PREFECT_"))}
-    yield {**kept, "HOME": str(folder), "PREFECT_HOME": str(folder / "prefect")}
-
-
-def run(home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.train_flow", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True)
-
-
-def succeed(home: dict[str, str], *arguments: str) -> dict[str, Any]:
-    done = run(home, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.slow  # trains for minutes: the run that the README begins with
-def test_the_default_run_is_better_than_a_kneser_ney_trigram_and_is_cached_after(home, tmp_path, record_property):
-    root = f"storage.root={tmp_path / 'data'}"
-    started = time.monotonic()
-    result = succeed(home, root)
-    record_property("seconds", seconds := time.monotonic() - started)
-    started = time.monotonic()
-    again = succeed(home, root)
-    record_property("cached_seconds", cached_seconds := time.monotonic() - started)
-    assert cached_seconds < seconds / 2
-    assert all(report["cached"] for report in again["stages"].values())
-    assert again["published"] == result["published"]
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 < MEMORY_LIMIT_GB
-
-    phases = result["checkpoint"]["speed"]["seconds"]
-    record_property("share_of_saving", share := phases["saving"] / sum(phases.values()))
-    assert share > 0
-    tokens = TokensManifest.read(Path(result["tokens"]["path"]))
-    trigram = KneserNeyTrigram(load_stream(tokens, "train").tolist(), tokens.vocab_size)
-    baseline = trigram.perplexity(load_stream(tokens, "test").tolist())
-    record_property("kneser_ney", baseline)
-    assert result["metrics"]["test"]["token_perplexity"] < baseline
-
-
-@in_one_home
 @pytest.mark.parametrize(("number", "whole_group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
 def test_a_signal_saves_the_state_and_ends_the_run_and_its_server(
     number, whole_group, code, home, corpus, tmp_path, record_property
@@ -107,7 +55,6 @@ def is_there(session: int) -> bool:
     return True
 
 
-@in_one_home
 @pytest.mark.slow  # a real corpus: it counts and scores 460,000 tokens of 50,257 kinds
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
 def test_wikitext_2_runs_through_to_a_published_model(home, tmp_path):
@@ -140,13 +87,12 @@ def test_wikitext_2_runs_through_to_a_published_model(home, tmp_path):
     assert written.startswith(" = Robert")
 
 
-@in_one_home
 @pytest.mark.slow  # it asks three times more, 15 seconds in all
 def test_without_a_hub_one_message_says_what_was_tried_and_the_two_ways_on(home, tmp_path):
     with socket.socket() as unused:  # bound and not listening: refused at once
         unused.bind(("127.0.0.1", 0))
         offline = {**home, "HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}"}
-        done = run(offline, "--config", "configs/wikitext2.yaml", f"storage.root={tmp_path / 'data'}")
+        done = run_command(offline, "--config", "configs/wikitext2.yaml", f"storage.root={tmp_path / 'data'}")
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
     for part in ("Salesforce/wikitext", "Hugging Face Hub", "data.path=", "data.dataset_name=python-docs"):
