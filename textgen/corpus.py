@@ -312,11 +312,16 @@ def python_docs() -> dict[str, list[str]]:
     return splits
 
 
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+
+
 def _paragraphs(path: Path) -> Iterator[str]:
     """Yield the paragraphs of a module's docstrings, in the order of the source."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, documented)]
-    for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+    nodes: list[ast.AST] = [ast.parse(path.read_bytes())]
+    for node in nodes:  # grows: statements in statements, but not their expressions, which are most of a module
+        nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
+    for node in sorted((node for node in nodes if isinstance(node, documented)), key=lambda node: getattr(node, "lineno", 0)):
         for paragraph in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
             if paragraph.strip():
                 yield paragraph.strip("\n").rstrip()

@@ -133,8 +133,8 @@ def compare(rates: Rates, min_improvement: float, required: float) -> Comparison
     difference_R, weight_R = (_halves(groups) @ sums_G2).T
     difference_R = difference_R / weight_R  # nan for no documents at all: evidence of nothing
     above = math.ceil(required * len(difference_R)) - 1
-    low = difference_R.nan_to_num(-math.inf).sort(descending=True).values[above]
-    high = difference_R.nan_to_num(math.inf).sort().values[above]
+    low = difference_R.nan_to_num(-math.inf).kthvalue(len(difference_R) - above).values
+    high = difference_R.nan_to_num(math.inf).kthvalue(above + 1).values
     return Comparison(low.item(), high.item(), (difference_R < -min_improvement).double().mean().item())
 
 
