@@ -1,4 +1,4 @@
-"""Loads the fixtures, in every process that runs tests: the one that hands them out to workers would wait for torch."""
+"""Loads the fixtures only in processes that run tests: xdist's controller would import torch for nothing."""
 
 import pytest
 

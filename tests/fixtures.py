@@ -93,9 +93,9 @@ def trainings_keep_their_pace() -> None:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """Run flows on a Prefect server and a database of the tests' own, without heartbeats: each run waits for their end.
+    """Run flows on a Prefect server and a database of the tests' own. A server that is slow to answer is no failure.
 
-    A server that is slow to answer is no failure.
+    Runs send no heartbeats: at its end a run waits a second for the thread that sends them.
     """
     from prefect.testing.utilities import prefect_test_harness  # with all of the server: not every worker needs it
 

@@ -1,8 +1,6 @@
 """Raw text: what is frozen, that it stays as it was, and what is refused."""
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -26,17 +24,8 @@ def text_files(tmp_path) -> DataConfig:
 
 
 @pytest.fixture(scope="module")
-def paragraphs() -> Callable[[Path], list[str]]:
-    """Return what finds the paragraphs of a module, once: in all of the standard library that takes seconds."""
-    find = corpus._paragraphs
-    return functools.cache(lambda path: list(find(path)))
-
-
-@pytest.fixture(scope="module")
-def docs(paragraphs) -> dict[str, list[str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "_paragraphs", paragraphs)
-        return python_docs()
+def docs() -> dict[str, list[str]]:
+    return python_docs()
 
 
 def test_text_files_are_frozen_a_row_a_line_with_nothing_lost(text_files, tmp_path):
@@ -168,11 +157,8 @@ def test_no_paragraph_of_a_held_out_split_occurs_in_train(docs):
     assert not [paragraph for paragraph in held_out if " ".join(paragraph.split()) in train]
 
 
-def test_the_embedded_corpus_is_the_same_every_time(docs, paragraphs, monkeypatch):
+def test_the_embedded_corpus_is_the_same_every_time(docs, monkeypatch):
     modules = corpus.standard_library()
-    for path in list(modules.values())[::10]:
-        assert list(corpus._paragraphs(path)) == paragraphs(path)
-    monkeypatch.setattr(corpus, "_paragraphs", paragraphs)
     monkeypatch.setattr(corpus, "standard_library", lambda: dict(reversed(modules.items())))
     assert python_docs() == docs, "whichever way round the file system names the modules"
 

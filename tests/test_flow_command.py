@@ -12,7 +12,6 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from flows.train_flow import check_files, main
 from tests.flow_runs import STAGES, tiny
-from tests.waiting import held, until
 from textgen.files import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -82,35 +81,13 @@ def test_a_model_that_transformers_would_run_otherwise_is_not_published(folder, 
     assert not (folder / "data" / "models" / "textgen" / "v2").exists()
 
 
-def start_command(folder: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:
-    """Start the command on the tests' server; what it prints goes to the files NAME.out and NAME.err of `folder`."""
-    (folder / "tiny.yaml").write_text(json.dumps(tiny(folder).model_dump(mode="json")))
-    command = [sys.executable, "-m", "flows.train_flow", "--config", str(folder / "tiny.yaml"), "--json", *overrides]
-    server = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_HOME": str(folder / "prefect")}
-    with (folder / f"{name}.out").open("wb") as out, (folder / f"{name}.err").open("wb") as err:
-        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **server}, stdout=out, stderr=err)
-
-
 def test_a_sequence_longer_than_a_split_is_one_line_and_exit_code_2(folder):
-    returncode = start_command(folder, "run", "data.seq_length=100000").wait()
-    out, err = [(folder / file).read_text() for file in ("run.out", "run.err")]
-    assert (returncode, out) == (2, "")
-    assert "data.seq_length=100000" in err.splitlines()[-1]
-    assert "Traceback" not in err
-
-
-def test_two_commands_at_once_publish_one_version(tmp_path):
-    def waiting() -> list[str]:
-        return [name for name in names if "another process trains in" in (tmp_path / f"{name}.err").read_text()]
-
-    names = ("first", "second")
-    with held(tmp_path / "data" / "checkpoints"):  # neither ends before the other waits for it
-        runs = [start_command(tmp_path, name) for name in names]
-        until(lambda: waiting() or any(run.poll() is not None for run in runs), "one waits while the other trains")
-    returncodes = [run.wait() for run in runs]
-    assert returncodes == [0, 0], [(tmp_path / f"{name}.err").read_text() for name in names]
-    assert len(waiting()) == 1
-    results = [json.loads((tmp_path / f"{name}.out").read_text()) for name in names]
-    assert [result["published"]["version"] for result in results] == ["v1", "v1"]
-    assert results[0]["checkpoint"] == results[1]["checkpoint"]
-    assert not list((tmp_path / "data").rglob("*.damaged*"))
+    (folder / "tiny.yaml").write_text(json.dumps(tiny(folder).model_dump(mode="json")))
+    command = [sys.executable, "-m", "flows.train_flow", "--config", str(folder / "tiny.yaml"), "--json"]
+    server = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_HOME": str(folder / "prefect")}
+    run = subprocess.run(
+        [*command, "data.seq_length=100000"], cwd=ROOT, env={**os.environ, **server}, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "data.seq_length=100000" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr

@@ -256,6 +256,7 @@ def test_the_server_shows_the_metrics_and_the_card(publication):
     assert "data:image/png;base64," in markdown.data
 
 
+@pytest.mark.usefixtures("prefect_server")  # else it starts one of its own
 def test_a_model_that_cannot_be_shown_is_a_warning(publication, tmp_path, caplog):
     show_model(publication.published.model_copy(update={"path": str(tmp_path / "gone" / "v1")}), publication.metrics)
     assert "the model could not be shown" in caplog.text

@@ -1,7 +1,7 @@
 """Waiting in tests: for conditions, with room for a slow machine, and trainings that wait for their test.
 
-The tests stand for another machine where the environment says so: TEXTGEN_TEST_POLLS=0.1 looks ten times as often,
-TEXTGEN_TEST_SLOWDOWN=10 makes a training's steps ten times as long, TEXTGEN_TEST_SIZE=0.25 its model narrower.
+Environment variables try the tests as another machine would run them: TEXTGEN_TEST_POLLS=0.1 has them look ten times as
+often, TEXTGEN_TEST_SLOWDOWN=10 makes each training step ten times as long, TEXTGEN_TEST_SIZE=0.25 narrows the models.
 """
 
 import os

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from tests.e2e.services import ROOT, until
 from tests.waiting import PATIENCE_SECONDS
@@ -34,13 +34,13 @@ def open_page() -> Iterator[Page]:
         browser.close()
 
 
-def submit(page: Page) -> int:
+def submit(page: Page) -> Response:
     """Submit the form and return the server's answer; where its database was busy, once more."""
     button = page.get_by_role("button", name="Submit")
 
-    def answered() -> int:
+    def answered() -> Response | None:
         with page.expect_response("**/create_flow_run") as answer:
             button.press("Enter")  # a message may lie over the button
-        return 0 if answer.value.status == httpx.codes.SERVICE_UNAVAILABLE else answer.value.status
+        return None if answer.value.status == httpx.codes.SERVICE_UNAVAILABLE else answer.value
 
     return until(answered, "the server takes the form")

@@ -4,11 +4,13 @@ import json
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.services import ROOT, Prefect
-from tests.waiting import narrow, until
+from tests import waiting
+from tests.e2e.services import ROOT, Prefect, processes_of_run, until
+from tests.waiting import narrow
 from textgen.config import SPLITS
 from textgen.log import read_log
 from textgen.registry import PublishedManifest
@@ -54,6 +56,12 @@ def steps_logged(root: Path) -> list[int]:
     return [int(line["step"]) for line in read_log(training_folder(root)) if "train/loss_nats" in line]
 
 
+def until_child_trains(stack: Prefect, run_id: str) -> list[int]:
+    """Wait until the training that a run started has a process, and return the processes."""
+    (child,) = until(lambda: stack.children(run_id), "the run starts a training")
+    return until(lambda: processes_of_run(child["id"]), "the training has a process")
+
+
 def until_trained(root: Path) -> int:
     """Wait until a training has come some random number of steps far, with a state saved; return the step."""
     wanted = random.randint(CHECKPOINT_EVERY + LOG_EVERY, STEPS // 2)
@@ -63,7 +71,7 @@ def until_trained(root: Path) -> int:
             return 0
         return step if (step := max(steps_logged(root), default=0)) >= wanted else 0
 
-    return until(far, f"the training comes to step {wanted}")
+    return waiting.until(far, f"the training comes to step {wanted}")
 
 
 def check_every_step(root: Path) -> None:
@@ -83,12 +91,21 @@ def check_one_version(root: Path) -> None:
 
 def joined(stack: Prefect, run_id: str) -> bool:
     """Return whether a run waits for a training that another process does."""
-    return any(line.startswith("training in the run ") for line in stack.logs(run_id))
+    return logged(stack, run_id, "training in the run ")
+
+
+def logged(stack: Prefect, run_id: str, start: str) -> bool:
+    """Return whether a line of a run's log begins so."""
+    return any(line.startswith(start) for line in stack.logs(run_id))
 
 
 def continued_from(stack: Prefect, run_id: str) -> list[int]:
     """Return the steps that the trainings of a run's children continued from."""
-    lines = [line for child in stack.children(run_id) for line in stack.logs(child["id"])]
+    children = stack.children(run_id)
+    for child in children:
+        if child["state_name"] == "Completed":  # what it logged before its last line is there with it
+            until(partial(logged, stack, child["id"], "train: "), "the last line of the training's log")
+    lines = [line for child in children for line in stack.logs(child["id"])]
     return [int(line.split()[-1]) for line in lines if line.startswith("continuing from step")]
 
 

@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
-until = partial(waiting.until, poll_seconds=0.3)  # a server that is asked too often does little else
+until = partial(waiting.until, poll_seconds=0.7)  # a server that is asked often does little else
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that Linux gives to no connection that a program opens."""
+    """Return a port that nobody listens on, below those that Linux by default gives to a program's connections."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port := random.SystemRandom().randrange(10_000, 32_000)))
@@ -68,16 +68,17 @@ class Prefect:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("WANDB_", "HF_", "PREFECT_", "AWS_", "TEXTGEN_"))
+            if not name.startswith(("WANDB_", "HF_", "PREFECT_", "AWS_", "TEXTGEN_NOTIFY_"))
         }
         self.env = {
             **kept,
             "HOME": str(folder),
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": f"{self.url}/api",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_API_REQUEST_TIMEOUT": f"{PATIENCE_SECONDS:.0f}",
             "OMP_NUM_THREADS": "1",
             **environment,
         }
@@ -194,9 +195,7 @@ class Prefect:
         """End every process that was started here, and the runs that workers started."""
         for process in self.processes.values():
             process.kill_group()
-        for process_id in processes_with(f"PREFECT_API_URL={self.url}/api"):
-            with suppress(ProcessLookupError):
-                os.kill(process_id, signal.SIGKILL)
+        kill(processes_with(f"PREFECT_API_URL={self.url}/api"))
         self.api.close()
 
 
@@ -225,13 +224,14 @@ def postgresql(shared: Path) -> Iterator[str]:
         if not template.exists():
             with Cluster() as cluster:
                 cluster.initialize()
-                with cluster.running() as url:
+                with cluster.running(stop="fast") as url:
                     migrate = [BIN / "prefect", "server", "database", "upgrade", "--yes"]
                     environment = {
                         "PREFECT_SERVER_DATABASE_CONNECTION_URL": url,
                         "PREFECT_HOME": str(shared / "prefect"),
                     }
-                    subprocess.run(migrate, env={**os.environ, **environment}, check=True, capture_output=True)
+                    done = subprocess.run(migrate, env={**os.environ, **environment}, capture_output=True, text=True)
+                    assert done.returncode == 0, done.stdout + done.stderr
                 shutil.copytree(cluster.data, made := shared / "postgresql-made")
             made.rename(template)
     with Cluster() as cluster:
@@ -260,16 +260,19 @@ class Cluster:
         self._run("initdb", "-D", self.data, "-U", "prefect", "--auth=scram-sha-256", f"--pwfile={self.password}")
 
     @contextmanager
-    def running(self) -> Iterator[str]:
-        """Run the server of the cluster while the block runs; yield the URL of its database."""
+    def running(self, stop: str = "immediate") -> Iterator[str]:
+        """Run the server of the cluster while the block runs; yield the URL of its database.
+
+        `stop`: "fast" where the cluster is to be kept, as all of it is then in its files.
+        """
         port = free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -k {self.folder}"
-        start = ("-w", "-t", f"{PATIENCE_SECONDS:.0f}", "-l", self.folder / "log", "-o", options)
-        self._run("pg_ctl", "start", "-D", self.data, *start)
+        wait = ("-w", "-t", f"{PATIENCE_SECONDS:.0f}", "-D", self.data)
+        self._run("pg_ctl", "start", *wait, "-l", self.folder / "log", "-o", options)
         try:
             yield f"postgresql+asyncpg://prefect:sesame@127.0.0.1:{port}/postgres"
         finally:
-            self._run("pg_ctl", "stop", "-m", "fast", "-D", self.data)
+            self._run("pg_ctl", "stop", *wait, "-m", stop)
 
     def _run(self, name: str, *arguments: str | Path) -> None:
         assert POSTGRESQL is not None
@@ -292,6 +295,13 @@ def prefect(folder: Path, **environment: str) -> Iterator[Prefect]:
         yield stack
     finally:
         stack.stop()
+
+
+def kill(processes: list[int]) -> None:
+    """SIGKILL processes, of which some may have ended with others."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def processes_of_run(run_id: str) -> list[int]:

@@ -1,21 +1,21 @@
-"""Deployed runs whose processes are killed or cancelled: nothing is lost, and nobody is told twice."""
+"""Deployed runs whose processes are killed or cancelled: nothing is lost, and a crash is told of."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import SECRET
-from tests.e2e.runs import CHECKPOINT_EVERY, STEPS, check_one_version, continued_from, joined, until_trained
-from tests.e2e.services import processes_of_run, until
+from tests.e2e.runs import (
+    CHECKPOINT_EVERY,
+    STEPS,
+    check_one_version,
+    continued_from,
+    joined,
+    until_child_trains,
+    until_trained,
+)
+from tests.e2e.services import kill, processes_of_run, until
 from tests.waiting import held
-
-
-def kill(run_id: str) -> None:
-    """SIGKILL the processes that execute a flow run."""
-    for process in processes_of_run(run_id):
-        os.kill(process, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -36,25 +36,32 @@ def test_a_failed_run_is_told_once_and_without_its_secret(stack, corpus, webhook
         assert SECRET not in shown
 
 
-def test_a_killed_training_process_is_continued_by_a_new_run_of_the_same_flow(stack, parameters, checkpoints, tmp_path):
+def test_a_killed_training_process_is_continued_by_a_new_run_of_the_same_flow(
+    stack, parameters, checkpoints, webhook, tmp_path
+):
     with held(checkpoints):
         run_id = stack.create_run(parameters())
+        processes = until_child_trains(stack, run_id)
         step = until_trained(tmp_path / "data")
-        (child,) = stack.children(run_id)
-        kill(child["id"])
+        kill(processes)
     assert stack.wait(run_id)["state_name"] == "Completed"
     children = stack.children(run_id)
     assert [child["state_name"] for child in children] == ["Crashed", "Completed"]
+    until(lambda: children[0]["id"] in webhook.runs, "the webhook is told of the crash")
     assert 0 < continued_from(stack, run_id)[-1] >= step - 2 * CHECKPOINT_EVERY
     check_one_version(tmp_path / "data")
 
 
-def test_a_killed_flow_process_leaves_its_training_for_the_next_run_to_join(stack, parameters, checkpoints, tmp_path):
+def test_a_killed_flow_process_leaves_its_training_for_the_next_run_to_join(
+    stack, parameters, checkpoints, webhook, tmp_path
+):
     with held(checkpoints):
         run_id = stack.create_run(parameters())
+        processes = until(lambda: processes_of_run(run_id), "the run starts")
         until_trained(tmp_path / "data")
-        kill(run_id)
+        kill(processes)
         assert stack.wait(run_id)["state_name"] == "Crashed"
+        until(lambda: run_id in webhook.runs, "the webhook is told of the crash")
         again = stack.create_run(parameters())
         until(lambda: joined(stack, again), "the run waits for a training")
     assert stack.wait(again)["state_name"] == "Completed"
@@ -88,9 +95,9 @@ def test_a_killed_server_that_is_started_again_interrupts_nothing(stack, paramet
 def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack, parameters, checkpoints, tmp_path):
     with held(checkpoints):
         run_id = stack.create_run(parameters())
+        training = until_child_trains(stack, run_id)
         step = until_trained(tmp_path / "data")
         (child,) = stack.children(run_id)
-        training = processes_of_run(child["id"])
         stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
         until(lambda: not any(Path(f"/proc/{process}").exists() for process in training), "the training ends")
         assert stack.wait(run_id)["state_name"] == "Cancelled"
@@ -104,8 +111,3 @@ def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack,
     assert stack.wait(again)["state_name"] == "Completed"
     assert continued_from(stack, again) == [saved]
     check_one_version(tmp_path / "data")
-
-
-def test_every_run_that_failed_or_crashed_is_told_of(webhook):
-    """After all of the tests before: one that failed, processes that were killed."""
-    until(lambda: len(set(webhook.runs)) >= 3, "the webhook is told of three runs")

@@ -28,7 +28,7 @@ from textgen.train import Diverged, train
 ROOT = Path(__file__).parents[2]
 STEPS, LONG = 50, 150
 CLOSE = 1e-5  # nats: sums in another order
-LEAVING = 2  # leaving takes at most so many times what starting takes
+LEAVING = 5  # leaving takes at most so many times what starting takes
 # A learning rate at which rounding does not grow; a gradient of a wrong scale shows, as nothing is clipped and Adam's
 # epsilon is not small beside it.
 CALM = {

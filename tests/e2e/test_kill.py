@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
 KILLED_TRAININGS = 30
 KILLED_IN_A_WRITE = 1 / 3  # the share of the kills that wait for a half-written file
+TO_A_KILL = 1 / 5  # of the seconds of a whole training: about a start, or two steps and their saves
 POLL_SECONDS = 0.001 * POLLS
 STEPS = 10
 CHANGES_OF_A_START = 16
@@ -62,6 +64,7 @@ class Training:
 
     arguments: list[str]  # of `python -m textgen`, but for --out
     undisturbed: Path
+    seconds: float  # that a forked process takes for it on this machine
 
     def command(self, out: Path) -> list[str]:
         return [sys.executable, "-m", "textgen", *self.arguments, "--out", str(out)]
@@ -115,8 +118,12 @@ def make_training(tokens, make_config, tmp_path_factory) -> Callable[..., Traini
         config = make_config(**sections).model_copy(update={"seed": seed})
         (folder / "config.yaml").write_text(config.model_dump_json())  # JSON is YAML
         arguments = ["train", "--config", str(folder / "config.yaml"), "--tokens", str(tokens.folder)]
-        training = Training(arguments, folder / "out")
+        training = Training(arguments, folder / "out", seconds=0.0)
         subprocess.run(training.command(training.undisturbed), cwd=ROOT, check=True, capture_output=True)
+        training.run(folder / "first")  # starts the server of the forks
+        started = time.monotonic()
+        assert training.run(folder / "timed") == 0
+        training = replace(training, seconds=time.monotonic() - started)
         manifest = CheckpointManifest.read(training.undisturbed)
         assert 0 < manifest.best_step < STEPS, "the best weights are the first or the last: nothing to bring over"
         return training
@@ -147,16 +154,14 @@ def stopped(everything, tmp_path_factory) -> Path:
 def kill_at_random(training: Training, out: Path, source: random.Random) -> bool:
     """Start the training, kill it after a random line of its log, and return whether it was still going.
 
-    Some kills wait, after that line, for a half-written file; the others for a random part of the seconds that the
-    undisturbed training took for a line on this machine.
+    Some kills wait, after that line, for a half-written file; the others for a random part of TO_A_KILL.
     """
-    lines, wait_for_write = losses(training.undisturbed), source.random() < KILLED_IN_A_WRITE
-    line, process = source.randrange(len(lines)), training.start(out)
-    while process.is_alive() and (len(read_log(out)) < line or (wait_for_write and not half_written(out))):
+    wait_for_write = source.random() < KILLED_IN_A_WRITE
+    lines, process = source.randrange(len(losses(training.undisturbed))), training.start(out)
+    while process.is_alive() and (len(read_log(out)) < lines or (wait_for_write and not half_written(out))):
         process.join(POLL_SECONDS)
     if not wait_for_write:
-        seconds = CheckpointManifest.read(training.undisturbed).train_seconds / len(lines)
-        process.join(source.uniform(0, seconds))
+        process.join(source.uniform(0, TO_A_KILL * training.seconds))
     process.kill()
     process.join()
     return process.exitcode == KILLED

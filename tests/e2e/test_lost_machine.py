@@ -1,14 +1,12 @@
 """A machine that is lost with all its processes: its silence is noticed, and another one continues its training."""
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.conftest import deployed
-from tests.e2e.runs import CHECKPOINT_EVERY, check_one_version, continued_from, until_trained
-from tests.e2e.services import Prefect, processes_of_run
+from tests.e2e.runs import CHECKPOINT_EVERY, check_one_version, continued_from, until_child_trains, until_trained
+from tests.e2e.services import Prefect, kill
 from tests.waiting import held
 
 LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds, the shortest that Prefect sends
@@ -24,11 +22,10 @@ def stack(tmp_path_factory, shared, webhook) -> Iterator[Prefect]:
 def test_a_lost_gpu_machine_is_noticed_and_another_one_continues(stack, parameters, tmp_path):
     with held(tmp_path / "data" / "checkpoints"):
         run_id = stack.create_run(parameters())
+        processes = until_child_trains(stack, run_id)
         step = until_trained(tmp_path / "data")
-        (child,) = stack.children(run_id)
         stack.processes["worker-gpu"].kill_group()
-        for process in processes_of_run(child["id"]):
-            os.kill(process, signal.SIGKILL)
+        kill(processes)
         stack.start_worker("gpu")
     assert stack.wait(run_id)["state_name"] == "Completed"
     first, second = stack.children(run_id)

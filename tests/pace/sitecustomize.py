@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 HOLD_FILE = "hold"  # beside a training's folder: while it is there, the training does not take its last step
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.02 * float(os.environ.get("TEXTGEN_TEST_POLLS", "1"))
 SLOWDOWN = float(os.environ.get("TEXTGEN_TEST_SLOWDOWN", "1"))  # how many times as long a step takes
 
 
