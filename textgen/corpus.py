@@ -313,15 +313,16 @@ def python_docs() -> dict[str, list[str]]:
 
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
     """Yield the paragraphs of a module's docstrings, in the order of the source."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes: list[ast.AST] = [ast.parse(path.read_bytes())]
     for node in nodes:  # grows: statements in statements, but not their expressions, which are most of a module
         nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
-    for node in sorted((node for node in nodes if isinstance(node, documented)), key=lambda node: getattr(node, "lineno", 0)):
+    documented = [node for node in nodes if isinstance(node, DOCUMENTED)]
+    for node in sorted(documented, key=lambda node: getattr(node, "lineno", 0)):
         for paragraph in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
             if paragraph.strip():
                 yield paragraph.strip("\n").rstrip()
