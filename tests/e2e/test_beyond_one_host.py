@@ -16,6 +16,7 @@ from tests.waiting import held
 
 PASSWORD = "open-sesame-0123456789"
 CACHE = "textgen-cache"
+pytestmark = pytest.mark.slow  # a run is two processes that import torch, and workers look for it every two seconds
 
 
 class Bucket:

@@ -21,6 +21,7 @@ FEW_STEPS = 20
 WAITING_SECONDS = 60  # for a Hub that does not answer, beside what the command itself takes
 
 
+@pytest.mark.slow  # starts a server
 @pytest.mark.parametrize(("number", "whole_group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
 def test_a_signal_saves_the_state_and_ends_the_run_and_its_server(
     number, whole_group, code, home, corpus, tmp_path, record_property
@@ -57,6 +58,7 @@ def is_there(session: int) -> bool:
     return True
 
 
+@pytest.mark.slow  # starts two servers
 def test_two_commands_at_once_publish_one_version(home, corpus, tmp_path):
     root, names = tmp_path / "data", ("first", "second")
 

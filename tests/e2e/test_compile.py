@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 CLOSE = 1e-4  # nats: a compiled sum is taken in another order
 
 
+@pytest.mark.slow  # compiles a block from nothing
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_losses_of_a_compiled_training_are_those_of_one_that_is_not(tokens, make_config, tmp_path):
     manifests, logged, libraries = [], [], []

@@ -16,6 +16,7 @@ from tests.e2e.runs import TINY, check_one_version
 from tests.e2e.services import until
 from tests.waiting import PATIENCE_SECONDS
 
+pytestmark = pytest.mark.slow  # a run is two processes that import torch, and workers look for it every two seconds
 OVERHEAD = 10  # at most so many times what a flow of empty tasks takes
 EMPTY_FLOW = """
 from prefect import flow, runtime, task
@@ -119,7 +120,6 @@ def page() -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.slow  # a browser draws the pages of a run from its form to its card
 def test_a_run_from_the_form_is_seen_to_its_model_card(stack, corpus, page, tmp_path):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.goto(f"{stack.url}/deployments")

@@ -17,6 +17,8 @@ from tests.e2e.runs import (
 from tests.e2e.services import kill, processes_of_run, until
 from tests.waiting import held
 
+pytestmark = pytest.mark.slow  # a run is two processes that import torch, and workers look for it every two seconds
+
 
 @pytest.fixture
 def checkpoints(tmp_path) -> Path:

@@ -182,6 +182,7 @@ def test_a_killed_process_ends_the_other_and_one_process_continues(tokens, long,
     assert 0 < reached < len(losses(calls))
 
 
+@pytest.mark.slow  # two processes start twice
 def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_on(
     tokens, long, undisturbed, tmp_path, monkeypatch, capfd
 ):
@@ -245,6 +246,7 @@ def test_more_processes_than_sequences_in_a_batch_are_refused_before_any_starts(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # two processes start three times
 def test_signals_have_both_processes_leave_with_a_state_that_the_same_command_continues(
     long, undisturbed, command, tmp_path
 ):

@@ -167,6 +167,7 @@ def kill_at_random(training: Training, out: Path, source: random.Random) -> bool
     return process.exitcode == KILLED
 
 
+@pytest.mark.slow  # thirty trainings, each started two to four times
 @pytest.mark.parametrize("name", ["plain", "everything"])
 def test_thirty_trainings_killed_at_random_instants_end_as_the_undisturbed_one(
     name, request, tmp_path, record_property
@@ -189,6 +190,7 @@ def test_thirty_trainings_killed_at_random_instants_end_as_the_undisturbed_one(
     assert in_a_write, "no kill fell in the middle of a write"
 
 
+@pytest.mark.slow  # two trainings for each of 190 changes
 def test_a_training_killed_before_any_change_to_a_file_while_saving_ends_as_the_undisturbed_one(
     everything, stopped, tmp_path, record_property
 ):

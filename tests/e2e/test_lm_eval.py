@@ -30,7 +30,10 @@ CASES = {
     "GPT-2's tokenizer": (64, TokenizerConfig(kind="gpt2", path=str(SHARED / "gpt2-tokenizer")), True),
 }
 
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+pytestmark = [
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared"),
+    pytest.mark.slow,  # three models are trained, and lm-eval scores 62 articles with one
+]
 
 
 class Case(NamedTuple):

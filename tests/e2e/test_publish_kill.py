@@ -72,6 +72,7 @@ def check_reader(root: Path, *champions: str) -> None:
         PublishedManifest.read(folder)
 
 
+@pytest.mark.slow  # two publications for each of 80 changes
 def test_publishing_killed_before_any_change_leaves_a_champion_and_the_next_run_ends_the_work(
     root, stages, make_config, tmp_path, record_property
 ):
