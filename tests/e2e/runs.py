@@ -15,15 +15,15 @@ from textgen.config import SPLITS
 from textgen.log import read_log
 from textgen.registry import PublishedManifest
 
-STEPS = 300
-CHECKPOINT_EVERY, LOG_EVERY = 20, 2
+STEPS = 100
+CHECKPOINT_EVERY, LOG_EVERY = 10, 2
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]
 TINY = (
     "name=tiny", "tokenizer.vocab_size=300", "data.seq_length=16", "tracking.mode=disabled",
     "publish.policy=always",  # random words: nothing beats a unigram model
     f"model.hidden_size={narrow(32)}", f"model.intermediate_size={narrow(64)}", "model.num_hidden_layers=2",
     "model.num_attention_heads=2",
-    "training.warmup_steps=2", "training.eval_every=100", "training.eval_blocks=16",
+    "training.warmup_steps=2", "training.eval_every=50", "training.eval_blocks=16",
     f"training.checkpoint_every={CHECKPOINT_EVERY}", f"training.log_every={LOG_EVERY}",
 )  # fmt: skip
 
