@@ -42,8 +42,8 @@ class Marker(logging.Handler):
 def fill_while_another_waits(temporary: Path) -> Notes:
     parent = temporary.parent
     (parent / f"building-{os.getpid()}").touch()
-    is_alone = (parent / "waiting").exists  # at the lock
-    until(lambda: is_alone() or len([*parent.glob("building-*")]) == 2, "the other process comes to the lock")
+    another_waits = (parent / "waiting").exists
+    until(lambda: another_waits() or len([*parent.glob("building-*")]) == 2, "the other process comes to the lock")
     return fill(temporary)
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m flows.train_flow`: what it prints, what it refuses, and two of them at once."""
+"""The command `python -m flows.train_flow`: what it prints, and what it refuses."""
 
 import json
 import os
@@ -18,10 +18,14 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+def tiny_file(folder: Path) -> str:
+    """Write the tiny configuration to a file in `folder` and return its path."""
+    (folder / "tiny.yaml").write_text(json.dumps(tiny(folder).model_dump(mode="json")))
+    return str(folder / "tiny.yaml")
+
+
 def run_main(folder: Path, *arguments: str) -> int:
-    config = tiny(folder)
-    (folder / "tiny.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    return main(["--config", str(folder / "tiny.yaml"), *arguments])
+    return main(["--config", tiny_file(folder), *arguments])
 
 
 def test_the_command_prints_a_summary(folder, capsys):
@@ -82,8 +86,7 @@ def test_a_model_that_transformers_would_run_otherwise_is_not_published(folder, 
 
 
 def test_a_sequence_longer_than_a_split_is_one_line_and_exit_code_2(folder):
-    (folder / "tiny.yaml").write_text(json.dumps(tiny(folder).model_dump(mode="json")))
-    command = [sys.executable, "-m", "flows.train_flow", "--config", str(folder / "tiny.yaml"), "--json"]
+    command = [sys.executable, "-m", "flows.train_flow", "--config", tiny_file(folder), "--json"]
     server = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_HOME": str(folder / "prefect")}
     run = subprocess.run(
         [*command, "data.seq_length=100000"], cwd=ROOT, env={**os.environ, **server}, capture_output=True, text=True

@@ -192,7 +192,7 @@ def test_what_is_left_of_a_push_that_did_not_come_to_its_end_is_deleted_there(to
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_folder_as_root_starts_no_thread(is_remote, here, tmp_path):
+def test_only_a_remote_root_starts_a_thread(is_remote, here, tmp_path):
     storage = here if is_remote else Storage(StorageConfig(root=str(tmp_path)))
     with mirrored(storage, folder(storage)):
         assert any(thread.name == "training-states" for thread in threading.enumerate()) == is_remote

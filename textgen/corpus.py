@@ -34,6 +34,8 @@ READ_ROWS = 10_000
 TEXT_ENDINGS = (".txt", ".text", ".md")
 
 # The embedded corpus leaves out what is no library documentation: tests, an application, demos, bundled wheels.
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # and what holds statements
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_DOCUMENTATION = {
     "__pycache__", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests",
     "turtledemo",
@@ -310,10 +312,6 @@ def python_docs() -> dict[str, list[str]]:
                 rows.append("\n\n".join(kept) + "\n\n")
         splits[split] = rows
     return splits
-
-
-STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
