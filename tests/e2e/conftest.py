@@ -4,7 +4,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import pytest
 
 from tests.e2e.runs import STEPS, tiny_run, write_corpus
 from tests.e2e.services import POSTGRESQL, Prefect, database, prefect, until
-from tests.waiting import PATIENCE_SECONDS
 
 SECRET = "sk-not-for-anyone-0123456789"
 SECRET_PATH = "hooks/not-for-anyone-either"
 # A process does a file at a time; what takes longest or waits most begins first
-FIRST = ("test_deployed", "test_deployed_kills", "test_beyond_one_host", "test_lost_machine", "test_default_run")
+FIRST = ("test_deployed_kills", "test_deployed", "test_beyond_one_host", "test_default_run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,21 +74,13 @@ def shared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory, shared, webhook) -> Iterator[Prefect]:
-    """Return a server on which everything is deployed, with a worker of each pool."""
-    with deployed(tmp_path_factory.mktemp("stack"), shared, webhook, PATIENCE_SECONDS) as stack:
-        yield stack
+    """Return a server on which everything is deployed, with a worker of each pool.
 
-
-@contextmanager
-def deployed(folder: Path, shared: Path, webhook: Webhook, lost_after_seconds: float) -> Iterator[Prefect]:
-    """Yield a server on which everything is deployed, with a worker of each pool.
-
-    A run that is silent for `lost_after_seconds` has crashed: where no test waits for that, it is so long that a busy
-    machine loses none.
+    A run is taken for lost only after a silence that is so long that a busy machine loses none.
     """
-    secrets = {"WANDB_API_KEY": SECRET, "TEXTGEN_NOTIFY_URL": webhook.url}
+    folder, secrets = tmp_path_factory.mktemp("stack"), {"WANDB_API_KEY": SECRET, "TEXTGEN_NOTIFY_URL": webhook.url}
     with database(shared) as environment, prefect(folder, **secrets, **environment) as stack:
-        stack.set_up(str(folder / "shared"), "--lost-after", f"{lost_after_seconds:.0f}")
+        stack.set_up(str(folder / "shared"))
         stack.start_worker("cpu")
         stack.start_worker("gpu")
         yield stack

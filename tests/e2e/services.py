@@ -125,10 +125,16 @@ class Prefect:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def set_up(self, storage: str, *options: str) -> None:
+    def set_up(self, storage: str) -> None:
         """Do what the README's Deploy section does after the server is started, but for the workers."""
-        self.command(sys.executable, "-m", "flows.setup", "--storage", storage, *options)
+        self.storage = storage
+        self.set_lost_after(PATIENCE_SECONDS)
         self.command(BIN / "prefect", "--no-prompt", "deploy", "--all")
+
+    def set_lost_after(self, seconds: float) -> None:
+        """Have the server take a run that is silent for so long for lost."""
+        lost_after = ("--lost-after", f"{seconds:.0f}")
+        self.command(sys.executable, "-m", "flows.setup", "--storage", self.storage, *lost_after)
 
     def send(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """Return the answer to a request that may be sent twice: a busy server does not answer, or says so."""

@@ -1,6 +1,6 @@
 """Machines that share no disk: a server with PostgreSQL and a password, S3 for the files, a home for each worker."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
@@ -98,15 +98,15 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture
-def root(request) -> str:
-    """Return the storage root of a test's own."""
-    return f"s3://bucket/{request.node.name.replace('_', '-')[:40]}"
+def parameters(corpus: str, root: str, **choices: Any) -> dict[str, Any]:
+    return tiny_run(corpus, f"storage.root={root}", f"storage.cache=~/{CACHE}", **choices)
 
 
-@pytest.fixture
-def parameters(corpus, root) -> Callable[..., dict[str, Any]]:
-    return lambda **choices: tiny_run(corpus, f"storage.root={root}", f"storage.cache=~/{CACHE}", **choices)
+@pytest.fixture(scope="module")
+def first(machines, corpus) -> tuple[str, dict[str, Any]]:
+    """Return a storage root, and the run that was the first in it."""
+    root = "s3://bucket/first"
+    return root, machines.stack.wait(machines.stack.create_run(parameters(corpus, root)))
 
 
 def test_the_server_wants_its_password(machines):
@@ -114,9 +114,8 @@ def test_the_server_wants_its_password(machines):
     assert machines.stack.post("flow_runs/count", {}) >= 0
 
 
-def test_a_run_goes_from_machine_to_machine_through_the_bucket(machines, parameters, root):
-    stack = machines.stack
-    run = stack.wait(stack.create_run(parameters(steps=200)))
+def test_a_run_goes_from_machine_to_machine_through_the_bucket(first, machines, corpus):
+    stack, (root, run) = machines.stack, first
     assert run["state_name"] == "Completed", run["state"]["message"]
     (child,) = stack.children(run["id"])
     assert (child["state_name"], child["work_pool_name"]) == ("Completed", "gpu")
@@ -133,15 +132,15 @@ def test_a_run_goes_from_machine_to_machine_through_the_bucket(machines, paramet
     assert PASSWORD not in everything
 
     machines.start("cpu", "flows-new")
-    again = stack.wait(stack.create_run(parameters(steps=200)))
+    again = stack.wait(stack.create_run(parameters(corpus, root)))
     assert again["state_name"] == "Nothing to do", stack.logs(again["id"])  # a machine that has nothing looks there
     assert stack.children(again["id"]) == []
 
 
-def test_a_training_that_was_cancelled_goes_on_on_another_machine(machines, parameters, root):
-    stack = machines.stack
+def test_a_training_that_was_cancelled_goes_on_on_another_machine(machines, corpus):
+    stack, root = machines.stack, "s3://bucket/cancelled"
     with held(machines.cache("trainer", root) / "checkpoints"):
-        run_id = stack.create_run(parameters())
+        run_id = stack.create_run(parameters(corpus, root))
         until_trained(machines.cache("trainer", root))
         stack.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
         assert stack.wait(run_id)["state_name"] == "Cancelled"
@@ -150,24 +149,24 @@ def test_a_training_that_was_cancelled_goes_on_on_another_machine(machines, para
     newest = max(machines.cache("trainer", root).glob("checkpoints/*/states/step-*")).name
 
     machines.start("gpu", "trainer-new")
-    again = stack.create_run(parameters())
+    again = stack.create_run(parameters(corpus, root))
     assert stack.wait(again)["state_name"] == "Completed"
     assert continued_from(stack, again) == [int(newest.removeprefix("step-"))]
     check_every_step(machines.cache("trainer-new", root))
 
 
-def test_a_corrupted_object_is_noticed_and_replaced(machines, parameters, root):
+def test_a_corrupted_object_is_noticed_and_replaced(first, machines, corpus):
     """The machine's own copy of the tokens; and then those in the bucket."""
-    stack = machines.stack
-    machines.start("gpu", "trainer-new")
-    assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Completed"
+    stack, (root, run) = machines.stack, first
+    assert run["state_name"] == "Completed", run["state"]["message"]
     (tokens,) = machines.bucket.names(root, "processed/*/train.pt")
     folder = "/".join(tokens.split("/")[-3:-1])
     sound = machines.bucket.read(root, f"{folder}/train.pt")
-    (here,) = machines.cache("trainer-new", root).glob("processed/*/train.pt")
+    (here,) = machines.cache("trainer", root).glob("processed/*/train.pt")
 
     here.write_bytes(bytes(reversed(sound)))
-    run = stack.wait(stack.create_run(parameters(steps=100, seed=2)))
+    machines.start("gpu", "trainer")
+    run = stack.wait(stack.create_run(parameters(corpus, root, seed=2)))
     assert run["state_name"] == "Completed", run["state"]["message"]
     assert here.read_bytes() == sound, "fetched again"
     (child,) = stack.children(run["id"])
@@ -175,7 +174,7 @@ def test_a_corrupted_object_is_noticed_and_replaced(machines, parameters, root):
 
     machines.bucket.write(tokens, bytes(reversed(sound)))
     machines.start("gpu", "trainer-last")
-    run = stack.wait(stack.create_run(parameters(steps=100, seed=3)))
+    run = stack.wait(stack.create_run(parameters(corpus, root, seed=3)))
     assert run["state_name"] == "Completed", run["state"]["message"]
     assert machines.bucket.read(root, f"{folder}/train.pt") == sound, "pushed again by the machine that has it"
     assert machines.bucket.read(root, f"{folder}.damaged-1/train.pt") != sound, "and never deleted"

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,9 +13,8 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.browser import SCREENSHOTS, open_page, submit
 from tests.e2e.conftest import SECRET
-from tests.e2e.runs import TINY, check_one_version
+from tests.e2e.runs import STEPS, TINY, check_one_version, tiny_run
 from tests.e2e.services import until
-from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.slow  # a run is two processes that import torch, and workers look for it every two seconds
 OVERHEAD = 10  # at most so many times what a flow of empty tasks takes
@@ -34,13 +34,20 @@ print(empty())
 """
 
 
-def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parameters, tmp_path):
-    run = stack.wait(stack.create_run(parameters(steps=200)))
+@pytest.fixture(scope="module")
+def first(stack, corpus, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """Return a storage, and the run asked for through the API that was the first in it."""
+    root = tmp_path_factory.mktemp("first") / "data"
+    return root, stack.wait(stack.create_run(tiny_run(corpus, f"storage.root={root}")))
+
+
+def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(first, stack, corpus):
+    root, run = first
     assert (run["state_name"], run["name"]) == ("Completed", run["name"]), run["state"]["message"]
-    assert run["name"].startswith("default steps=200 seed=1")
+    assert run["name"].startswith(f"default steps={STEPS} seed=1")
     (child,) = stack.children(run["id"])
     assert (child["state_name"], child["work_pool_name"], run["work_pool_name"]) == ("Completed", "gpu", "cpu")
-    assert (tmp_path / "data" / "models" / "tiny" / "champion").read_text() == "v1\n"
+    assert (root / "models" / "tiny" / "champion").read_text() == "v1\n"
 
     shown = stack.artifacts(run["id"])
     rows = json.loads(shown["tiny-metrics"])
@@ -54,7 +61,7 @@ def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(stack, parame
     everything = json.dumps([run, child, stack.logs(run["id"]), stack.logs(child["id"]), shown])
     assert SECRET not in everything
 
-    again = stack.wait(stack.create_run(parameters(steps=200)))
+    again = stack.wait(stack.create_run(tiny_run(corpus, f"storage.root={root}")))
     assert (again["state_type"], again["state_name"]) == ("COMPLETED", "Nothing to do")
     assert "those of tiny v1" in again["state"]["message"]
     assert again["total_run_time"] < run["total_run_time"]
@@ -78,19 +85,20 @@ def test_a_flow_takes_little_longer_than_its_stages(stack, corpus, tmp_path, rec
     assert min(overheads) < OVERHEAD * max(empty)
 
 
-def test_new_data_is_trained_on_and_force_trains_without_any(stack, parameters, corpus, tmp_path):
-    root = tmp_path / "data"
-    assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Completed"
+def test_new_data_is_trained_on_and_force_trains_without_any(first, stack, corpus):
+    root, run = first
+    assert run["state_name"] == "Completed"
+    parameters = tiny_run(corpus, f"storage.root={root}")
     train_file = Path(corpus.split("train: ")[1].split(",")[0])
     before = train_file.read_text()
     try:
         train_file.write_text(before + "one more cat\n")
-        assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Completed"
+        assert stack.wait(stack.create_run(parameters))["state_name"] == "Completed"
     finally:
         train_file.write_text(before)
     assert sorted(path.name for path in root.glob("models/tiny/v*")) == ["v1", "v2"]
-    assert stack.wait(stack.create_run(parameters(steps=100)))["state_name"] == "Nothing to do"
-    forced = stack.wait(stack.create_run(parameters(steps=100, force=True)))
+    assert stack.wait(stack.create_run(parameters))["state_name"] == "Nothing to do"
+    forced = stack.wait(stack.create_run(tiny_run(corpus, f"storage.root={root}", force=True)))
     assert forced["state_name"] == "Completed"
     assert len(stack.children(forced["id"])) == 1
     assert len(list(root.glob("checkpoints/*/manifest.json"))) == 3
@@ -143,7 +151,7 @@ def test_a_run_from_the_form_is_seen_to_its_model_card(stack, corpus, page, tmp_
     expect(page.get_by_text("0 is less than the minimum of 1").first).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "2-refused.png", full_page=True)
 
-    steps.fill("200")
+    steps.fill(str(STEPS))
     created = submit(page)
     assert created.status == httpx.codes.CREATED
     run_id = created.json()["id"]
@@ -156,7 +164,7 @@ def test_a_run_from_the_form_is_seen_to_its_model_card(stack, corpus, page, tmp_
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "3-completed.png", full_page=True)
     parameters = stack.run(run_id)["parameters"]
-    assert parameters["training"] == {"steps": 200, "learning_rate": 0.003, "seed": 7}
+    assert parameters["training"] == {"steps": STEPS, "learning_rate": 0.003, "seed": 7}
 
     page.get_by_text("Artifacts", exact=True).click()
     page.get_by_text("tiny-model-card").first.click()
@@ -193,7 +201,7 @@ def test_setting_up_twice_doubles_nothing(stack, tmp_path):
         return {kind: sorted(item["name"] for item in items) for kind, items in names.items()}
 
     before = there()
-    stack.set_up(str(tmp_path), "--lost-after", f"{PATIENCE_SECONDS:.0f}")
+    stack.set_up(str(tmp_path))
     assert there() == before
     assert before["work_pools"] == ["cpu", "gpu"]
     assert before["deployments"] == ["gpu", "on-demand", "scheduled"]

@@ -1,5 +1,6 @@
-"""Deployed runs whose processes are killed or cancelled: nothing is lost, and a crash is told of."""
+"""Deployed runs whose processes are killed or cancelled, and whose machine is lost: each is continued, and told of."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.e2e.runs import (
     until_trained,
 )
 from tests.e2e.services import kill, processes_of_run, until
-from tests.waiting import held
+from tests.waiting import PATIENCE_SECONDS, held
 
+LOST_AFTER_SECONDS = 95  # three heartbeats of 30 seconds, the shortest that Prefect sends
 pytestmark = pytest.mark.slow  # a run is two processes that import torch, and workers look for it every two seconds
 
 
@@ -71,22 +73,15 @@ def test_a_killed_flow_process_leaves_its_training_for_the_next_run_to_join(
     check_one_version(tmp_path / "data")
 
 
-@pytest.mark.parametrize("pool", ["gpu", "cpu"])
-def test_a_killed_worker_interrupts_nothing(pool, stack, parameters, checkpoints, tmp_path):
+def test_killed_workers_and_a_killed_server_that_are_started_again_interrupt_nothing(
+    stack, parameters, checkpoints, tmp_path
+):
     with held(checkpoints):
         run_id = stack.create_run(parameters())
         until_trained(tmp_path / "data")
-        stack.processes[f"worker-{pool}"].kill()
-        stack.start_worker(pool)
-    assert stack.wait(run_id)["state_name"] == "Completed"
-    assert continued_from(stack, run_id) == []
-    check_one_version(tmp_path / "data")
-
-
-def test_a_killed_server_that_is_started_again_interrupts_nothing(stack, parameters, checkpoints, tmp_path):
-    with held(checkpoints):
-        run_id = stack.create_run(parameters())
-        until_trained(tmp_path / "data")
+        for pool in ("gpu", "cpu"):
+            stack.processes[f"worker-{pool}"].kill()
+            stack.start_worker(pool)
         stack.processes["server"].kill_group()
         stack.start_server()
     assert stack.wait(run_id)["state_name"] == "Completed"
@@ -112,4 +107,29 @@ def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack,
     again = stack.create_run(parameters())
     assert stack.wait(again)["state_name"] == "Completed"
     assert continued_from(stack, again) == [saved]
+    check_one_version(tmp_path / "data")
+
+
+@pytest.fixture
+def silence_is_noticed(stack) -> Iterator[None]:
+    """Have the server take a run for lost after LOST_AFTER_SECONDS; for the other tests a busy machine is given longer."""
+    stack.set_lost_after(LOST_AFTER_SECONDS)
+    yield
+    stack.set_lost_after(PATIENCE_SECONDS)
+
+
+@pytest.mark.usefixtures("silence_is_noticed")
+def test_a_lost_gpu_machine_is_noticed_and_another_one_continues(stack, parameters, checkpoints, tmp_path):
+    with held(checkpoints):
+        run_id = stack.create_run(parameters())
+        processes = until_child_trains(stack, run_id)
+        step = until_trained(tmp_path / "data")
+        stack.processes["worker-gpu"].kill_group()
+        kill(processes)
+        stack.start_worker("gpu")
+    assert stack.wait(run_id)["state_name"] == "Completed"
+    first, second = stack.children(run_id)
+    assert first["state"]["message"] == f"no sign of life for {LOST_AFTER_SECONDS} seconds"
+    assert second["state_name"] == "Completed"
+    assert continued_from(stack, run_id)[-1] >= step - 2 * CHECKPOINT_EVERY
     check_one_version(tmp_path / "data")
