@@ -112,7 +112,7 @@ def test_a_cancelled_run_saves_its_training_and_the_next_one_continues_it(stack,
 
 @pytest.fixture
 def silence_is_noticed(stack) -> Iterator[None]:
-    """Have the server take a run for lost after LOST_AFTER_SECONDS; for the other tests a busy machine is given longer."""
+    """Have the server take a silent run for lost after LOST_AFTER_SECONDS; other tests give a busy machine longer."""
     stack.set_lost_after(LOST_AFTER_SECONDS)
     yield
     stack.set_lost_after(PATIENCE_SECONDS)
