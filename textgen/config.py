@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,9 +27,31 @@ def rule(message: str) -> PydanticCustomError:
 
 
 class Section(BaseModel):
-    """A section of the configuration: frozen, typed strictly, no unknown keys."""
+    """A section of the configuration: frozen, typed strictly, no unknown keys.
+
+    ALWAYS_IN_KEYS names the fields that were in content keys before a field could be added without changing them,
+    NULL_IN_KEYS those of them whose null is in a key as null. A field that is added belongs in neither.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    ALWAYS_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+    NULL_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    def key_part(self) -> dict[str, Any]:
+        """Return the section's part of a content key: the values that say what is computed.
+
+        The fields of ALWAYS_IN_KEYS are there whatever their values. Any other field was added later and is there only
+        where it differs from its default, so that adding it changed no key. A field that is null and has a property
+        `resolved_<field>` is there with the value of that property, but for those of NULL_IN_KEYS.
+        """
+        values, defaults = self.model_dump(mode="json"), type(self).model_construct().model_dump(mode="json")
+        part = {}
+        for name, value in values.items():
+            if value is None and name not in self.NULL_IN_KEYS:
+                value = getattr(self, f"resolved_{name}", None)
+            if name in self.ALWAYS_IN_KEYS or value != defaults[name]:
+                part[name] = value
+        return part
 
 
 class DataConfig(Section):
@@ -75,6 +97,13 @@ class TokenizerConfig(Section):
 class ModelConfig(Section):
     """The Transformer's shape, in `Qwen3Config`'s names, and its dropout while training."""
 
+    ALWAYS_IN_KEYS = frozenset({
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "tie_word_embeddings", "rope_theta", "rms_norm_eps", "initializer_range", "dropout",
+        "attention_dropout", "embedding_dropout", "input_dropout", "output_dropout",
+    })  # fmt: skip
+    NULL_IN_KEYS = frozenset({"num_key_value_heads", "head_dim"})
+
     hidden_size: int = Field(256, ge=1)
     intermediate_size: int = Field(768, ge=1)
     num_hidden_layers: int = Field(4, ge=1)
@@ -118,6 +147,13 @@ class ModelConfig(Section):
 
 class TrainingConfig(Section):
     """The optimisation. A step is one optimizer step over batch_size * gradient_accumulation_steps sequences."""
+
+    ALWAYS_IN_KEYS = frozenset({
+        "max_steps", "epochs", "learning_rate", "min_learning_rate", "schedule", "decay_fraction",
+        "warmup_steps", "optimizer", "muon_momentum", "weight_decay", "final_weight_decay", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "max_grad_norm", "ema_decay", "random_offset", "early_stopping_patience",
+        "eval_every", "eval_blocks", "precision",
+    })  # fmt: skip
 
     batch_size: int = Field(32, ge=1, description="sequences in one forward pass, shared by the processes")
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -183,6 +219,8 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     """How perplexity is measured: `sliding` windows with a stride, disjoint `blocks`, or `lm-eval`'s wikitext task."""
+
+    ALWAYS_IN_KEYS = frozenset({"protocol", "stride", "batch_size"})
 
     protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
         "sliding", description="textgen/protocols.py defines them"

@@ -160,7 +160,7 @@ def evaluate_splits(
 
 def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Config) -> str:
     """Return the key of an evaluation: the algorithm, the weights, the tokens and the protocol."""
-    protocol = config.evaluation.model_dump(mode="json")
+    protocol = config.evaluation.key_part()
     numerics = {"device": config.training.device, "precision": config.training.precision}
     return content_key(EVALUATION_VERSION, checkpoint_sha256, tokens.key, config.data.seq_length, protocol, numerics)
 

@@ -65,8 +65,8 @@ class Diverged(Failure):
 
 def train_key(tokens: TokensManifest, config: Config) -> str:
     """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
-    parts = config.model_dump(mode="json", include={"seed", "model", "training"})
-    parts["training"] = {name: value for name, value in parts["training"].items() if name not in NOT_IN_KEY}
+    training = {name: value for name, value in config.training.key_part().items() if name not in NOT_IN_KEY}
+    parts = {"seed": config.seed, "model": config.model.key_part(), "training": training}
     sequences = config.training.sequences_per_step
     return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial_sha256(config))
 

@@ -1,0 +1,145 @@
+"""A storage folder that commit 0e278cf made is used as it is: no key has changed, and nothing is made anew."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tasks.publish
+from tests.flow_runs import STAGES, cached, run_flow
+from tests.publications import make
+from tests.trainings import refuse
+from textgen import corpus
+from textgen.__main__ import main
+from textgen.checkpoint import CheckpointManifest
+from textgen.config import SPLITS, Config, EvaluationConfig, ModelConfig, Section, TrainingConfig, load_config
+from textgen.drift import DRIFT_VERSION
+from textgen.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
+from textgen.files import content_key
+from textgen.registry import PublishedManifest
+from textgen.tokens import tokenize
+from textgen.train import train, train_key
+
+OLD = Path(__file__).parent / "old_data"
+RAW, TOKENS, TRAINING, EVALUATION = "29e5a0e9a9335d30", "3bbb76fca8125fa2", "e567c3dff8e52e30", "840e8521f5351e10"
+PUBLICATION, DRIFT = "6f7e43aa07db6e43", "c5c776c9183e2072"
+
+
+@pytest.fixture
+def old_config(tmp_path) -> Callable[..., Config]:
+    """Return a function from overrides to the old storage's configuration, of a copy of it."""
+    folder = Path(shutil.copytree(OLD, tmp_path / "old"))
+    files = [f"data.files.{split}={folder / 'text' / split}.txt" for split in SPLITS]
+    return lambda *changes: load_config(OLD / "config.yaml", [*files, f"storage.root={folder / 'data'}", *changes])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, but for locks and cached records."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.parent.name != "cache"}
+
+
+def test_the_content_keys_are_those_of_0e278cf(old_config):
+    config = old_config()
+    raw = corpus.fetch(config.data, config.root)
+    tokens = tokenize(raw, config.tokenizer, config.root)
+    assert (raw.key, tokens.key, train_key(tokens, config)) == (RAW, TOKENS, TRAINING)
+    checkpoint = CheckpointManifest.read(config.root / "checkpoints" / TRAINING)
+    assert evaluation_key(checkpoint.weights_sha256, tokens, config) == EVALUATION
+    metrics = Metrics.read(evaluation_folder(checkpoint.folder, EVALUATION))
+    assert tasks.publish.key(config, checkpoint, metrics, tokens, raw) == PUBLICATION
+    assert content_key(DRIFT_VERSION, checkpoint.weights_sha256, raw.key) == DRIFT
+
+
+def test_nothing_is_made_anew(old_config, prefect_server):
+    config = old_config()
+    before = content(config.root)
+    result = run_flow(config)
+    assert cached(result) == list(STAGES)
+    assert result["published"]["version"] == result["champion"] == "v1"
+    assert content(config.root) == before
+
+
+def test_each_stage_finds_what_is_there(old_config):
+    config = old_config()
+    raw = corpus.fetch(config.data, config.root)
+    tokens = tokenize(raw, config.tokenizer, config.root)
+    checkpoint = train(tokens, config, config.root / "checkpoints" / TRAINING, refuse)
+    metrics = evaluate(checkpoint.folder, tokens, config)
+    assert [made.built for made in (raw, tokens, checkpoint, metrics)] == [False] * 4
+
+
+def test_its_champion_is_compared_by_the_figures_that_it_was_published_with(old_config, caplog):
+    caplog.set_level(logging.INFO)
+    published = make(old_config("publish.policy=gate", "seed=5")).published
+    assert published.version == "v2"
+    assert published.decision is not None
+    assert published.decision.opponent == "v1"
+    assert published.decision.champion is not None
+    assert "scored again" not in caplog.text
+
+
+def test_its_versions_are_listed(old_config, capsys):
+    config = old_config()
+    assert main(["models", "list", "--name", "old", "--root", str(config.root), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    manifest = PublishedManifest.read(config.root / "models" / "old" / "v1")
+    assert row == {
+        "version": "v1", "champion": True, "bits_per_byte": manifest.bits_per_byte, "reason": "publish.policy=always",
+    }  # fmt: skip
+
+
+class LongerTraining(TrainingConfig):
+    warmer: float = 0.0
+    coolest: int | None = None
+
+    @property
+    def resolved_coolest(self) -> int:
+        return 7
+
+
+class RicherModel(ModelConfig):
+    richer: bool = False
+
+
+class StricterEvaluation(EvaluationConfig):
+    stricter: str = "no"
+
+
+def test_a_field_that_is_added_changes_a_key_only_where_it_differs_from_its_default(old_config):
+    config = old_config()
+    tokens = tokenize(corpus.fetch(config.data, config.root), config.tokenizer, config.root)
+    training, model, evaluation = (
+        config.training.model_dump(),
+        config.model.model_dump(),
+        config.evaluation.model_dump(),
+    )
+
+    def keys(**sections: Section) -> tuple[str, str]:
+        changed = config.model_copy(update=sections)
+        return train_key(tokens, changed), evaluation_key("sha256", tokens, changed)
+
+    now = keys()
+    assert now[0] == TRAINING
+    assert keys(model=RicherModel(**model), evaluation=StricterEvaluation(**evaluation)) == now
+    assert keys(model=RicherModel(**model, richer=True))[0] != TRAINING
+    assert keys(evaluation=StricterEvaluation(**evaluation, stricter="yes"))[1] != now[1]
+    assert keys(training=LongerTraining(**training, coolest=7)) == keys(training=LongerTraining(**training))
+    warmer = keys(training=LongerTraining(**training, warmer=1.0))
+    assert warmer[0] not in (TRAINING, keys(training=LongerTraining(**training))[0])
+
+
+def test_a_null_that_is_resolved_is_in_a_key_as_its_value():
+    part = LongerTraining().key_part()
+    assert part["coolest"] == 7
+    assert "warmer" not in part
+    assert LongerTraining(coolest=7).key_part() == part
+    assert ModelConfig().key_part()["head_dim"] is None, "as it was before"
+
+
+def test_every_field_of_0e278cf_is_in_the_keys_at_any_value():
+    for section in (ModelConfig(), EvaluationConfig()):
+        assert section.key_part() == section.model_dump(mode="json")
