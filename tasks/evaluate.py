@@ -16,7 +16,7 @@ def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, 
     return evaluation.evaluation_key(checkpoint.weights_sha256, tokens, config)
 
 
-@stage(key)
+@stage(Metrics, key)
 def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> Metrics:
     """Measure the checkpoint on validation and test and return the metrics."""
     storage = Storage(config.storage)

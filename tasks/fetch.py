@@ -12,7 +12,7 @@ def key(config: Config, refresh: bool = False) -> str | None:
     return folder.name if folder is not None else None
 
 
-@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
+@stage(RawManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def fetch(config: Config, refresh: bool = False) -> RawManifest:
     """Freeze the corpus in data/raw and return its manifest; with `refresh`, as it is on the Hub now."""
     storage, pins = Storage(config.storage), corpus.pin_file(config.data, config.root)

@@ -20,7 +20,7 @@ def key(
     return content_key(publishing.PUBLISH_VERSION, config.name, config.publish.policy, checkpoint.weights_sha256)
 
 
-@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
+@stage(PublishedManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def publish(
     config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
 ) -> PublishedManifest:

@@ -1,20 +1,24 @@
 """What every stage shares: its retries, its cache key, and the check of a cached result before it is believed."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
 from prefect.states import State
+from prefect.utilities.importtools import to_qualified_name
 from pydantic import BaseModel, ConfigDict
 
 from tasks.redact import redacted
 from textgen.config import Config
-from textgen.files import Damaged, Manifest, content_key
+from textgen.files import Damaged, Manifest, content_key, set_aside
 from textgen.hub import SourceUnavailable
 from textgen.storage import StorageUnavailable
 
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 NETWORK_RETRY_SECONDS = [1, 4, 10]
 NETWORK_PATIENCE_SECONDS = 20  # with the client's own waits of up to 23 s, a user hears within a minute
 CACHE_FOLDER = "cache"
+NAMES_A_CLASS = ("__class__", "__exc_type__")  # in the JSON of Prefect's records
 
 
 class StageReport(BaseModel):
@@ -51,12 +56,14 @@ def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 def stage(
+    makes: type[Manifest],
     key: Callable[..., str | None],
     retry_if: Callable[[Task[Any, Any], TaskRun, State[Any]], bool] | None = None,
     retry_seconds: Sequence[float] = (),
 ) -> Callable[[Callable[..., Any]], Task[..., Any]]:
-    """Return a decorator: a task whose JSON result is cached under `key` of the task's own arguments.
+    """Return a decorator: a task whose result, a manifest of type `makes`, is cached under `key` of its own arguments.
 
+    The record of a cached result is JSON. One that is not this task's is not loaded, and the stage runs.
     A failure of which `retry_if` is true is tried again after each of `retry_seconds`.
     """
 
@@ -65,7 +72,9 @@ def stage(
         if content is None:
             return None
         # A result holds paths: where the storage was moved, or is reached from elsewhere, it is another result.
-        return f"{context.task.name}-{content_key(content, str(root), str(root.resolve()))}"
+        name = f"{context.task.name}-{content_key(content, str(root), str(root.resolve()))}"
+        refuse_foreign(root.resolve() / CACHE_FOLDER / name, makes)
+        return name
 
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         return task(
@@ -78,6 +87,39 @@ def stage(
         )(redacted()(function))
 
     return decorate
+
+
+def refuse_foreign(record: Path, makes: type[Manifest]) -> None:
+    """Set a cached record aside that Prefect would not load as a `makes`.
+
+    Prefect loads a record with the serializer that it names and imports every class that it names: a pickle or a record
+    of other classes could run any code, and a class that has moved comes back as a dict.
+    """
+    try:
+        check_record(record, makes)
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        set_aside(record, Damaged(f"{record} is not a record of a {makes.__name__} ({' '.join(str(error).split())})"))
+
+
+def check_record(record: Path, makes: type[Manifest]) -> None:
+    """Check that a record holds a `makes` as JSON, and names no other class and no other serializer.
+
+    Raises:
+        ValueError, KeyError, TypeError: it does not.
+        FileNotFoundError: there is none.
+    """
+    content = json.loads(record.read_bytes())
+    serializer, expected = content["metadata"]["serializer"], JSONSerializer().model_dump()
+    if serializer != expected:
+        raise ValueError(f"written by the serializer {serializer}")
+    objects: list[dict[str, Any]] = []
+    json.loads(content["result"], object_hook=lambda found: objects.append(found) or found)
+    named = [found[name] for found in objects for name in NAMES_A_CLASS if name in found]
+    if named != [to_qualified_name(makes)]:
+        raise ValueError(f"of the classes {named}")
+    makes.model_validate(objects[-1]["data"])  # the outermost object ends last
 
 
 def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> tuple[Any, StageReport]:

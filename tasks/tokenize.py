@@ -19,7 +19,7 @@ def key(config: Config, raw: RawManifest) -> str | None:
     return tokens.tokens_key(raw, config.tokenizer, gpt2_file)
 
 
-@stage(key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
+@stage(TokensManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def tokenize(config: Config, raw: RawManifest) -> TokensManifest:
     """Tokenize the corpus into data/processed and return the manifest of its tokens."""
     storage = Storage(config.storage)

@@ -42,7 +42,7 @@ def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-@stage(key, retry_if=can_resume, retry_seconds=RETRY_SECONDS)
+@stage(CheckpointManifest, key, retry_if=can_resume, retry_seconds=RETRY_SECONDS)
 def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> CheckpointManifest:
     """Train in data/checkpoints, in `folder` or else that of the training's key; return the best weights' manifest."""
     storage = Storage(config.storage)

@@ -1,6 +1,12 @@
 """What the flow does not make twice, and what it makes anew: where something changed, or is damaged."""
 
+import base64
+import json
+import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +76,53 @@ def test_prefect_forgetting_everything_costs_no_work(folder):
     after = run_flow(tiny(folder))
     assert after["published"] == before["published"]
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in written.items() if not path.name.endswith("lock"))
+
+
+def test_a_record_that_is_not_ours_is_set_aside_and_loads_nothing(folder, tmp_path, caplog):
+    """An older version's class, no JSON at all, a pickle, a library of the record's choice, a class within the data."""
+    shutil.rmtree(folder / "data" / "cache")  # of the run that the folder is a copy of
+    run_flow(tiny(folder))
+    loaded = tmp_path / "loaded"
+    pickled = base64.encodebytes(pickle.dumps(Loaded(loaded))).decode()
+
+    def change(stage: str, alter: Callable[[dict[str, Any]], None]) -> Path:
+        (path,) = (folder / "data" / "cache").glob(f"{stage}-*")
+        content = json.loads(path.read_bytes())
+        alter(content)
+        path.write_text(json.dumps(content))
+        return path
+
+    def rename_class(content: dict[str, Any]) -> None:
+        content["result"] = content["result"].replace("textgen.", "textgen.before.", 1)
+
+    def hide_class(content: dict[str, Any]) -> None:
+        content["result"] = content["result"].replace(
+            '"data": {', '"data": {"source": {"__class__": "os.PathLike"}, ', 1
+        )
+
+    records = [
+        change("fetch", rename_class),
+        change("train", lambda content: content.update(metadata={"serializer": {"type": "pickle"}}, result=pickled)),
+        change("evaluate", lambda content: content["metadata"]["serializer"].update(jsonlib="pickle")),
+        change("publish", hide_class),
+    ]
+    (record,) = (folder / "data" / "cache").glob("tokenize-*")
+    record.write_bytes(pickle.dumps(Loaded(loaded)))
+    caplog.clear()
+    result = run_flow(tiny(folder))
+    assert cached(result) == list(STAGES), "what the stages made is still there"
+    assert not loaded.exists()
+    for path in [*records, record]:
+        assert f"{path} is not a record of a " in caplog.text
+        assert path.with_name(f"{path.name}.damaged-1").exists()
+    assert cached(run_flow(tiny(folder))) == list(STAGES)
+
+
+class Loaded:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)

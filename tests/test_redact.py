@@ -16,6 +16,7 @@ from tasks.redact import BLOT, redact, redacted
 from tasks.stage import run_stage, stage
 from tests.waiting import until
 from textgen.config import Config
+from textgen.files import Manifest
 
 ROOT = Path(__file__).parents[1]
 SECRET = "sk-not-for-anyone-0123456789"
@@ -140,7 +141,7 @@ class Stubborn(Exception):
 def test_a_secret_in_an_exception_is_in_no_state_of_a_run(within, error, prefect_server, make_config, tmp_path):
     config = make_config(storage={"root": str(tmp_path)})
 
-    @stage(lambda config: None)
+    @stage(Manifest, lambda config: None)
     def fail(config: Config) -> None:
         raise error
 
