@@ -22,9 +22,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.variables import Variable
 
-from textgen.__main__ import carry_out
 from textgen.config import StorageConfig, parse_config
-from textgen.files import Failure, InputError
+from textgen.errors import Failure, InputError, carry_out
 from textgen.storage import Storage
 
 TRAININGS_AT_ONCE = 1

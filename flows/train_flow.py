@@ -23,10 +23,9 @@ from rich.table import Table
 from flows.form import CONFIGS, ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
 from tasks.cancel import cancel_children, ended_by
 from tasks.redact import redacted
-from textgen.__main__ import carry_out
 from textgen.config import Config
 from textgen.corpus import raw_folder
-from textgen.files import Failure
+from textgen.errors import Failure, carry_out
 from textgen.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"

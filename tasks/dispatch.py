@@ -20,7 +20,8 @@ from prefect.runtime import flow_run as this_flow_run
 from tasks.cancel import cancel
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.files import Damaged, Failure, InputError, content_key
+from textgen.errors import Damaged, InputError, TrainingCancelled, TrainingLost, from_text
+from textgen.files import content_key
 from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
@@ -34,14 +35,6 @@ SERVER_PATIENCE_SECONDS = 30 * 60  # without an answer from the server, beyond w
 REFUSALS = (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)  # of parameters that do not fit its schema
 
 T = TypeVar("T")
-
-
-class TrainingLost(Failure):
-    """The run that trained ended before its work was done; another one continues it."""
-
-
-class TrainingCancelled(Failure):
-    """The run that trained was cancelled."""
 
 
 def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: Storage) -> CheckpointManifest:
@@ -130,10 +123,8 @@ def explain(run: FlowRun, config: Config, damage: Damaged) -> Exception:
         if our_tag() in run.tags:
             return TrainingCancelled(f"the run {run.name} of {deployment} was cancelled")
         return TrainingLost(f"the run {run.name} of {deployment} was cancelled with the flow run that started it")
-    for expected in (InputError, *Failure.__subclasses__()):
-        _, found, text = (state.message or "").partition(f"{expected.__name__}: ")
-        if found:
-            return expected(text)
+    if (error := from_text(state.message or "")) is not None:
+        return error
     return TrainingLost(f"the run {run.name} of {deployment} ended {state.name}: {state.message}")
 
 

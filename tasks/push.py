@@ -10,8 +10,7 @@ from tasks.redact import redacted
 from tasks.stage import NETWORK_RETRY_SECONDS
 from textgen import push as pushing
 from textgen.config import Config
-from textgen.files import Failure
-from textgen.push import PushFailed
+from textgen.errors import Failure, PushFailed
 from textgen.registry import CHAMPION_FILE, PublishedManifest, read_champion
 from textgen.storage import Storage
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from textgen.files import Failure
+from textgen.errors import Failure
 
 SECRET_NAME = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|CREDENTIALS|AUTH_STRING|CONNECTION_STRING|NOTIFY_URL)(?:$|_)"

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.redact import redacted
 from textgen.config import Config
-from textgen.files import Damaged, Manifest, content_key, set_aside
-from textgen.hub import SourceUnavailable
-from textgen.storage import StorageUnavailable
+from textgen.errors import Damaged, SourceUnavailable, StorageUnavailable
+from textgen.files import Manifest, content_key, set_aside
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict
 
-from textgen.__main__ import FAILURE, USER_MISTAKE
 from textgen.config import Config, TrackingConfig
-from textgen.files import Damaged, write_atomic
+from textgen.errors import FAILURE, USER_MISTAKE, Damaged
+from textgen.files import write_atomic
 from textgen.lineage import LINEAGE_FILE
 from textgen.registry import PublishedManifest, read_champion
 

@@ -6,19 +6,17 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
-from tasks.dispatch import TrainingCancelled, train_elsewhere
+from tasks.dispatch import train_elsewhere
 from tasks.report import shown
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen import train as training
-from textgen.checkpoint import CheckpointManifest, StateNotSaved
+from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.files import InputError
-from textgen.memory import OutOfMemory
+from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved, TrainingCancelled
 from textgen.mirror import bring_training, mirrored
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest
-from textgen.train import Diverged
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from tests.waiting import PATIENCE_SECONDS, narrow
 from textgen import corpus
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
+from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
-from textgen.files import InputError
 from textgen.model import LanguageModel
 from textgen.tokens import TokensManifest, load_manifest_tokenizer, tokenize
 from textgen.train import train

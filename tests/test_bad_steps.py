@@ -20,6 +20,7 @@ from textgen.batches import BatchOrder
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
 from textgen.device import seed_everything
+from textgen.errors import Diverged
 from textgen.export import WEIGHTS_FILE
 from textgen.files import Manifest
 from textgen.log import LOG_FILE
@@ -27,7 +28,7 @@ from textgen.loss import NextTokenLoss
 from textgen.model import LanguageModel
 from textgen.optim import lr_at
 from textgen.tokens import load_stream
-from textgen.train import Diverged, Run, train
+from textgen.train import Run, train
 
 STEPS = 20
 VARIANTS = {

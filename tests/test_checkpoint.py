@@ -12,7 +12,6 @@ from textgen.checkpoint import (
     BEST_FILE,
     OPTIMIZER_FILE,
     STATES_FOLDER,
-    StateNotSaved,
     TrainingState,
     Validation,
     newest_state,
@@ -21,6 +20,7 @@ from textgen.checkpoint import (
     save_state,
 )
 from textgen.config import ModelConfig, TrainingConfig
+from textgen.errors import StateNotSaved
 from textgen.export import WEIGHTS_FILE, write_weights
 from textgen.files import Manifest
 from textgen.loss import NextTokenLoss

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from textgen.config import Config, load_config, parse_config
-from textgen.files import InputError
+from textgen.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -10,7 +10,7 @@ import pytest
 from textgen import corpus
 from textgen.config import SPLITS, DataConfig
 from textgen.corpus import fetch, python_docs, raw_folder, read_rows
-from textgen.files import InputError
+from textgen.errors import InputError
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "wikitext"
 

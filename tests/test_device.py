@@ -8,7 +8,7 @@ import torch
 
 from textgen import device as module
 from textgen.device import autocast, choose_device, device_name, prepare_cpu, seed_everything, usable_cores, uses_bf16
-from textgen.files import InputError
+from textgen.errors import InputError
 
 
 @pytest.fixture

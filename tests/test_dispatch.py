@@ -24,8 +24,6 @@ from tasks.dispatch import (
     POLL_SECONDS,
     QUIET_SECONDS,
     SERVER_PATIENCE_SECONDS,
-    TrainingCancelled,
-    TrainingLost,
     explain,
     find_or_start,
     our_tag,
@@ -35,8 +33,7 @@ from tasks.dispatch import (
 )
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import ComputeConfig, Config, StorageConfig
-from textgen.files import Damaged, Failure, InputError
-from textgen.memory import OutOfMemory
+from textgen.errors import KINDS, Damaged, InputError, OutOfMemory, TrainingCancelled, TrainingLost
 from textgen.storage import Storage
 
 DEPLOYMENT = "train-nothing/elsewhere"
@@ -215,7 +212,7 @@ def ended(state: State[Any], *tags: str) -> FlowRun:
     return FlowRun(flow_id=uuid4(), name="red-fox", state=state, tags=list(tags))
 
 
-@pytest.mark.parametrize("kind", Failure.__subclasses__(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_failure_of_ours_keeps_its_kind(kind):
     error = explain(ended(Failed(message=f"Flow run encountered an exception: {kind.__name__}: no")), CONFIG, DAMAGE)
     assert (type(error), str(error)) == (kind, "no")

@@ -14,6 +14,7 @@ import textgen.evaluate
 from textgen.__main__ import main
 from textgen.config import EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
+from textgen.errors import Damaged, InputError
 from textgen.evaluate import (
     Metrics,
     evaluate,
@@ -23,7 +24,7 @@ from textgen.evaluate import (
     summarize,
 )
 from textgen.export import LoadedModel, load_model
-from textgen.files import Damaged, InputError, sha256_file
+from textgen.files import sha256_file
 from textgen.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.scores import METRICS_FILE
 from textgen.storage import Storage

@@ -11,16 +11,8 @@ from safetensors.torch import load_file
 from textgen import export
 from textgen.config import ModelConfig
 from textgen.corpus import read_rows
-from textgen.export import (
-    CONFIG_FILE,
-    TIED_HEAD,
-    WEIGHTS_FILE,
-    Refused,
-    check_with_transformers,
-    load_model,
-    write_weights,
-)
-from textgen.files import Damaged, InputError
+from textgen.errors import Damaged, InputError, Refused
+from textgen.export import CONFIG_FILE, TIED_HEAD, WEIGHTS_FILE, check_with_transformers, load_model, write_weights
 from textgen.model import LanguageModel
 from textgen.tokenizer import TOKENIZER_FILE
 from textgen.train import train

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import PATIENCE_SECONDS, until
-from textgen.files import Damaged, Manifest, build_once, new_folder, sha256_file, write_atomic
+from textgen.errors import Damaged
+from textgen.files import Manifest, build_once, new_folder, sha256_file, write_atomic
 
 
 class Notes(Manifest):

@@ -7,7 +7,7 @@ import pytest
 
 from flows.train_flow import summarize
 from tests.flow_runs import STAGES, cached, run_flow, tiny
-from textgen.files import InputError
+from textgen.errors import InputError
 from textgen.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

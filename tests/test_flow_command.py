@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from flows.train_flow import check_files, main
 from tests.flow_runs import STAGES, tiny
-from textgen.files import InputError
+from textgen.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flows.form import CONFIGS, NAME_LENGTH, RunChoices, TrainingChoices, describe, make_config
 from flows.train_flow import train_flow
 from textgen.config import Config, known_keys, load_config
-from textgen.files import InputError
+from textgen.errors import InputError
 
 NOTHING = (TrainingChoices(), RunChoices())
 

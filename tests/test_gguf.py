@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
 from textgen import gguf
-from textgen.__main__ import USER_MISTAKE, main
+from textgen.__main__ import main
 from textgen.config import ModelConfig
+from textgen.errors import USER_MISTAKE, InputError
 from textgen.export import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
-from textgen.files import InputError
 from textgen.gguf import write_gguf
 from textgen.model import LanguageModel
 from textgen.tokenizer import TOKENIZER_FILE

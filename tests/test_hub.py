@@ -25,8 +25,8 @@ from tests.waiting import PATIENCE_SECONDS
 from textgen import corpus, tokenizer
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
-from textgen.files import Damaged, InputError
-from textgen.hub import SourceUnavailable, ask_hub, pin, pinned
+from textgen.errors import Damaged, InputError, SourceUnavailable
+from textgen.hub import ask_hub, pin, pinned
 from textgen.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"

@@ -15,7 +15,8 @@ import textgen.train
 from tests.trainings import ignore
 from textgen.checkpoint import newest_state
 from textgen.config import parse_config
-from textgen.memory import OutOfMemory, advice_on_memory
+from textgen.errors import OutOfMemory
+from textgen.memory import advice_on_memory
 from textgen.train import train
 
 ROOT = Path(__file__).parents[1]

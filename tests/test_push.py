@@ -10,8 +10,8 @@ from tasks import push as task
 from tests.fake_uploads import FIRST, UploadHub
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import PublishConfig
-from textgen.files import Damaged
-from textgen.push import RECORD_FILE, PushFailed, push
+from textgen.errors import Damaged, PushFailed
+from textgen.push import RECORD_FILE, push
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage
 

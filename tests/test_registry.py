@@ -18,9 +18,10 @@ from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.corpus import read_rows
+from textgen.errors import Damaged, InputError, Refused
 from textgen.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
-from textgen.export import WEIGHTS_FILE, Refused, load_model
-from textgen.files import Damaged, InputError, sha256_file, write_atomic
+from textgen.export import WEIGHTS_FILE, load_model
+from textgen.files import sha256_file, write_atomic
 from textgen.publish import publish
 from textgen.registry import (
     PublishedManifest,

@@ -12,12 +12,10 @@ from prefect import Task, flow
 import tasks.train
 import textgen.train
 from tasks.stage import run_stage
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateNotSaved
+from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
-from textgen.files import InputError
+from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved
 from textgen.log import LOG_FILE
-from textgen.memory import OutOfMemory
-from textgen.train import Diverged
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 STEPS = 12

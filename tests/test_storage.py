@@ -13,8 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.trainings import Interruption
 from textgen.config import StorageConfig, parse_config
-from textgen.files import InputError, Manifest, build_once, sha256_file
-from textgen.storage import Storage, StorageUnavailable
+from textgen.errors import InputError, StorageUnavailable
+from textgen.files import Manifest, build_once, sha256_file
+from textgen.storage import Storage
 
 FILES = {"one.bin": random.Random(1).randbytes(1000), "two.bin": random.Random(2).randbytes(2000)}
 

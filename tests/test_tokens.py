@@ -10,7 +10,7 @@ import torch
 from textgen import tokens
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.corpus import RawManifest, fetch, read_rows
-from textgen.files import InputError
+from textgen.errors import InputError
 from textgen.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, load_tokenizer, train_bpe
 from textgen.tokens import (
     block_count,

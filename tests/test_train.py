@@ -15,13 +15,14 @@ from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen import corpus
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
+from textgen.errors import Diverged, InputError
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, load_model
-from textgen.files import InputError, Manifest
+from textgen.files import Manifest
 from textgen.optim import lr_at
 from textgen.protocols import blocks
 from textgen.tokens import TokensManifest, block_count, load_stream, tokenize
-from textgen.train import Diverged, total_steps, train
+from textgen.train import total_steps, train
 
 STEPS = 20
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.2, "embedding_dropout": 0.2}

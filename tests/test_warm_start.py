@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.trainings import ignore
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
+from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE
-from textgen.files import InputError
 from textgen.train import train, train_key
 
 ROOT = Path(__file__).parents[1]

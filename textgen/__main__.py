@@ -4,18 +4,15 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from textgen.config import Config, EvaluationConfig, load_config
-from textgen.files import Failure, InputError
+from textgen.errors import InputError, carry_out
 from textgen.models import add_models
 
-USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
-FAILURE = 1
-INTERRUPTED = 130
 MODEL_HELP = "a published or a training folder, NAME@champion or NAME@v3"
 ROOT_HELP = "the storage folder that has models/"
 
@@ -32,22 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_models(commands)
     options = parser.parse_args(arguments)
     return carry_out(lambda: options.run(options))
-
-
-def carry_out(command: Callable[[], None]) -> int:
-    """Carry a command out and return its exit code; what keeps it from its end is a line on stderr."""
-    try:
-        command()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return USER_MISTAKE
-    except Failure as error:
-        print(error, file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    return 0
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from textgen.environment import Environment
+from textgen.errors import Damaged, StateNotSaved
 from textgen.export import WEIGHTS_FILE, read_weights, write_weights
-from textgen.files import Damaged, Failure, Manifest, new_folder, set_aside, sha256_file, write_atomic
+from textgen.files import Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.log import LOG_FILE
 from textgen.model import LanguageModel
 from textgen.speed import Speed
@@ -142,10 +143,6 @@ class StateManifest(Manifest):
 
     def sha256_by_file(self) -> dict[str, str]:
         return self.sha256
-
-
-class StateNotSaved(Failure):
-    """The disk did not take what a training writes; the states saved before are as they were."""
 
 
 @contextmanager

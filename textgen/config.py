@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from textgen.files import InputError
+from textgen.errors import InputError
 
 EMBEDDED_CORPUS = "python-docs"
 RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig
-from textgen.files import Damaged, InputError, Manifest, build_once, content_key, sha256_file
+from textgen.errors import Damaged, InputError
+from textgen.files import Manifest, build_once, content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from textgen.files import InputError
+from textgen.errors import InputError
 
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")

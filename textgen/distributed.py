@@ -22,7 +22,7 @@ from torch import Tensor
 
 from textgen.config import Config, TrainingConfig
 from textgen.device import choose_device
-from textgen.files import Failure, InputError
+from textgen.errors import InputError, WorkerFailed, from_text
 from textgen.interrupt import in_main_thread
 from textgen.log import OnMetrics, read_log
 
@@ -39,10 +39,6 @@ PROJECT = Path(__file__).parents[1]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class WorkerFailed(Failure):
-    """One of the processes of a training ended before its work was done."""
 
 
 @dataclass(frozen=True)
@@ -228,12 +224,11 @@ def _as_raised(failure: "ProcessFailure", name: str) -> Exception:
         return WorkerFailed(f"{name} was killed by {failure.signal_name()}; the same command continues the training")
     if isinstance(failure.message, str):
         return WorkerFailed(f"{name} ended with exit code {failure.exitcode} and no report; what it printed is above")
-    kind, _, text = failure.message["message"].partition(": ")
-    for expected in (InputError, *Failure.__subclasses__()):
-        if kind == expected.__name__:
-            return expected(text)
+    said = failure.message["message"]
+    if (error := from_text(said)) is not None:
+        return error
     log.error("%s", failure.message["extraInfo"]["py_callstack"].rstrip())
-    return WorkerFailed(f"{name} failed: {kind}: {text}")
+    return WorkerFailed(f"{name} failed: {said}")
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from textgen import documents
 from textgen.config import Config, EvaluationConfig
 from textgen.corpus import RawManifest, read_rows
 from textgen.device import choose_device
+from textgen.errors import Damaged
 from textgen.evaluate import evaluate_rows
 from textgen.export import LoadedModel, load_model
-from textgen.files import Damaged, Manifest, build_once, content_key
+from textgen.files import Manifest, build_once, content_key
 from textgen.lineage import LINEAGE_FILE
 from textgen.registry import PublishedManifest, read_champion
 from textgen.storage import Storage

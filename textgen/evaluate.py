@@ -16,8 +16,9 @@ from tqdm import tqdm
 from textgen.config import Config, EvaluationConfig
 from textgen.corpus import find_raw, read_rows
 from textgen.device import autocast, choose_device
+from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
-from textgen.files import InputError, Manifest, build_once, content_key, sha256_file, write_atomic
+from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
 from textgen.loss import next_token_nats
 from textgen.model import LanguageModel
 from textgen.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textgen.config import ModelConfig
-from textgen.files import Damaged, Failure, InputError, write_atomic
+from textgen.errors import Damaged, InputError, Refused
+from textgen.files import write_atomic
 from textgen.model import LanguageModel
 from textgen.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
 
@@ -122,10 +123,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     model = LanguageModel(config, vocab_size)
     read_weights(model, folder / WEIGHTS_FILE)
     return LoadedModel(model.to(device).eval(), load_tokenizer(folder / TOKENIZER_FILE), seq_length)
-
-
-class Refused(Failure):
-    """A model may not be published: stock transformers does not give the same."""
 
 
 def check_with_transformers(folder: Path, rows: list[str]) -> None:

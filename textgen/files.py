@@ -14,21 +14,11 @@ from typing import Any, ClassVar, Self, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from textgen.errors import Damaged
+
 log = logging.getLogger(__name__)
 
 KEY_LENGTH = 16  # hex digits of a sha256 that name a folder: 64 bits
-
-
-class Failure(Exception):
-    """What ends a command; the message is all that its user needs."""
-
-
-class Damaged(Failure):
-    """A file is missing or is not what its manifest says."""
-
-
-class InputError(ValueError):
-    """The user's mistake, in one line that names the value and the rule."""
 
 
 def sha256_file(path: Path) -> str:

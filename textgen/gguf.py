@@ -8,8 +8,9 @@ from pathlib import Path
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, LlamaFileType, TokenType, get_tensor_name_map
 from tokenizers import Tokenizer
 
+from textgen.errors import InputError
 from textgen.export import LoadedModel, weights
-from textgen.files import InputError, flush
+from textgen.files import flush
 from textgen.tokenizer import end_token
 
 

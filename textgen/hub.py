@@ -7,7 +7,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
-from textgen.files import Damaged, Failure, InputError, set_aside, write_atomic
+from textgen.errors import Damaged, InputError, SourceUnavailable
+from textgen.files import set_aside, write_atomic
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PIN_FILE = "revisions.json"
@@ -16,17 +17,6 @@ SERVER_ERROR = 500
 ANSWER_SECONDS = 5.0  # the client itself would wait for a commit for ever
 
 T = TypeVar("T")
-
-
-class SourceUnavailable(Failure):
-    """The Hub did not give what was asked of it. `transient`: it may at a second try."""
-
-    def __init__(self, message: str, transient: bool = False) -> None:
-        super().__init__(message, transient)
-        self.transient = transient
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:

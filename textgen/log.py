@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from textgen.files import Damaged, set_aside, write_atomic
+from textgen.errors import Damaged
+from textgen.files import set_aside, write_atomic
 
 LOG_FILE = "log.jsonl"
 

@@ -7,13 +7,9 @@ from contextlib import contextmanager
 import torch
 
 from textgen.config import Config
-from textgen.files import Failure
+from textgen.errors import OutOfMemory
 
 ALLOCATION_ERRORS = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, of cuBLAS
-
-
-class OutOfMemory(Failure):
-    """A step or a validation does not fit; the message says what to lower, and by how much."""
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest
-from textgen.files import Damaged
+from textgen.errors import Damaged, StorageUnavailable
 from textgen.log import LOG_FILE
-from textgen.storage import Storage, StorageUnavailable
+from textgen.storage import Storage
 from textgen.train import KEY_FILE
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from textgen.config import StorageConfig, parse_config
-from textgen.files import Damaged, InputError
+from textgen.errors import Damaged, InputError
 
 ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
 

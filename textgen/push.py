@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from textgen.files import Damaged, Failure, set_aside, verify, write_atomic
+from textgen.errors import Damaged, PushFailed
+from textgen.files import set_aside, verify, write_atomic
 from textgen.hub import ANSWER_SECONDS, describe_cause, find_cause
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage
@@ -15,17 +16,6 @@ from textgen.storage import Storage
 RECORD_FILE = "hub.json"  # beside the versions: what was last pushed
 
 T = TypeVar("T")
-
-
-class PushFailed(Failure):
-    """The Hub did not take a version. `transient`: it may at a second try."""
-
-    def __init__(self, message: str, transient: bool) -> None:
-        super().__init__(message, transient)
-        self.transient = transient
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 class Pushed(BaseModel):

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.card import Sample
 from textgen.checkpoint import CheckpointManifest
-from textgen.files import Damaged, InputError, Manifest, locked, set_aside, write_atomic
+from textgen.errors import Damaged, InputError
+from textgen.files import Manifest, locked, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.tokens import TokensManifest

@@ -14,20 +14,13 @@ import fsspec
 from filelock import FileLock
 
 from textgen.config import StorageConfig
-from textgen.files import Damaged, Failure, InputError, Manifest, new_folder, set_aside, write_atomic
+from textgen.errors import Damaged, Failure, InputError, StorageUnavailable
+from textgen.files import Manifest, new_folder, set_aside, write_atomic
 
 log = logging.getLogger(__name__)
 
 DOWNLOADS = 2  # of a folder whose files are not what its manifest says, before it is given up
 OPTIONS = {"use_listings_cache": False, "skip_instance_cache": True}  # other machines write there too
-
-
-class StorageUnavailable(Failure):
-    """The remote storage, or the way to it, failed; `transient` where asking again may help."""
-
-    def __init__(self, message: str, transient: bool = True) -> None:
-        super().__init__(message)
-        self.transient = transient
 
 
 class Storage:

@@ -9,7 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from textgen.config import TokenizerConfig
-from textgen.files import InputError, Manifest, build_once, sha256_file, write_atomic
+from textgen.errors import InputError
+from textgen.files import Manifest, build_once, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, ask_hub, pin, pinned
 
 END_OF_TEXT = "<|endoftext|>"

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from textgen import documents
 from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
 from textgen.corpus import RawManifest, read_rows
-from textgen.files import InputError, Manifest, build_once, content_key, sha256_file, write_atomic
+from textgen.errors import InputError
+from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
 from textgen.tokenizer import (
     TOKENIZER_FILE,
     UNKNOWN,

@@ -33,9 +33,10 @@ from textgen.device import autocast, choose_device, compiles, device_name, prepa
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.energy import EnergyMeter
 from textgen.environment import read_environment
+from textgen.errors import Damaged, Diverged, InputError
 from textgen.evaluate import score
 from textgen.export import WEIGHTS_FILE, write_description, write_weights
-from textgen.files import Damaged, Failure, InputError, content_key, locked, set_aside, sha256_file, write_atomic
+from textgen.files import content_key, locked, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
 from textgen.log import OnMetrics, TrainingLog
 from textgen.loss import NextTokenLoss
@@ -57,10 +58,6 @@ NOT_IN_KEY = {
     "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
     "max_bad_steps", "init_from", "batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
-
-
-class Diverged(Failure):
-    """The loss or its gradient is no longer a finite number, step after step."""
 
 
 def train_key(tokens: TokensManifest, config: Config) -> str:

@@ -1,8 +1,9 @@
 """A training that starts from another model's weights: `training.init_from`."""
 
 from textgen.config import Config
+from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE, load_model, qwen3_config
-from textgen.files import InputError, sha256_file
+from textgen.files import sha256_file
 from textgen.model import LanguageModel
 from textgen.registry import resolve
 from textgen.tokens import TokensManifest, load_manifest_tokenizer

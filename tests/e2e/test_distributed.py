@@ -19,11 +19,9 @@ from tests.trainings import ignore
 from tests.waiting import held, until
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
-from textgen.distributed import WorkerFailed
-from textgen.files import InputError
+from textgen.errors import Diverged, InputError, OutOfMemory, WorkerFailed
 from textgen.log import read_log
-from textgen.memory import OutOfMemory
-from textgen.train import Diverged, train
+from textgen.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS, LONG = 50, 150

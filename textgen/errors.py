@@ -1,0 +1,96 @@
+"""The errors whose message is all that a user needs, how one is known again from its text, and the exit codes."""
+
+import re
+import sys
+from collections.abc import Callable
+
+USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
+FAILURE = 1
+INTERRUPTED = 130
+
+
+class InputError(ValueError):
+    """The user's mistake, in one line that names the value and the rule."""
+
+
+class Failure(Exception):
+    """What ends a command through no mistake in the code; `transient`: a second try may succeed."""
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class Damaged(Failure):
+    """A file is missing or is not what its manifest says."""
+
+
+class SourceUnavailable(Failure):
+    """The Hugging Face Hub did not give what was asked of it."""
+
+
+class StorageUnavailable(Failure):
+    """The remote storage, or the way to it, failed."""
+
+
+class StateNotSaved(Failure):
+    """The disk did not take what a training writes; the states saved before are as they were."""
+
+
+class Diverged(Failure):
+    """The loss or its gradient is no longer a finite number, step after step."""
+
+
+class OutOfMemory(Failure):
+    """A step or a validation does not fit; the message says what to lower, and by how much."""
+
+
+class WorkerFailed(Failure):
+    """One of the processes of a training ended before its work was done."""
+
+
+class TrainingLost(Failure):
+    """The run that trained ended before its work was done; another one continues it."""
+
+
+class TrainingCancelled(Failure):
+    """The run that trained was cancelled."""
+
+
+class Refused(Failure):
+    """A model may not be published: its losses are not finite, or stock transformers does not give the same."""
+
+
+class PushFailed(Failure):
+    """The Hugging Face Hub did not take a version."""
+
+
+KINDS: tuple[type[InputError | Failure], ...] = (InputError, *Failure.__subclasses__())
+_SAID = re.compile(rf"(?:^|exception:? )({'|'.join(kind.__name__ for kind in KINDS)}): (.*)", re.DOTALL)
+
+
+def from_text(text: str) -> InputError | Failure | None:
+    """Return the error that another process ended with, from `Kind: message`; None where it is none of KINDS.
+
+    Prefect writes "Flow run encountered an exception: " before it.
+    """
+    if (said := _SAID.search(text)) is None:
+        return None
+    kinds = {kind.__name__: kind for kind in KINDS}
+    return kinds[said[1]](said[2])
+
+
+def carry_out(command: Callable[[], None]) -> int:
+    """Carry a command out and return its exit code; what keeps it from its end is a line on stderr."""
+    try:
+        command()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return USER_MISTAKE
+    except Failure as error:
+        print(error, file=sys.stderr)
+        return FAILURE
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return 0
