@@ -24,9 +24,9 @@ from flows.form import CONFIGS, ConfigName, Override, RunChoices, TrainingChoice
 from tasks.cancel import cancel_children, ended_by
 from tasks.redact import redacted
 from textgen.config import Config
-from textgen.corpus import raw_folder
 from textgen.errors import Failure, carry_out
-from textgen.tokenizer import find_gpt2_file
+from textgen.text.corpus import raw_folder
+from textgen.text.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
 SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"

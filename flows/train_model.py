@@ -12,7 +12,7 @@ from tasks.stage import run_stage
 from tasks.train import train
 from textgen.config import Config
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest
 
 
 @flow(name="train-model", flow_run_name="{config.name} {folder}", persist_result=True, result_serializer="json")

@@ -24,7 +24,7 @@ from textgen.errors import Damaged, InputError, TrainingCancelled, TrainingLost,
 from textgen.files import content_key
 from textgen.mirror import bring_training
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest
 
 log = logging.getLogger(__name__)
 

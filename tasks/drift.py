@@ -5,9 +5,9 @@ import logging
 from prefect import task
 
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.drift import Drift, measure_drift
 from textgen.storage import Storage
+from textgen.text.corpus import RawManifest
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from tasks.tracking import track
 from textgen import evaluate as evaluation
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.mirror import bring_training
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
 
 
 def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> str:

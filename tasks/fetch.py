@@ -1,10 +1,10 @@
 """The task that freezes the corpus."""
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
-from textgen import corpus
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.storage import Storage
+from textgen.text import corpus
+from textgen.text.corpus import RawManifest
 
 
 def key(config: Config, refresh: bool = False) -> str | None:

@@ -5,13 +5,13 @@ from tasks.tracking import flow_run_id, track_model
 from textgen import publish as publishing
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import content_key
 from textgen.mirror import bring_training
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
 
 
 def key(

@@ -29,7 +29,7 @@ from textgen.drift import Drift, TextFigures
 from textgen.evaluate import Metrics
 from textgen.registry import PublishedManifest, read_champion
 from textgen.scores import METRICS_FILE
-from textgen.tokens import TokensManifest, block_count
+from textgen.text.tokens import TokensManifest, block_count
 from textgen.train import total_steps
 
 log = logging.getLogger(__name__)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
-from textgen import tokens
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.hub import PIN_FILE, pinned
 from textgen.storage import Storage
-from textgen.tokenizer import GPT2Manifest, fetch_gpt2_file, find_gpt2_file, gpt2_home
-from textgen.tokens import TokensManifest
+from textgen.text import tokens
+from textgen.text.corpus import RawManifest
+from textgen.text.tokenizer import GPT2Manifest, fetch_gpt2_file, find_gpt2_file, gpt2_home
+from textgen.text.tokens import TokensManifest
 
 
 def key(config: Config, raw: RawManifest) -> str | None:

@@ -16,7 +16,7 @@ from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved, TrainingCancelled
 from textgen.mirror import bring_training, mirrored
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from tests.flow_runs import run_flow, tiny
 from tests.pace import sitecustomize
 from tests.publications import Publication, make, write_text
 from tests.waiting import PATIENCE_SECONDS, narrow
-from textgen import corpus
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model import LanguageModel
-from textgen.tokens import TokensManifest, load_manifest_tokenizer, tokenize
+from textgen.text import corpus
+from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, tokenize
 from textgen.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.trainings import ignore
-from textgen import corpus
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics, evaluate
 from textgen.publish import publish
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest, tokenize
+from textgen.text import corpus
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest, tokenize
 from textgen.train import train
 
 

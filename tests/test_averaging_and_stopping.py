@@ -19,7 +19,7 @@ from textgen.files import Manifest
 from textgen.loss import NextTokenLoss
 from textgen.model import LanguageModel
 from textgen.protocols import blocks
-from textgen.tokens import load_stream
+from textgen.text.tokens import load_stream
 from textgen.train import Run, train
 
 STEPS = 20

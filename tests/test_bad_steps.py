@@ -27,7 +27,7 @@ from textgen.log import LOG_FILE
 from textgen.loss import NextTokenLoss
 from textgen.model import LanguageModel
 from textgen.optim import lr_at
-from textgen.tokens import load_stream
+from textgen.text.tokens import load_stream
 from textgen.train import Run, train
 
 STEPS = 20

@@ -9,12 +9,13 @@ import pytest
 
 from tests.fixtures import WORDS
 from tests.publications import write_text
-from textgen import corpus, drift
+from textgen import drift
 from textgen.config import SPLITS, EvaluationConfig
 from textgen.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
 from textgen.evaluate import evaluate_rows
 from textgen.export import load_model
 from textgen.storage import Storage
+from textgen.text import corpus
 
 
 def figures(error: float = 0.0, **values: float | None) -> TextFigures:

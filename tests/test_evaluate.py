@@ -13,7 +13,6 @@ from torch import Tensor
 import textgen.evaluate
 from textgen.__main__ import main
 from textgen.config import EvaluationConfig, StorageConfig
-from textgen.corpus import read_rows
 from textgen.errors import Damaged, InputError
 from textgen.evaluate import (
     Metrics,
@@ -28,7 +27,8 @@ from textgen.files import sha256_file
 from textgen.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.scores import METRICS_FILE
 from textgen.storage import Storage
-from textgen.tokens import TextCounts, load_stream
+from textgen.text.corpus import read_rows
+from textgen.text.tokens import TextCounts, load_stream
 
 # length of the stream, of a sequence, stride
 STREAMS = [(2, 16, 8), (10, 16, 4), (16, 16, 8), (17, 16, 8), (18, 16, 8), (50, 16, 8), (45, 16, 5), (49, 16, 16),

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from textgen import export
 from textgen.config import ModelConfig
-from textgen.corpus import read_rows
 from textgen.errors import Damaged, InputError, Refused
 from textgen.export import CONFIG_FILE, TIED_HEAD, WEIGHTS_FILE, check_with_transformers, load_model, write_weights
 from textgen.model import LanguageModel
-from textgen.tokenizer import TOKENIZER_FILE
+from textgen.text.corpus import read_rows
+from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.train import train
 
 # Dimensions that are no multiple of a vector register, at a length of one over a block of the attention's kernel

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.flow_runs import STAGES, cached, run_flow, tiny
-from textgen import tokens
+from textgen.text import tokens
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from textgen.export import LoadedModel
 from textgen.generate import SamplingConfig, generate, keep_min_p, keep_top_k, keep_top_p, sample
-from textgen.tokenizer import END_OF_ROW, END_OF_TEXT
-from textgen.tokens import load_manifest_tokenizer
+from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT
+from textgen.text.tokens import load_manifest_tokenizer
 
 GREEDY = SamplingConfig(max_tokens=12, temperature=0)
 PROMPTS = ["the old river", "naïve 塔", "", "a" * 15]

@@ -19,8 +19,8 @@ from textgen.errors import USER_MISTAKE, InputError
 from textgen.export import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.gguf import write_gguf
 from textgen.model import LanguageModel
-from textgen.tokenizer import TOKENIZER_FILE
-from textgen.tokens import load_manifest_tokenizer
+from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokens import load_manifest_tokenizer
 
 TENSORS = {
     "model.embed_tokens.weight": "token_embd.weight",

@@ -22,12 +22,12 @@ from fake_hub import Failure, FakeHub
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.waiting import PATIENCE_SECONDS
-from textgen import corpus, tokenizer
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
-from textgen.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
 from textgen.errors import Damaged, InputError, SourceUnavailable
 from textgen.hub import ask_hub, pin, pinned
-from textgen.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
+from textgen.text import corpus, tokenizer
+from textgen.text.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
+from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"
 ROWS = {"train": ["", " = Heading = \n", "one two three\n"], "validation": ["naïve 塔\n"], "test": ["a b\n", "c\n"]}

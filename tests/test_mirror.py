@@ -18,7 +18,7 @@ from textgen.export import WEIGHTS_FILE
 from textgen.log import LOG_FILE, OnMetrics, read_log
 from textgen.mirror import bring_training, mirrored
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest
 from textgen.train import KEY_FILE, train
 
 

@@ -12,7 +12,6 @@ import tasks.publish
 from tests.flow_runs import STAGES, cached, run_flow
 from tests.publications import make
 from tests.trainings import refuse
-from textgen import corpus
 from textgen.__main__ import main
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, EvaluationConfig, ModelConfig, Section, TrainingConfig, load_config
@@ -20,7 +19,8 @@ from textgen.drift import DRIFT_VERSION
 from textgen.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
 from textgen.files import content_key
 from textgen.registry import PublishedManifest
-from textgen.tokens import tokenize
+from textgen.text import corpus
+from textgen.text.tokens import tokenize
 from textgen.train import train, train_key
 
 OLD = Path(__file__).parent / "old_data"

@@ -9,7 +9,6 @@ import torch
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from textgen import documents
 from textgen.config import EvaluationConfig
 from textgen.evaluate import evaluate_rows, scored_positions
 from textgen.export import LoadedModel
@@ -22,7 +21,8 @@ from textgen.protocols import (
     sliding_windows,
     wikitext_pages,
 )
-from textgen.tokenizer import collect_words, train_bpe
+from textgen.text import documents
+from textgen.text.tokenizer import collect_words, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared"
 HUB_ROWS = [

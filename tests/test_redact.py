@@ -27,7 +27,7 @@ def secret(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
 
 
-@pytest.fixture(params=["textgen.corpus", "tasks.stage", "prefect.engine", "httpx"])
+@pytest.fixture(params=["textgen.text.corpus", "tasks.stage", "prefect.engine", "httpx"])
 def logged(request) -> Callable[..., str]:
     """Return a function that logs something on a logger and returns what a handler prints of it."""
 

@@ -17,7 +17,6 @@ from tests.trainings import ignore
 from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
-from textgen.corpus import read_rows
 from textgen.errors import Damaged, InputError, Refused
 from textgen.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
 from textgen.export import WEIGHTS_FILE, load_model
@@ -35,8 +34,9 @@ from textgen.registry import (
 )
 from textgen.scores import expected_tokens, score_challenger, score_champion, score_unigram
 from textgen.storage import Storage
-from textgen.tokenizer import TOKENIZER_FILE
-from textgen.tokens import load_stream
+from textgen.text.corpus import read_rows
+from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokens import load_stream
 from textgen.train import train
 
 

@@ -25,7 +25,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 from textgen.card import CARD_FILE
 from textgen.registry import CHAMPION_FILE, PublishedManifest
 from textgen.scores import METRICS_FILE
-from textgen.tokens import block_count
+from textgen.text.tokens import block_count
 from textgen.train import total_steps
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 import textgen.batches
 import textgen.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen import corpus
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
 from textgen.errors import Diverged, InputError
@@ -21,7 +20,8 @@ from textgen.export import WEIGHTS_FILE, load_model
 from textgen.files import Manifest
 from textgen.optim import lr_at
 from textgen.protocols import blocks
-from textgen.tokens import TokensManifest, block_count, load_stream, tokenize
+from textgen.text import corpus
+from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
 from textgen.train import total_steps, train
 
 STEPS = 20

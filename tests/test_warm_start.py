@@ -118,7 +118,7 @@ def test_a_vocabulary_of_another_size_is_refused(make_tokens, warm, tmp_path):
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(tokens, checkpoint, warm, tmp_path):
-    from textgen.tokenizer import TOKENIZER_FILE
+    from textgen.text.tokenizer import TOKENIZER_FILE
 
     folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "other"))
     tokenizer = json.loads((folder / TOKENIZER_FILE).read_text())

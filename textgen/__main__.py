@@ -45,7 +45,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from textgen.distributed import is_main_process, report_failures
-    from textgen.tokens import TokensManifest
+    from textgen.text.tokens import TokensManifest
     from textgen.train import train
 
     config = load_config(options.config, options.overrides)

@@ -22,12 +22,12 @@ from textgen.card_text import (
 )
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest, read_rows
 from textgen.evaluate import Metrics
 from textgen.files import write_atomic
 from textgen.gate import Decision
 from textgen.plots import plot_data, plot_training, words_by_row
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.tokens import TokensManifest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from textgen.checkpoint import CheckpointManifest
-from textgen.corpus import RawManifest
 from textgen.gate import Decision
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
 
 MARKUP = re.compile(r"([\\`*_<>#\[\]|~&])")
 

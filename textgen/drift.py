@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
-from textgen import documents
 from textgen.config import Config, EvaluationConfig
-from textgen.corpus import RawManifest, read_rows
 from textgen.device import choose_device
 from textgen.errors import Damaged
 from textgen.evaluate import evaluate_rows
@@ -21,6 +19,8 @@ from textgen.files import Manifest, build_once, content_key
 from textgen.lineage import LINEAGE_FILE
 from textgen.registry import PublishedManifest, read_champion
 from textgen.storage import Storage
+from textgen.text import documents
+from textgen.text.corpus import RawManifest, read_rows
 
 DRIFT_VERSION = 1  # of the figures; a change makes every drift key new
 SAMPLE_BYTES = 1 << 17  # of a validation split, spread over its documents, that the champion reads

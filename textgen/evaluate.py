@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textgen.config import Config, EvaluationConfig
-from textgen.corpus import find_raw, read_rows
 from textgen.device import autocast, choose_device
 from textgen.errors import InputError
 from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
@@ -22,7 +21,8 @@ from textgen.files import Manifest, build_once, content_key, sha256_file, write_
 from textgen.loss import next_token_nats
 from textgen.model import LanguageModel
 from textgen.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
-from textgen.tokens import TextCounts, TokensManifest, load_documents, load_stream
+from textgen.text.corpus import find_raw, read_rows
+from textgen.text.tokens import TextCounts, TokensManifest, load_documents, load_stream
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 LARGEST_EXPONENT = math.log(sys.float_info.max)

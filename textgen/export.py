@@ -14,7 +14,7 @@ from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.files import write_atomic
 from textgen.model import LanguageModel
-from textgen.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
+from textgen.text.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

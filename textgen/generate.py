@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from textgen.export import LoadedModel
-from textgen.tokenizer import end_token
+from textgen.text.tokenizer import end_token
 
 
 class SamplingConfig(BaseModel):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from textgen.errors import InputError
 from textgen.export import LoadedModel, weights
 from textgen.files import flush
-from textgen.tokenizer import end_token
+from textgen.text.tokenizer import end_token
 
 
 def write_gguf(loaded: LoadedModel, path: Path) -> None:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from textgen.checkpoint import CheckpointManifest
-from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import Manifest
 from textgen.gate import Decision
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
 
 LINEAGE_FILE = "lineage.json"
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from textgen.checkpoint import CheckpointManifest
-from textgen.corpus import RawManifest, read_rows
-from textgen.tokens import TokensManifest, load_stream
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.tokens import TokensManifest, load_stream
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from textgen import documents
 from textgen.config import EvaluationConfig
-from textgen.tokenizer import UNKNOWN, encode_rows, end_token
-from textgen.tokens import TextCounts, block_count, encode_stream
+from textgen.text import documents
+from textgen.text.tokenizer import UNKNOWN, encode_rows, end_token
+from textgen.text.tokens import TextCounts, block_count, encode_stream
 
 Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 

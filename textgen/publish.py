@@ -13,7 +13,6 @@ from pathlib import Path
 from textgen.card import Sample, write_card
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest, read_rows
 from textgen.errors import Damaged, Refused
 from textgen.evaluate import Metrics
 from textgen.export import check_with_transformers, load_model
@@ -40,8 +39,9 @@ from textgen.scores import (
     write_scores,
 )
 from textgen.storage import Storage
-from textgen.tokenizer import TOKENIZER_FILE
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokens import TokensManifest
 
 log = logging.getLogger(__name__)
 

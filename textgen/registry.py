@@ -15,7 +15,7 @@ from textgen.errors import Damaged, InputError
 from textgen.files import Manifest, locked, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest
 
 log = logging.getLogger(__name__)
 

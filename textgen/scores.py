@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from textgen.config import Config
-from textgen.corpus import RawManifest, read_rows
 from textgen.device import autocast, choose_device
 from textgen.evaluate import (
     EVALUATED,
@@ -23,8 +22,9 @@ from textgen.export import load_model
 from textgen.files import write_atomic
 from textgen.gate import Scores
 from textgen.protocols import WINDOWS, read_as_lm_eval, read_as_stream
-from textgen.tokenizer import TOKENIZER_FILE
-from textgen.tokens import TokensManifest, load_manifest_tokenizer, load_stream
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream
 
 log = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ from textgen.model import LanguageModel
 from textgen.optim import build_optimizers, set_schedule, take_step
 from textgen.protocols import blocks
 from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
-from textgen.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
+from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.warm_start import initial_sha256, start_from
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from textgen.export import WEIGHTS_FILE, load_model, qwen3_config
 from textgen.files import sha256_file
 from textgen.model import LanguageModel
 from textgen.registry import resolve
-from textgen.tokens import TokensManifest, load_manifest_tokenizer
+from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
 
 MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's description
 

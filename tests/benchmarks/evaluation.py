@@ -34,8 +34,8 @@ from textgen.evaluate import score
 from textgen.model import LanguageModel
 from textgen.protocols import Window, blocks
 from textgen.speed import memory_peak_bytes
-from textgen.tokenizer import load_tokenizer
-from textgen.tokens import encode_stream
+from textgen.text.tokenizer import load_tokenizer
+from textgen.text.tokens import encode_stream
 
 MODEL = ModelConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4)
 VOCAB_SIZE = 50_257

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from textgen.tokens import TokensManifest, load_stream
+from textgen.text.tokens import TokensManifest, load_stream
 
 DISCOUNT_WITHOUT_SINGLETONS = 0.5  # the estimate is undefined there; any in (0, 1) leaves unseen tokens some mass
 

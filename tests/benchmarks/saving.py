@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from textgen.config import load_config
-from textgen.corpus import fetch
-from textgen.tokens import tokenize
+from textgen.text.corpus import fetch
+from textgen.text.tokens import tokenize
 from textgen.train import train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.yaml"

@@ -14,11 +14,11 @@ import textgen.publish
 from tests.e2e.killable import kill_before
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.corpus import RawManifest
 from textgen.evaluate import Metrics
 from textgen.files import write_atomic
 from textgen.storage import Storage
-from textgen.tokens import TokensManifest
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
 
 
 def publish(

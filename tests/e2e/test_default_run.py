@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks.kneser_ney import KneserNeyTrigram
 from tests.e2e.runs import succeed
-from textgen.tokens import TokensManifest, load_stream
+from textgen.text.tokens import TokensManifest, load_stream
 
 MEMORY_LIMIT_GB = 3
 

@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from textgen import corpus
 from textgen.config import Config, DataConfig, TokenizerConfig
 from textgen.evaluate import evaluate, read_documents
-from textgen.tokens import tokenize
+from textgen.text import corpus
+from textgen.text.tokens import tokenize
 from textgen.train import train
 
 ROOT = Path(__file__).parents[2]

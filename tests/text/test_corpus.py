@@ -7,12 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from textgen import corpus
 from textgen.config import SPLITS, DataConfig
-from textgen.corpus import fetch, python_docs, raw_folder, read_rows
 from textgen.errors import InputError
+from textgen.text import corpus
+from textgen.text.corpus import fetch, python_docs, raw_folder, read_rows
 
-WIKITEXT = Path(__file__).parents[2] / "shared" / "wikitext"
+WIKITEXT = Path(__file__).parents[3] / "shared" / "wikitext"
 
 
 @pytest.fixture

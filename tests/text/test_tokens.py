@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from textgen import tokens
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
-from textgen.corpus import RawManifest, fetch, read_rows
 from textgen.errors import InputError
-from textgen.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, load_tokenizer, train_bpe
-from textgen.tokens import (
+from textgen.text import tokens
+from textgen.text.corpus import RawManifest, fetch, read_rows
+from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, load_tokenizer, train_bpe
+from textgen.text.tokens import (
     block_count,
     check_length,
     dtype_for,
@@ -23,7 +23,7 @@ from textgen.tokens import (
     tokenize,
 )
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "Übung", "naïve", "12", "x_y"]
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
 

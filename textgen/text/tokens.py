@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen import documents
 from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
-from textgen.corpus import RawManifest, read_rows
 from textgen.errors import InputError
 from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
-from textgen.tokenizer import (
+from textgen.text import documents
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.tokenizer import (
     TOKENIZER_FILE,
     UNKNOWN,
     build_tokenizer,

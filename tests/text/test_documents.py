@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from textgen.documents import count, cut, is_heading
+from textgen.text.documents import count, cut, is_heading
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 WIKITEXT = [
     "", " = A = \n", "", " one . \n", " = = B = = \n", " = = = C = = = \n", "", " = D = E = \n", " two \n", "",
 ]  # fmt: skip
