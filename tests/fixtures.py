@@ -20,8 +20,8 @@ from tests.waiting import PATIENCE_SECONDS, narrow
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
-from textgen.export import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
-from textgen.model import LanguageModel
+from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
+from textgen.model.transformer import LanguageModel
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, tokenize
 from textgen.train import train

@@ -19,13 +19,13 @@ from tests.trainings import Interruption, ignore
 from textgen.batches import BatchOrder
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
-from textgen.device import seed_everything
 from textgen.errors import Diverged
-from textgen.export import WEIGHTS_FILE
 from textgen.files import Manifest
 from textgen.log import LOG_FILE
-from textgen.loss import NextTokenLoss
-from textgen.model import LanguageModel
+from textgen.model.device import seed_everything
+from textgen.model.loss import NextTokenLoss
+from textgen.model.pretrained import WEIGHTS_FILE
+from textgen.model.transformer import LanguageModel
 from textgen.optim import lr_at
 from textgen.text.tokens import load_stream
 from textgen.train import Run, train

@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 from textgen import plots
 from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
 from textgen.card_text import describe_decision, describe_training, quote
-from textgen.device import device_name
 from textgen.gate import Decision, Guard
 from textgen.lineage import LINEAGE_FILE
+from textgen.model.device import device_name
 from textgen.scores import METRICS_FILE
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

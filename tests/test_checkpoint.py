@@ -21,10 +21,10 @@ from textgen.checkpoint import (
 )
 from textgen.config import ModelConfig, TrainingConfig
 from textgen.errors import StateNotSaved
-from textgen.export import WEIGHTS_FILE, write_weights
 from textgen.files import Manifest
-from textgen.loss import NextTokenLoss
-from textgen.model import LanguageModel
+from textgen.model.loss import NextTokenLoss
+from textgen.model.pretrained import WEIGHTS_FILE, write_weights
+from textgen.model.transformer import LanguageModel
 from textgen.optim import build_optimizers
 
 KEY = "a key"

@@ -13,7 +13,7 @@ from textgen import drift
 from textgen.config import SPLITS, EvaluationConfig
 from textgen.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
 from textgen.evaluate import evaluate_rows
-from textgen.export import load_model
+from textgen.model.pretrained import load_model
 from textgen.storage import Storage
 from textgen.text import corpus
 

@@ -22,8 +22,8 @@ from textgen.evaluate import (
     score,
     summarize,
 )
-from textgen.export import LoadedModel, load_model
 from textgen.files import sha256_file
+from textgen.model.pretrained import LoadedModel, load_model
 from textgen.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.scores import METRICS_FILE
 from textgen.storage import Storage

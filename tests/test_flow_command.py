@@ -79,7 +79,7 @@ def test_text_that_is_not_utf_8_or_empty_is_refused_before_a_run_starts(folder):
 
 
 def test_a_model_that_transformers_would_run_otherwise_is_not_published(folder, monkeypatch, capsys):
-    monkeypatch.setattr("textgen.model.RMSNorm.forward", lambda self, x: x * 1.5)
+    monkeypatch.setattr("textgen.model.transformer.RMSNorm.forward", lambda self, x: x * 1.5)
     assert run_main(folder, "seed=77") == 1
     assert "transformers' logits differ" in capsys.readouterr().err
     assert not (folder / "data" / "models" / "textgen" / "v2").exists()

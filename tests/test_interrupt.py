@@ -25,10 +25,10 @@ from tests.trainings import ignore
 from tests.waiting import PATIENCE_SECONDS, held
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
-from textgen.export import WEIGHTS_FILE
 from textgen.files import Manifest
 from textgen.interrupt import DEFERRED, DeferredSignals
 from textgen.log import LOG_FILE, OnMetrics
+from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.train import train
 
 ROOT = Path(__file__).parents[1]

@@ -135,7 +135,7 @@ def test_a_step_that_does_not_fit_is_advised_on_and_continues_from_its_state(
 ):
     config, failure = make_config(training={"gradient_accumulation_steps": 3}), FAILURES[kind]()
     name, call = {"forward": ("cross_entropy_sum", 3 * 7 + 2), "optimizer": ("take_step", 7 + 1)}[where]
-    owner = textgen.loss if where == "forward" else textgen.train
+    owner = textgen.model.loss if where == "forward" else textgen.train
     advised = r"training\.batch_size=4 in place of 8 and training\.gradient_accumulation_steps=6 in place of 3"
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=advised):
         patch.setattr(owner, name, on_call(call, getattr(owner, name), failure))

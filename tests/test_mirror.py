@@ -14,9 +14,9 @@ from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from tests.waiting import until
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest, TrainingState
 from textgen.config import Config, StorageConfig
-from textgen.export import WEIGHTS_FILE
 from textgen.log import LOG_FILE, OnMetrics, read_log
 from textgen.mirror import bring_training, mirrored
+from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.train import KEY_FILE, train

@@ -11,7 +11,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from textgen.config import EvaluationConfig
 from textgen.evaluate import evaluate_rows, scored_positions
-from textgen.export import LoadedModel
+from textgen.model.pretrained import LoadedModel
 from textgen.protocols import (
     DEFINITIONS,
     WINDOWS,

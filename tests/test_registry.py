@@ -19,8 +19,8 @@ from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
-from textgen.export import WEIGHTS_FILE, load_model
 from textgen.files import sha256_file, write_atomic
+from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.publish import publish
 from textgen.registry import (
     PublishedManifest,

@@ -16,7 +16,7 @@ from tests.trainings import Interruption, ignore
 from textgen import speed
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import ModelConfig
-from textgen.model import LanguageModel
+from textgen.model.transformer import LanguageModel
 from textgen.speed import Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.train import train
 

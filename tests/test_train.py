@@ -16,8 +16,8 @@ from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
 from textgen.errors import Diverged, InputError
 from textgen.evaluate import score
-from textgen.export import WEIGHTS_FILE, load_model
 from textgen.files import Manifest
+from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.optim import lr_at
 from textgen.protocols import blocks
 from textgen.text import corpus

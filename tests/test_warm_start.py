@@ -15,7 +15,7 @@ from tests.trainings import ignore
 from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.errors import InputError
-from textgen.export import WEIGHTS_FILE
+from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.train import train, train_key
 
 ROOT = Path(__file__).parents[1]

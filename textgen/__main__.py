@@ -77,9 +77,9 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from textgen.device import choose_device
     from textgen.evaluate import evaluate_splits, evaluate_text
-    from textgen.export import load_model
+    from textgen.model.device import choose_device
+    from textgen.model.pretrained import load_model
     from textgen.protocols import DEFINITIONS
     from textgen.registry import read_tokens, resolve
     from textgen.scores import published_stride
@@ -125,8 +125,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from textgen.export import load_model
     from textgen.generate import SamplingConfig, generate
+    from textgen.model.pretrained import load_model
     from textgen.registry import resolve
 
     try:
@@ -148,8 +148,8 @@ def _add_gguf(commands: argparse._SubParsersAction) -> None:
 
 
 def _gguf(options: argparse.Namespace) -> None:
-    from textgen.export import load_model
-    from textgen.gguf import write_gguf
+    from textgen.model.gguf import write_gguf
+    from textgen.model.pretrained import load_model
     from textgen.registry import resolve
 
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from textgen.environment import Environment
 from textgen.errors import Damaged, StateNotSaved
-from textgen.export import WEIGHTS_FILE, read_weights, write_weights
 from textgen.files import Manifest, new_folder, set_aside, sha256_file, write_atomic
 from textgen.log import LOG_FILE
-from textgen.model import LanguageModel
+from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
+from textgen.model.transformer import LanguageModel
 from textgen.speed import Speed
 
 log = logging.getLogger(__name__)

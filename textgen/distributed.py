@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from textgen.config import Config, TrainingConfig
-from textgen.device import choose_device
 from textgen.errors import InputError, WorkerFailed, from_text
 from textgen.interrupt import in_main_thread
 from textgen.log import OnMetrics, read_log
+from textgen.model.device import choose_device
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import Config, EvaluationConfig
-from textgen.device import choose_device
 from textgen.errors import Damaged
 from textgen.evaluate import evaluate_rows
-from textgen.export import LoadedModel, load_model
 from textgen.files import Manifest, build_once, content_key
 from textgen.lineage import LINEAGE_FILE
+from textgen.model.device import choose_device
+from textgen.model.pretrained import LoadedModel, load_model
 from textgen.registry import PublishedManifest, read_champion
 from textgen.storage import Storage
 from textgen.text import documents

@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textgen.config import Config, EvaluationConfig
-from textgen.device import autocast, choose_device
 from textgen.errors import InputError
-from textgen.export import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
-from textgen.loss import next_token_nats
-from textgen.model import LanguageModel
+from textgen.model.device import autocast, choose_device
+from textgen.model.loss import next_token_nats
+from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
+from textgen.model.transformer import LanguageModel
 from textgen.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
 from textgen.text.corpus import find_raw, read_rows
 from textgen.text.tokens import TextCounts, TokensManifest, load_documents, load_stream

@@ -4,7 +4,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from textgen.export import LoadedModel
+from textgen.model.pretrained import LoadedModel
 from textgen.text.tokenizer import end_token
 
 

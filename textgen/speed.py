@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import ModelConfig
-from textgen.device import uses_bf16
+from textgen.model.device import uses_bf16
 
 # Dense bf16 matrix peaks of the makers' data sheets, in FLOP/s, by words of the device's name; the first that fits.
 GPU_BF16_PEAKS = {

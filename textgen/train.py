@@ -29,19 +29,19 @@ from textgen.checkpoint import (
     save_state,
 )
 from textgen.config import Config, TrainingConfig
-from textgen.device import autocast, choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
 from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
 from textgen.energy import EnergyMeter
 from textgen.environment import read_environment
 from textgen.errors import Damaged, Diverged, InputError
 from textgen.evaluate import score
-from textgen.export import WEIGHTS_FILE, write_description, write_weights
 from textgen.files import content_key, locked, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
 from textgen.log import OnMetrics, TrainingLog
-from textgen.loss import NextTokenLoss
 from textgen.memory import advice_on_memory
-from textgen.model import LanguageModel
+from textgen.model.device import autocast, choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
+from textgen.model.loss import NextTokenLoss
+from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
+from textgen.model.transformer import LanguageModel
 from textgen.optim import build_optimizers, set_schedule, take_step
 from textgen.protocols import blocks
 from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes

@@ -2,9 +2,9 @@
 
 from textgen.config import Config
 from textgen.errors import InputError
-from textgen.export import WEIGHTS_FILE, load_model, qwen3_config
 from textgen.files import sha256_file
-from textgen.model import LanguageModel
+from textgen.model.pretrained import WEIGHTS_FILE, load_model, qwen3_config
+from textgen.model.transformer import LanguageModel
 from textgen.registry import resolve
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
 

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from tests.benchmarks.training_step import SEED, hardware
 from textgen.config import ModelConfig
-from textgen.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.evaluate import score
-from textgen.model import LanguageModel
+from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
+from textgen.model.transformer import LanguageModel
 from textgen.protocols import Window, blocks
 from textgen.speed import memory_peak_bytes
 from textgen.text.tokenizer import load_tokenizer

@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from textgen.config import ModelConfig, TrainingConfig
-from textgen.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
-from textgen.loss import NextTokenLoss
-from textgen.model import LanguageModel
+from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
+from textgen.model.loss import NextTokenLoss
+from textgen.model.transformer import LanguageModel
 from textgen.optim import build_optimizers, take_step
 from textgen.speed import MEASURED_SIZE, flops_per_token, matrix_peak, memory_peak_bytes
 

@@ -26,9 +26,9 @@ from textgen.checkpoint import (
     CheckpointManifest,
     StateManifest,
 )
-from textgen.export import WEIGHTS_FILE
 from textgen.files import Manifest, sha256_file
 from textgen.log import read_log
+from textgen.model.pretrained import WEIGHTS_FILE
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from textgen.config import ModelConfig
-from textgen.export import qwen3_config
-from textgen.loss import next_token_nats
-from textgen.model import Attention, LanguageModel, TypeDropout, rotary_tables
+from textgen.model.loss import next_token_nats
+from textgen.model.pretrained import qwen3_config
+from textgen.model.transformer import Attention, LanguageModel, TypeDropout, rotary_tables
 
 VOCAB_SIZE = 67
 PLAIN = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,8 +9,8 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, LlamaFileType, TokenT
 from tokenizers import Tokenizer
 
 from textgen.errors import InputError
-from textgen.export import LoadedModel, weights
 from textgen.files import flush
+from textgen.model.pretrained import LoadedModel, weights
 from textgen.text.tokenizer import end_token
 
 

@@ -6,9 +6,17 @@ import numpy
 import pytest
 import torch
 
-from textgen import device as module
-from textgen.device import autocast, choose_device, device_name, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.errors import InputError
+from textgen.model import device as module
+from textgen.model.device import (
+    autocast,
+    choose_device,
+    device_name,
+    prepare_cpu,
+    seed_everything,
+    usable_cores,
+    uses_bf16,
+)
 
 
 @pytest.fixture

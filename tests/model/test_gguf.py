@@ -12,13 +12,20 @@ from gguf import GGUFReader, LlamaFileType, TokenType
 from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
-from textgen import gguf
 from textgen.__main__ import main
 from textgen.config import ModelConfig
 from textgen.errors import USER_MISTAKE, InputError
-from textgen.export import CONFIG_FILE, WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
-from textgen.gguf import write_gguf
-from textgen.model import LanguageModel
+from textgen.model import gguf
+from textgen.model.gguf import write_gguf
+from textgen.model.pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    LoadedModel,
+    load_model,
+    write_description,
+    write_weights,
+)
+from textgen.model.transformer import LanguageModel
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_manifest_tokenizer
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from textgen.model import LanguageModel
+from textgen.model.transformer import LanguageModel
 
 LOGITS_IN_MEMORY = {"cpu": 9 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
 SAFE_LOGIT = 60.0  # e^60, and e^-60, summed over any vocabulary and divided by such a sum, are far from fp32's limits

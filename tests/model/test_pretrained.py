@@ -8,11 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textgen import export
 from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
-from textgen.export import CONFIG_FILE, TIED_HEAD, WEIGHTS_FILE, check_with_transformers, load_model, write_weights
-from textgen.model import LanguageModel
+from textgen.model import pretrained
+from textgen.model.pretrained import (
+    CONFIG_FILE,
+    TIED_HEAD,
+    WEIGHTS_FILE,
+    check_with_transformers,
+    load_model,
+    write_weights,
+)
+from textgen.model.transformer import LanguageModel
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.train import train
@@ -75,24 +82,24 @@ def test_another_rotary_base_in_the_stock_copy_is_refused(checkpoint, raw, tmp_p
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.self_attn.k_norm.weight"])
 def test_a_weight_that_differs_in_the_stock_copy_is_refused(name, checkpoint, raw, monkeypatch):
-    def load_another(folder: Path) -> export.LoadedModel:
+    def load_another(folder: Path) -> pretrained.LoadedModel:
         loaded = load_model(folder)
         with torch.no_grad():
             loaded.model.get_parameter(name).flatten()[-1].mul_(1 + 1e-3)
         return loaded
 
-    monkeypatch.setattr(export, "load_model", load_another)
+    monkeypatch.setattr(pretrained, "load_model", load_another)
     with pytest.raises(Refused, match="logits differ by up to"):
         check_with_transformers(checkpoint.folder, read_rows(raw, "validation"))
 
 
 def test_a_stock_tokenizer_that_gives_other_ids_is_refused(checkpoint, raw, monkeypatch):
-    def load_another(folder: Path) -> export.LoadedModel:
+    def load_another(folder: Path) -> pretrained.LoadedModel:
         loaded = load_model(folder)
         loaded.tokenizer.enable_truncation(3)
         return loaded
 
-    monkeypatch.setattr(export, "load_model", load_another)
+    monkeypatch.setattr(pretrained, "load_model", load_another)
     with pytest.raises(Refused, match="tokenizes"):
         check_with_transformers(checkpoint.folder, read_rows(raw, "validation"))
 

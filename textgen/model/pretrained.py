@@ -13,7 +13,7 @@ from torch import Tensor
 from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.files import write_atomic
-from textgen.model import LanguageModel
+from textgen.model.transformer import LanguageModel
 from textgen.text.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
