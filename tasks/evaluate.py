@@ -2,10 +2,10 @@
 
 from tasks.stage import stage
 from tasks.tracking import track
-from textgen import evaluate as evaluation
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import Metrics
+from textgen.evaluation import evaluate as evaluation
+from textgen.evaluation.evaluate import Metrics
 from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest

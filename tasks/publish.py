@@ -5,7 +5,7 @@ from tasks.tracking import flow_run_id, track_model
 from textgen import publish as publishing
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.files import content_key
 from textgen.mirror import bring_training
 from textgen.registry import PublishedManifest

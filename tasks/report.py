@@ -26,7 +26,7 @@ from prefect.artifacts import (
 from textgen.card import CARD_FILE
 from textgen.config import Config
 from textgen.drift import Drift, TextFigures
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.registry import PublishedManifest, read_champion
 from textgen.scores import METRICS_FILE
 from textgen.text.tokens import TokensManifest, block_count

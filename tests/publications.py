@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.trainings import ignore
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import Metrics, evaluate
+from textgen.evaluation.evaluate import Metrics, evaluate
 from textgen.publish import publish
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage

@@ -13,12 +13,12 @@ import textgen.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.checkpoint import AVERAGED_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import score
+from textgen.evaluation.evaluate import score
+from textgen.evaluation.protocols import blocks
 from textgen.files import Manifest
 from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, load_model, read_weights
 from textgen.model.transformer import LanguageModel
-from textgen.protocols import blocks
 from textgen.text.tokens import load_stream
 from textgen.train import Run, train
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from textgen.config import PublishConfig
-from textgen.evaluate import Documents
+from textgen.evaluation.evaluate import Documents
 from textgen.gate import (
     Decision,
     Scores,

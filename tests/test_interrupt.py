@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-import textgen.evaluate
+import textgen.evaluation.evaluate
 import textgen.train
 from tests.trainings import ignore
 from tests.waiting import PATIENCE_SECONDS, held
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     moment, number, tokens, config, uninterrupted, tmp_path, monkeypatch
 ):
     name, call, finished = MOMENTS[moment]
-    owner = {"batch": textgen.train.Run, "next_token_nats": textgen.evaluate}.get(name, textgen.train)
+    owner = {"batch": textgen.train.Run, "next_token_nats": textgen.evaluation.evaluate}.get(name, textgen.train)
     if name == "next_token_nats":  # called as often in each of the three validations
         batches = -(-min(config.training.eval_blocks, (tokens.splits["validation"].tokens - 1) // 16) // 4)
         assert batches > 2
@@ -160,7 +160,7 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
 
 def test_a_signal_does_not_wait_for_the_end_of_a_validation(number, tokens, config, tmp_path, monkeypatch):
     calls: list[int] = []
-    next_token_nats = textgen.evaluate.next_token_nats
+    next_token_nats = textgen.evaluation.evaluate.next_token_nats
 
     def signalled(*arguments) -> Tensor:
         calls.append(1)
@@ -168,7 +168,7 @@ def test_a_signal_does_not_wait_for_the_end_of_a_validation(number, tokens, conf
             signal.raise_signal(number)
         return next_token_nats(*arguments)
 
-    monkeypatch.setattr(textgen.evaluate, "next_token_nats", signalled)
+    monkeypatch.setattr(textgen.evaluation.evaluate, "next_token_nats", signalled)
     with pytest.raises(Termination):
         train(tokens, config, tmp_path / "out", ignore)
     assert len(calls) == 2

@@ -16,7 +16,7 @@ from textgen.__main__ import main
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, EvaluationConfig, ModelConfig, Section, TrainingConfig, load_config
 from textgen.drift import DRIFT_VERSION
-from textgen.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
+from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
 from textgen.files import content_key
 from textgen.registry import PublishedManifest
 from textgen.text import corpus

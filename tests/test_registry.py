@@ -18,7 +18,7 @@ from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
-from textgen.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
+from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
 from textgen.files import sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.publish import publish

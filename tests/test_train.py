@@ -15,11 +15,11 @@ from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
 from textgen.errors import Diverged, InputError
-from textgen.evaluate import score
+from textgen.evaluation.evaluate import score
+from textgen.evaluation.protocols import blocks
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.optim import lr_at
-from textgen.protocols import blocks
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
 from textgen.train import total_steps, train

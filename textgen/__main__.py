@@ -77,10 +77,10 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from textgen.evaluate import evaluate_splits, evaluate_text
+    from textgen.evaluation.evaluate import evaluate_splits, evaluate_text
+    from textgen.evaluation.protocols import DEFINITIONS
     from textgen.model.device import choose_device
     from textgen.model.pretrained import load_model
-    from textgen.protocols import DEFINITIONS
     from textgen.registry import read_tokens, resolve
     from textgen.scores import published_stride
 

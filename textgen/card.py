@@ -22,7 +22,7 @@ from textgen.card_text import (
 )
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
 from textgen.gate import Decision
 from textgen.plots import plot_data, plot_training, words_by_row

@@ -223,7 +223,7 @@ class EvaluationConfig(Section):
     ALWAYS_IN_KEYS = frozenset({"protocol", "stride", "batch_size"})
 
     protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
-        "sliding", description="textgen/protocols.py defines them"
+        "sliding", description="textgen/evaluation/protocols.py defines them"
     )
     stride: int | None = Field(
         None, ge=1, description="sliding only: tokens scored a window; null: half of data.seq_length"

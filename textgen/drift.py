@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged
-from textgen.evaluate import evaluate_rows
+from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, build_once, content_key
 from textgen.lineage import LINEAGE_FILE
 from textgen.model.device import choose_device

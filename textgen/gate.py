@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from textgen.config import PublishConfig
-from textgen.evaluate import Documents
+from textgen.evaluation.evaluate import Documents
 
 RESAMPLES = 10_000
 RESAMPLING_SEED = 0

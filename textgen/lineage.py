@@ -3,7 +3,7 @@
 from typing import Any
 
 from textgen.checkpoint import CheckpointManifest
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.files import Manifest
 from textgen.gate import Decision
 from textgen.text.corpus import RawManifest

@@ -14,7 +14,7 @@ from textgen.card import Sample, write_card
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Damaged, Refused
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
 from textgen.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids

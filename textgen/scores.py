@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from textgen.config import Config
-from textgen.evaluate import (
+from textgen.evaluation.evaluate import (
     EVALUATED,
     Documents,
     Metrics,
@@ -17,11 +17,11 @@ from textgen.evaluate import (
     read_documents,
     scored_positions,
 )
+from textgen.evaluation.protocols import WINDOWS, read_as_lm_eval, read_as_stream
 from textgen.files import write_atomic
 from textgen.gate import Scores
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
-from textgen.protocols import WINDOWS, read_as_lm_eval, read_as_stream
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream

@@ -33,7 +33,8 @@ from textgen.distributed import Group, check_share, join_group, launch, processe
 from textgen.energy import EnergyMeter
 from textgen.environment import read_environment
 from textgen.errors import Damaged, Diverged, InputError
-from textgen.evaluate import score
+from textgen.evaluation.evaluate import score
+from textgen.evaluation.protocols import blocks
 from textgen.files import content_key, locked, set_aside, sha256_file, write_atomic
 from textgen.interrupt import DeferredSignals
 from textgen.log import OnMetrics, TrainingLog
@@ -43,7 +44,6 @@ from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
 from textgen.model.transformer import LanguageModel
 from textgen.optim import build_optimizers, set_schedule, take_step
-from textgen.protocols import blocks
 from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.warm_start import initial_sha256, start_from

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from tests.benchmarks.training_step import SEED, hardware
 from textgen.config import ModelConfig
-from textgen.evaluate import score
+from textgen.evaluation.evaluate import score
+from textgen.evaluation.protocols import Window, blocks
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.model.transformer import LanguageModel
-from textgen.protocols import Window, blocks
 from textgen.speed import memory_peak_bytes
 from textgen.text.tokenizer import load_tokenizer
 from textgen.text.tokens import encode_stream
@@ -57,7 +57,7 @@ def our_model() -> LanguageModel:
 
 
 def our_scorer(shape: dict[str, int], device: torch.device) -> Scorer:
-    """Return what `textgen.evaluate` does to a text."""
+    """Return what `textgen.evaluation.evaluate` does to a text."""
     prepare_cpu(local_processes=1)
     model = our_model().to(device)
 

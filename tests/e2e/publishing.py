@@ -14,7 +14,7 @@ import textgen.publish
 from tests.e2e.killable import kill_before
 from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
-from textgen.evaluate import Metrics
+from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from textgen.config import Config, DataConfig, TokenizerConfig
-from textgen.evaluate import evaluate, read_documents
+from textgen.evaluation.evaluate import evaluate, read_documents
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
 from textgen.train import train

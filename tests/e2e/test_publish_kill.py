@@ -12,7 +12,7 @@ import pytest
 from tests.e2e import killable, publishing
 from tests.trainings import ignore
 from textgen.config import Config
-from textgen.evaluate import evaluate
+from textgen.evaluation.evaluate import evaluate
 from textgen.files import sha256_file
 from textgen.publish import publish
 from textgen.registry import PublishedManifest, read_champion, read_history, resolve

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import InputError
+from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
 from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
 from textgen.model.device import autocast, choose_device
 from textgen.model.loss import next_token_nats
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.model.transformer import LanguageModel
-from textgen.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
 from textgen.text.corpus import find_raw, read_rows
 from textgen.text.tokens import TextCounts, TokensManifest, load_documents, load_stream
 

@@ -10,9 +10,8 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from textgen.config import EvaluationConfig
-from textgen.evaluate import evaluate_rows, scored_positions
-from textgen.model.pretrained import LoadedModel
-from textgen.protocols import (
+from textgen.evaluation.evaluate import evaluate_rows, scored_positions
+from textgen.evaluation.protocols import (
     DEFINITIONS,
     WINDOWS,
     blocks,
@@ -21,10 +20,11 @@ from textgen.protocols import (
     sliding_windows,
     wikitext_pages,
 )
+from textgen.model.pretrained import LoadedModel
 from textgen.text import documents
 from textgen.text.tokenizer import collect_words, train_bpe
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 HUB_ROWS = [
     "", " = A = \n", "", " The dogs ' \" tail \" , ( a ) [ b ] { c } 1 @,@ 000 @.@ 5 ; x @-@ y : z ! \n",
     " = = B = = \n", "", " 20 ° C . It 's ' so ' N times ? \n", "", " = D = \n", "", " = = = = E = = = = \n", "",

@@ -10,21 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import textgen.evaluate
+import textgen.evaluation.evaluate
 from textgen.__main__ import main
 from textgen.config import EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluate import (
-    Metrics,
-    evaluate,
-    evaluate_text,
-    read_documents,
-    score,
-    summarize,
-)
+from textgen.evaluation.evaluate import Metrics, evaluate, evaluate_text, read_documents, score, summarize
+from textgen.evaluation.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.files import sha256_file
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.scores import METRICS_FILE
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
@@ -203,7 +196,7 @@ def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeyp
     def refuse(*arguments: object) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(textgen.evaluate, "score_tokens", refuse)
+    monkeypatch.setattr(textgen.evaluation.evaluate, "score_tokens", refuse)
     assert evaluate(checkpoint.folder, tokens, config) == metrics
     with pytest.raises(AssertionError, match="scored again"):
         evaluate(checkpoint.folder, tokens, make_config(evaluation={"stride": 6}))
