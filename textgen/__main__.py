@@ -125,7 +125,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from textgen.generate import SamplingConfig, generate
+    from textgen.inference.generate import SamplingConfig, generate
     from textgen.model.pretrained import load_model
     from textgen.registry import resolve
 

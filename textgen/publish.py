@@ -17,7 +17,7 @@ from textgen.errors import Damaged, Refused
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
-from textgen.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
+from textgen.inference.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
 from textgen.lineage import LINEAGE_FILE, describe_lineage
 from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.registry import (
