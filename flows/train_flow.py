@@ -73,7 +73,7 @@ def train_flow(
     from tasks.tracking import track_champion
     from tasks.train import train
     from textgen.registry import read_champion
-    from textgen.train import train_key
+    from textgen.training.train import train_key
 
     settings = make_config(config, training, run, overrides)
     raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
@@ -243,8 +243,8 @@ def check_devices(config: Config) -> None:
     Raises:
         InputError: one of them is absent or unusable.
     """
-    from textgen.distributed import processes_to_start
-    from textgen.warm_start import initial_sha256
+    from textgen.training.launch import processes_to_start
+    from textgen.training.warm_start import initial_sha256
 
     if config.compute.gpu_deployment is None:
         processes_to_start(config.training)

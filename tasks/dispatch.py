@@ -18,13 +18,13 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as this_flow_run
 
 from tasks.cancel import cancel
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Damaged, InputError, TrainingCancelled, TrainingLost, from_text
 from textgen.files import content_key
-from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.handover import bring_training
 
 log = logging.getLogger(__name__)
 

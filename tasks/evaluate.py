@@ -2,14 +2,14 @@
 
 from tasks.stage import stage
 from tasks.tracking import track
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation import evaluate as evaluation
 from textgen.evaluation.evaluate import Metrics
-from textgen.mirror import bring_training
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.handover import bring_training
 
 
 def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> str:

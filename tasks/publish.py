@@ -3,15 +3,15 @@
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from tasks.tracking import flow_run_id, track_model
 from textgen import publish as publishing
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import content_key
-from textgen.mirror import bring_training
 from textgen.registry import PublishedManifest
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.handover import bring_training
 
 
 def key(

@@ -30,7 +30,7 @@ from textgen.evaluation.evaluate import Metrics
 from textgen.registry import PublishedManifest, read_champion
 from textgen.scores import METRICS_FILE
 from textgen.text.tokens import TokensManifest, block_count
-from textgen.train import total_steps
+from textgen.training.train import total_steps
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from tasks.dispatch import train_elsewhere
 from tasks.report import shown
 from tasks.stage import stage
 from tasks.tracking import track
-from textgen import train as training
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved, TrainingCancelled
-from textgen.mirror import bring_training, mirrored
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
+from textgen.training import train as training
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.handover import bring_training, mirrored
 
 log = logging.getLogger(__name__)
 

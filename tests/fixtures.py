@@ -12,19 +12,19 @@ import pytest
 import torch
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-import textgen.train
+import textgen.training.train
 from tests.flow_runs import run_flow, tiny
 from tests.pace import sitecustomize
 from tests.publications import Publication, make, write_text
 from tests.waiting import PATIENCE_SECONDS, narrow
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model.transformer import LanguageModel
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, tokenize
-from textgen.train import train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = (
@@ -86,7 +86,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def trainings_keep_their_pace() -> None:
     """Have trainings wait where a test holds them, in this process and in those that tests start."""
-    sitecustomize.set_pace(textgen.train)
+    sitecustomize.set_pace(textgen.training.train)
     folder, others = str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, others]))
 

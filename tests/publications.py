@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.trainings import ignore
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics, evaluate
 from textgen.publish import publish
@@ -13,7 +12,8 @@ from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest, tokenize
-from textgen.train import train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.train import train
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_the_library_imports_heavy_packages_only_inside_functions():
 
 
 def test_the_training_command_loads_nothing_but_its_few_packages():
-    assert not loaded_by("textgen.train") & (HEAVY | {"prefect", "wandb"})
+    assert not loaded_by("textgen.training.train") & (HEAVY | {"prefect", "wandb"})
 
 
 def test_a_flow_and_the_hook_of_its_cancellation_load_no_torch():

@@ -7,14 +7,14 @@ import subprocess
 
 import pytest
 
-from textgen import environment
 from textgen.card_text import describe_environment
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS
-from textgen.environment import Environment
 from textgen.files import Manifest, canonical_json, sha256_file
 from textgen.gate import Decision
 from textgen.lineage import LINEAGE_FILE, describe_lineage
+from textgen.training import environment
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.environment import Environment
 
 STAGES = ("raw", "tokens", "checkpoint", "evaluation")
 HEX = re.compile(r"[0-9a-f]{16,64}")

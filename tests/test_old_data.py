@@ -13,7 +13,6 @@ from tests.flow_runs import STAGES, cached, run_flow
 from tests.publications import make
 from tests.trainings import refuse
 from textgen.__main__ import main
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import SPLITS, Config, EvaluationConfig, ModelConfig, Section, TrainingConfig, load_config
 from textgen.drift import DRIFT_VERSION
 from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
@@ -21,7 +20,8 @@ from textgen.files import content_key
 from textgen.registry import PublishedManifest
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
-from textgen.train import train, train_key
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.train import train, train_key
 
 OLD = Path(__file__).parent / "old_data"
 RAW, TOKENS, TRAINING, EVALUATION = "29e5a0e9a9335d30", "3bbb76fca8125fa2", "e567c3dff8e52e30", "840e8521f5351e10"

@@ -37,7 +37,7 @@ from textgen.storage import Storage
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_stream
-from textgen.train import train
+from textgen.training.train import train
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from textgen.card import CARD_FILE
 from textgen.registry import CHAMPION_FILE, PublishedManifest
 from textgen.scores import METRICS_FILE
 from textgen.text.tokens import block_count
-from textgen.train import total_steps
+from textgen.training.train import total_steps
 
 
 @pytest.fixture(autouse=True)

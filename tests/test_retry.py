@@ -10,12 +10,13 @@ import pytest
 from prefect import Task, flow
 
 import tasks.train
-import textgen.train
+import textgen.training.train
 from tasks.stage import run_stage
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved
-from textgen.log import LOG_FILE
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import LOG_FILE
+from textgen.training.state import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 STEPS = 12
@@ -71,15 +72,15 @@ def fail(monkeypatch) -> Callable[..., list[int]]:
 
     def fail(errors: dict[int, BaseException]) -> list[int]:
         begun: list[int] = []
-        step = textgen.train.Run.step
+        step = textgen.training.train.Run.step
 
-        def failing(run: textgen.train.Run) -> None:
+        def failing(run: textgen.training.train.Run) -> None:
             begun.append(run.progress.step)
             if error := errors.get(len(begun) - 1):
                 raise error
             step(run)
 
-        monkeypatch.setattr(textgen.train.Run, "step", failing)
+        monkeypatch.setattr(textgen.training.train.Run, "step", failing)
         return begun
 
     return fail
@@ -106,7 +107,7 @@ def names(lines: list[Line]) -> list[tuple[int, str]]:
 
 
 def weights_sha256(config: Config, tokens, out: Path) -> str:
-    return textgen.train.train(tokens, config, out, lambda step, figures: None).weights_sha256
+    return textgen.training.train.train(tokens, config, out, lambda step, figures: None).weights_sha256
 
 
 EXPECTED_LINES = [

@@ -1,6 +1,6 @@
 """What tests hand to a training for its figures: a function that ignores them, refuses them, or interrupts."""
 
-from textgen.log import OnMetrics
+from textgen.training.figures import OnMetrics
 
 
 class Interruption(Exception):

@@ -44,9 +44,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from textgen.distributed import is_main_process, report_failures
     from textgen.text.tokens import TokensManifest
-    from textgen.train import train
+    from textgen.training.group import is_main_process, report_failures
+    from textgen.training.train import train
 
     config = load_config(options.config, options.overrides)
     if not options.tokens.is_dir():

@@ -20,7 +20,6 @@ from textgen.card_text import (
     quote,
     table,
 )
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
@@ -28,6 +27,7 @@ from textgen.gate import Decision
 from textgen.plots import plot_data, plot_training, words_by_row
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from textgen.checkpoint import CheckpointManifest
 from textgen.gate import Decision
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 MARKUP = re.compile(r"([\\`*_<>#\[\]|~&])")
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from textgen.checkpoint import CheckpointManifest
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import Manifest
 from textgen.gate import Decision
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 LINEAGE_FILE = "lineage.json"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from textgen.checkpoint import CheckpointManifest
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokens import TokensManifest, load_stream
+from textgen.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from textgen.card import Sample, write_card
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Damaged, Refused
 from textgen.evaluation.evaluate import Metrics
@@ -42,6 +41,7 @@ from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 log = logging.getLogger(__name__)
 

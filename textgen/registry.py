@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.card import Sample
-from textgen.checkpoint import CheckpointManifest
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest, locked, set_aside, write_atomic
 from textgen.gate import Decision
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 log = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import Window, blocks
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.model.transformer import LanguageModel
-from textgen.speed import memory_peak_bytes
 from textgen.text.tokenizer import load_tokenizer
 from textgen.text.tokens import encode_stream
+from textgen.training.meters import memory_peak_bytes
 
 MODEL = ModelConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4)
 VOCAB_SIZE = 50_257

@@ -10,7 +10,7 @@ from pathlib import Path
 from textgen.config import load_config
 from textgen.text.corpus import fetch
 from textgen.text.tokens import tokenize
-from textgen.train import train
+from textgen.training.train import train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.yaml"
 OVERRIDES = ["training.max_steps=400", "training.checkpoint_every=100"]

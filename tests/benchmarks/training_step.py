@@ -32,8 +32,8 @@ from textgen.config import ModelConfig, TrainingConfig
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.model.loss import NextTokenLoss
 from textgen.model.transformer import LanguageModel
-from textgen.optim import build_optimizers, take_step
-from textgen.speed import MEASURED_SIZE, flops_per_token, matrix_peak, memory_peak_bytes
+from textgen.training.meters import MEASURED_SIZE, flops_per_token, matrix_peak, memory_peak_bytes
+from textgen.training.optim import build_optimizers, take_step
 
 SEED = 1234
 PRODUCTS_BETWEEN_LOOKS = 10
@@ -67,7 +67,7 @@ def batches(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Cal
 
 
 def our_step(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Step:
-    """Return what `textgen.train.Run` does in a step, from the batch on, but for the schedule and the log.
+    """Return what `textgen.training.train.Run` does in a step, from the batch on, but for the schedule and the log.
 
     The process is set up as a training's: `prepare_cpu` keeps freed memory, which the plain loop leaves to glibc.
     """

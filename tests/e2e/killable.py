@@ -15,10 +15,10 @@ import torch._dynamo
 import torch._inductor
 
 import textgen.__main__
-import textgen.distributed
-import textgen.train
+import textgen.training.launch
+import textgen.training.train
 from textgen.config import TrainingConfig
-from textgen.speed import matrix_peak
+from textgen.training.meters import matrix_peak
 
 CHANGES = {
     "open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp",

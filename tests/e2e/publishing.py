@@ -12,13 +12,13 @@ import textgen.__main__
 import textgen.card
 import textgen.publish
 from tests.e2e.killable import kill_before
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
 
 
 def publish(

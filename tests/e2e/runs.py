@@ -12,8 +12,8 @@ from tests import waiting
 from tests.e2e.services import ROOT, Prefect, processes_of_run, until
 from tests.waiting import narrow
 from textgen.config import SPLITS
-from textgen.log import read_log
 from textgen.registry import PublishedManifest
+from textgen.training.figures import read_log
 
 STEPS = 100
 CHECKPOINT_EVERY, LOG_EVERY = 10, 2

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from textgen.checkpoint import CheckpointManifest
-from textgen.log import read_log
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import read_log
 
 ROOT = Path(__file__).parents[2]
 CLOSE = 1e-4  # nats: a compiled sum is taken in another order

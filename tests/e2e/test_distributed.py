@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-import textgen.distributed
-import textgen.train
+import textgen.training.launch
+import textgen.training.train
 from tests.trainings import ignore
 from tests.waiting import held, until
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, WorkerFailed
-from textgen.log import read_log
-from textgen.train import train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import read_log
+from textgen.training.state import STATES_FOLDER
+from textgen.training.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS, LONG = 50, 150
@@ -124,7 +125,7 @@ def undisturbed(tokens, long, tmp_path_factory) -> CheckpointManifest:
 def test_two_processes_share_an_odd_batch_with_the_losses_of_one(
     micro_steps, tokens, make_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(textgen.distributed, "LOG_POLL_SECONDS", 600)  # all lines come with the end, none is lost
+    monkeypatch.setattr(textgen.training.launch, "LOG_POLL_SECONDS", 600)  # all lines come with the end, none is lost
     sizes = {"batch_size": 7, "gradient_accumulation_steps": micro_steps, "max_steps": STEPS}
     config, calls = make_config(training={**CALM, **sizes}), []
     one = train(tokens, config, tmp_path / "one", ignore)
@@ -208,7 +209,7 @@ def test_two_processes_continue_one_and_end_when_their_figures_cannot_be_handed_
     assert_same(logged(out), logged(undisturbed.folder))
     assert_same(calls, logged(undisturbed.folder)[: len(calls)])
     assert calls[-1][0] == 26
-    monkeypatch.setattr(textgen.train, "launch", None)
+    monkeypatch.setattr(textgen.training.train, "launch", None)
     assert train(tokens, with_devices(long, 2), out, end_at(0)) == two, "a finished training started processes"
 
 

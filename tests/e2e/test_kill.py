@@ -18,17 +18,11 @@ import pytest
 
 from tests.e2e import killable
 from tests.waiting import POLLS
-from textgen.checkpoint import (
-    AVERAGED_FILE,
-    BEST_FILE,
-    OPTIMIZER_FILE,
-    STATES_FOLDER,
-    CheckpointManifest,
-    StateManifest,
-)
 from textgen.files import Manifest, sha256_file
-from textgen.log import read_log
 from textgen.model.pretrained import WEIGHTS_FILE
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import read_log
+from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, StateManifest
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL

@@ -16,7 +16,7 @@ from textgen.config import Config, DataConfig, TokenizerConfig
 from textgen.evaluation.evaluate import evaluate, read_documents
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
-from textgen.train import train
+from textgen.training.train import train
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

@@ -17,7 +17,7 @@ from textgen.files import sha256_file
 from textgen.publish import publish
 from textgen.registry import PublishedManifest, read_champion, read_history, resolve
 from textgen.storage import Storage
-from textgen.train import train
+from textgen.training.train import train
 
 KILLED = -signal.SIGKILL
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -22,7 +22,7 @@ from textgen.model.pretrained import (
 from textgen.model.transformer import LanguageModel
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
-from textgen.train import train
+from textgen.training.train import train
 
 # Dimensions that are no multiple of a vector register, at a length of one over a block of the attention's kernel
 AWKWARD = {"hidden_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rope_theta": 500.0}

@@ -18,7 +18,7 @@ SLOWDOWN = float(os.environ.get("TEXTGEN_TEST_SLOWDOWN", "1"))  # how many times
 
 
 def set_pace(training: ModuleType) -> None:
-    """Change the trainings of `training`, the module textgen.train: a held one waits, and each step takes longer."""
+    """Have the trainings of the module `training` wait where they are held, and take longer over each step."""
     step: Callable[[Any], None] = training.Run.step
 
     def paced(run: Any) -> None:
@@ -38,12 +38,12 @@ def must_leave(run: Any) -> bool:
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Calls `set_pace` when textgen.train is imported, and imports nothing itself."""
+    """Calls `set_pace` when textgen.training.train is imported, and imports nothing itself."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "textgen.train":
+        if name != "textgen.training.train":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:

@@ -1,4 +1,4 @@
-"""What a training leaves: states while it runs, of which the newest that verifies is restored, and its manifest."""
+"""The state of a training: how it is saved while it runs, and how the newest state that verifies is restored."""
 
 import errno
 import logging
@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from textgen.environment import Environment
-from textgen.errors import Damaged, StateNotSaved
-from textgen.files import Manifest, new_folder, set_aside, sha256_file, write_atomic
-from textgen.log import LOG_FILE
+from textgen.errors import Damaged, InputError, StateNotSaved
+from textgen.files import Manifest, locked, new_folder, set_aside, sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from textgen.model.transformer import LanguageModel
-from textgen.speed import Speed
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Validation
+from textgen.training.figures import LOG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -30,46 +28,6 @@ AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
 WRITTEN = (WEIGHTS_FILE, "*.json", "*.txt", LOG_FILE)  # in the training folder, while it goes on
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-class Validation(BaseModel):
-    """One validation while training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    tokens: int  # trained on so far
-    train_loss_nats: float | None  # mean since the validation before; None without a sound step
-    loss_nats: float
-
-
-class CheckpointManifest(Manifest):
-    """A finished training: the weights that were best on validation, and how they came about."""
-
-    tokens_key: str
-    config: dict[str, Any]
-    initial_sha256: str | None  # of the weights that it started from, None where they were drawn
-    device: str  # as its maker names it
-    devices: int
-    precision: Literal["fp32", "bf16"] | None = None  # None of a training from before it was recorded
-    environment: Environment | None = None  # as `precision`
-    parameters: int
-    steps: int
-    stopped_early: bool
-    bad_steps: int
-    best_step: int
-    tokens_trained: int
-    train_seconds: float  # all phases
-    speed: Speed
-    curve: list[Validation]
-    sha256: dict[str, str]
-
-    def sha256_by_file(self) -> dict[str, str]:
-        return self.sha256
-
-    @property
-    def weights_sha256(self) -> str:
-        return self.sha256[WEIGHTS_FILE]
 
 
 class Sum(BaseModel):
@@ -258,3 +216,41 @@ def _states(out: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+@contextmanager
+def lock_training(out: Path) -> Iterator[None]:
+    """Let one training at a time be in the folder `out`.
+
+    Raises:
+        InputError: `out` is no training folder.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f".{out.name}.lock"), f"another process trains in {out}; waiting for it"):
+        leftovers = list(out.glob(f".{KEY_FILE}.*"))  # of a process that was killed when it began
+        if out.exists() and not (out / KEY_FILE).exists() and not (out.is_dir() and {*out.iterdir()} == {*leftovers}):
+            raise InputError(f"{out} is there and is no training folder")
+        for leftover in leftovers:
+            leftover.unlink()
+        yield
+
+
+def is_finished(out: Path, key: str) -> bool:
+    """Return whether the training in `out` is finished and sound; of a damaged one, the end is set aside.
+
+    Raises:
+        InputError: a training of another key is there, finished or not.
+    """
+    if (out / KEY_FILE).exists() and (out / KEY_FILE).read_text().strip() != key:
+        raise InputError(
+            f"{out}: a training of another configuration, text or training.init_from is here; choose another folder"
+        )
+    if (out / CheckpointManifest.FILE).exists():
+        try:
+            CheckpointManifest.read(out)
+            return True
+        except Damaged as damage:
+            for name in (CheckpointManifest.FILE, WEIGHTS_FILE):
+                if (out / name).exists():
+                    set_aside(out / name, damage)
+    return False

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from textgen import energy
 from textgen.card_text import describe_training
-from textgen.energy import EnergyMeter
-from textgen.train import train
+from textgen.training import energy
+from textgen.training.energy import EnergyMeter
+from textgen.training.train import train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WRAPS_AT = 262143328850  # of a package that was looked at

@@ -8,23 +8,24 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import textgen.mirror
-import textgen.train
+import textgen.training.handover
+import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from tests.waiting import until
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest, TrainingState
 from textgen.config import Config, StorageConfig
-from textgen.log import LOG_FILE, OnMetrics, read_log
-from textgen.mirror import bring_training, mirrored
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
-from textgen.train import KEY_FILE, train
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.figures import LOG_FILE, OnMetrics, read_log
+from textgen.training.handover import bring_training, mirrored
+from textgen.training.state import STATES_FOLDER, StateManifest, TrainingState
+from textgen.training.train import train
 
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch) -> None:
-    monkeypatch.setattr(textgen.mirror, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(textgen.training.handover, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_a_state_that_could_not_be_pushed_is_a_warning_and_the_next_one_comes(
 
 
 def test_a_state_that_is_deleted_here_after_the_last_push_is_deleted_there_too(tokens, config, here, monkeypatch):
-    save_state, push, pushed = textgen.train.save_state, textgen.mirror._push, []
+    save_state, push, pushed = textgen.training.train.save_state, textgen.training.handover._push, []
 
     def watched(storage: Storage, out: Path, state: Path) -> bool:
         went_well = push(storage, out, state)
@@ -178,8 +179,8 @@ def test_a_state_that_is_deleted_here_after_the_last_push_is_deleted_there_too(t
         until(lambda: f"step-{state.progress.step:08d}" in pushed, "the push of this state has looked at what is here")
         save_state(out, key, state, keep)
 
-    monkeypatch.setattr(textgen.mirror, "_push", watched)
-    monkeypatch.setattr(textgen.train, "save_state", delete_after_the_push)
+    monkeypatch.setattr(textgen.training.handover, "_push", watched)
+    monkeypatch.setattr(textgen.training.train, "save_state", delete_after_the_push)
     train_here(here, tokens, config, ignore)
     assert remote_states(here) == ["step-00000020"]
 

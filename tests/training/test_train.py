@@ -9,20 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import textgen.batches
-import textgen.train
+import textgen.training.batches
+import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
 from textgen.errors import Diverged, InputError
 from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
-from textgen.optim import lr_at
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
-from textgen.train import total_steps, train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.optim import lr_at
+from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER
+from textgen.training.train import total_steps, train
 
 STEPS = 20
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.2, "embedding_dropout": 0.2}
@@ -87,13 +88,13 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tokens, config, uni
 
 
 def test_training_takes_every_block_once_an_epoch(tokens, make_config, tmp_path, monkeypatch):
-    taken, take_sequences = [], textgen.batches.take_sequences
+    taken, take_sequences = [], textgen.training.batches.take_sequences
 
     def recorded(stream_N, seq_length, starts_B):
         taken.extend(starts_B.tolist())
         return take_sequences(stream_N, seq_length, starts_B)
 
-    monkeypatch.setattr(textgen.batches, "take_sequences", recorded)
+    monkeypatch.setattr(textgen.training.batches, "take_sequences", recorded)
     count = block_count(tokens.splits["train"].tokens, 16)
     config = make_config(training={"epochs": 2.0, "gradient_accumulation_steps": 2, "max_steps": None})
     manifest = train(tokens, config, tmp_path / "out", ignore)
@@ -301,4 +302,4 @@ def test_the_tokens_of_a_training_are_named_in_its_manifest(
     uninterrupted: CheckpointManifest, tokens: TokensManifest, config: Config
 ):
     assert uninterrupted.tokens_key == tokens.key
-    assert uninterrupted.key == textgen.train.train_key(tokens, config)
+    assert uninterrupted.key == textgen.training.train.train_key(tokens, config)

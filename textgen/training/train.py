@@ -4,8 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,43 +14,44 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from textgen.batches import BatchOrder
-from textgen.checkpoint import (
-    CheckpointManifest,
+from textgen.config import Config, TrainingConfig
+from textgen.errors import Diverged, InputError
+from textgen.evaluation.evaluate import score
+from textgen.evaluation.protocols import blocks
+from textgen.files import content_key, sha256_file, write_atomic
+from textgen.model.device import autocast, choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
+from textgen.model.loss import NextTokenLoss
+from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
+from textgen.model.transformer import LanguageModel
+from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
+from textgen.training.batches import BatchOrder
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Validation
+from textgen.training.energy import EnergyMeter
+from textgen.training.environment import read_environment
+from textgen.training.figures import OnMetrics, TrainingLog
+from textgen.training.group import Group, check_share, join_group
+from textgen.training.interrupt import DeferredSignals
+from textgen.training.launch import launch, processes_to_start
+from textgen.training.meters import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
+from textgen.training.optim import build_optimizers, set_schedule, take_step
+from textgen.training.out_of_memory import advice_on_memory
+from textgen.training.state import (
     Progress,
     Sum,
     TrainingState,
-    Validation,
     disk_errors,
+    is_finished,
+    lock_training,
     newest_state,
     restore_best,
     restore_state,
     save_state,
 )
-from textgen.config import Config, TrainingConfig
-from textgen.distributed import Group, check_share, join_group, launch, processes_to_start
-from textgen.energy import EnergyMeter
-from textgen.environment import read_environment
-from textgen.errors import Damaged, Diverged, InputError
-from textgen.evaluation.evaluate import score
-from textgen.evaluation.protocols import blocks
-from textgen.files import content_key, locked, set_aside, sha256_file, write_atomic
-from textgen.interrupt import DeferredSignals
-from textgen.log import OnMetrics, TrainingLog
-from textgen.memory import advice_on_memory
-from textgen.model.device import autocast, choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
-from textgen.model.loss import NextTokenLoss
-from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
-from textgen.model.transformer import LanguageModel
-from textgen.optim import build_optimizers, set_schedule, take_step
-from textgen.speed import Speed, Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
-from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
-from textgen.warm_start import initial_sha256, start_from
+from textgen.training.warm_start import initial_sha256, start_from
 
 log = logging.getLogger(__name__)
 
 TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
-KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 # What may change between two parts of one training: how it is run and watched, not what it computes. Of the sequences
 # in a step their number counts, and not how they are shared out; of the weights to start from, their sha256.
 NOT_IN_KEY = {
@@ -94,8 +94,8 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     check_length(tokens, config.data.seq_length)
     out, key = out.resolve(), train_key(tokens, config)
     if (processes := processes_to_start(config.training)) > 1:
-        with _lock(out):
-            finished = _is_finished(out, key)
+        with lock_training(out):
+            finished = is_finished(out, key)
         if finished:
             return CheckpointManifest.read(out)
         launch(processes, tokens.folder, config, out, on_metrics)
@@ -103,8 +103,8 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     device = choose_device(config.training.device)
     with join_group(device) as group, ExitStack() as lock:
         if group.is_main:
-            lock.enter_context(_lock(out))
-        if group.from_main(group.is_main and _is_finished(out, key)):
+            lock.enter_context(lock_training(out))
+        if group.from_main(group.is_main and is_finished(out, key)):
             return CheckpointManifest.read(out)
         prepare_cpu(group.local_size)
         with disk_errors(out), advice_on_memory(config, device, validating=False):
@@ -114,44 +114,6 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
                 run.manifest().write(out)
         group.from_main(None)
     return CheckpointManifest.read(out).as_built()
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Let one training at a time be in the folder `out`.
-
-    Raises:
-        InputError: `out` is no training folder.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_name(f".{out.name}.lock"), f"another process trains in {out}; waiting for it"):
-        leftovers = list(out.glob(f".{KEY_FILE}.*"))  # of a process that was killed when it began
-        if out.exists() and not (out / KEY_FILE).exists() and not (out.is_dir() and {*out.iterdir()} == {*leftovers}):
-            raise InputError(f"{out} is there and is no training folder")
-        for leftover in leftovers:
-            leftover.unlink()
-        yield
-
-
-def _is_finished(out: Path, key: str) -> bool:
-    """Return whether the training in `out` is finished and sound; of a damaged one, the end is set aside.
-
-    Raises:
-        InputError: a training of another key is there, finished or not.
-    """
-    if (out / KEY_FILE).exists() and (out / KEY_FILE).read_text().strip() != key:
-        raise InputError(
-            f"{out}: a training of another configuration, text or training.init_from is here; choose another folder"
-        )
-    if (out / CheckpointManifest.FILE).exists():
-        try:
-            CheckpointManifest.read(out)
-            return True
-        except Damaged as damage:
-            for name in (CheckpointManifest.FILE, WEIGHTS_FILE):
-                if (out / name).exists():
-                    set_aside(out / name, damage)
-    return False
 
 
 class Run:

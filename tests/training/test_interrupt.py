@@ -20,18 +20,19 @@ import pytest
 from torch import Tensor
 
 import textgen.evaluation.evaluate
-import textgen.train
+import textgen.training.train
 from tests.trainings import ignore
 from tests.waiting import PATIENCE_SECONDS, held
-from textgen.checkpoint import OPTIMIZER_FILE, STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
 from textgen.files import Manifest
-from textgen.interrupt import DEFERRED, DeferredSignals
-from textgen.log import LOG_FILE, OnMetrics
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.train import train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import LOG_FILE, OnMetrics
+from textgen.training.interrupt import DEFERRED, DeferredSignals
+from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, newest_state
+from textgen.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = 12
 COMMAND_STEPS = 100
 TIMED = re.compile(r"per_second|mfu|memory|seconds/")  # figures that no two runs share
@@ -68,7 +69,7 @@ def sha256_of_the_end(out: Path, steps: int = STEPS) -> list[str]:
 
 def saved_step(out: Path, tokens, config: Config) -> int:
     """Return the step of the newest state, which verifies."""
-    saved = newest_state(out, textgen.train.train_key(tokens, config))
+    saved = newest_state(out, textgen.training.train.train_key(tokens, config))
     assert saved is not None, "no state was saved"
     return int(saved.folder.name.removeprefix("step-"))
 
@@ -137,7 +138,9 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     moment, number, tokens, config, uninterrupted, tmp_path, monkeypatch
 ):
     name, call, finished = MOMENTS[moment]
-    owner = {"batch": textgen.train.Run, "next_token_nats": textgen.evaluation.evaluate}.get(name, textgen.train)
+    owner = {"batch": textgen.training.train.Run, "next_token_nats": textgen.evaluation.evaluate}.get(
+        name, textgen.training.train
+    )
     if name == "next_token_nats":  # called as often in each of the three validations
         batches = -(-min(config.training.eval_blocks, (tokens.splits["validation"].tokens - 1) // 16) // 4)
         assert batches > 2
@@ -149,8 +152,10 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     assert not (tmp_path / "out" / Manifest.FILE).exists()
     assert saved_step(tmp_path / "out", tokens, config) == finished
     continued: list[int] = []
-    take_step = textgen.train.take_step
-    monkeypatch.setattr(textgen.train, "take_step", lambda *arguments: (continued.append(1), take_step(*arguments)))
+    take_step = textgen.training.train.take_step
+    monkeypatch.setattr(
+        textgen.training.train, "take_step", lambda *arguments: (continued.append(1), take_step(*arguments))
+    )
     manifest = train(tokens, config, tmp_path / "out", collect(metrics))
     assert len(continued) == STEPS - finished, "a finished step was repeated"
     assert sha256_of_the_end(tmp_path / "out") == sha256_of_the_end(uninterrupted.folder)
@@ -205,7 +210,7 @@ def test_a_second_signal_does_not_wait(number, tokens, config, tmp_path):
     with pytest.raises(Termination):
         train(tokens, config, tmp_path / "out", on_metrics)
     assert reached == ["the first waits"]
-    assert newest_state(tmp_path / "out", textgen.train.train_key(tokens, config)) is None
+    assert newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config)) is None
 
 
 def test_a_handler_that_returns_ends_the_training_as_ctrl_c_does(tokens, config, tmp_path):

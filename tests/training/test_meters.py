@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainings import Interruption, ignore
-from textgen import speed
-from textgen.checkpoint import CheckpointManifest
 from textgen.config import ModelConfig
 from textgen.model.transformer import LanguageModel
-from textgen.speed import Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
-from textgen.train import train
+from textgen.training import meters
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.meters import Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes
+from textgen.training.train import train
 
 CPU = torch.device("cpu")
 SHAPES = {
@@ -50,7 +50,7 @@ def test_the_flops_of_a_token_are_those_that_torch_counts_but_for_masks_and_norm
 
 def test_a_stopwatch_adds_up_the_seconds_of_each_phase(monkeypatch):
     readings = iter([0.0, 2.0, 10.0, 10.5, 20.0, 23.0, 30.0, 31.0])
-    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: next(readings)))
+    monkeypatch.setattr(meters, "time", SimpleNamespace(monotonic=lambda: next(readings)))
     watch = Stopwatch({"saving": 7.0})
     for phase in ("train", "validation", "train"):
         with watch(phase):
@@ -70,9 +70,9 @@ def test_a_stopwatch_counts_on_in_the_seconds_it_was_given():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_measured_peak_of_a_cpu_is_near_what_a_product_takes(precision, monkeypatch):
-    monkeypatch.setitem(speed.MEASURED_SIZE, "cpu", 256)  # bf16 is slow where there are no units for it
+    monkeypatch.setitem(meters.MEASURED_SIZE, "cpu", 256)  # bf16 is slow where there are no units for it
     matrix_peak.cache_clear()
-    dtype, size = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], speed.MEASURED_SIZE["cpu"]
+    dtype, size = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], meters.MEASURED_SIZE["cpu"]
     left, right = torch.rand(2, size, size, dtype=dtype)
 
     def best_rate() -> float:
@@ -89,7 +89,7 @@ def test_the_measured_peak_of_a_cpu_is_near_what_a_product_takes(precision, monk
 
 def test_the_peak_is_measured_once(monkeypatch):
     peak = matrix_peak(CPU, "fp32")
-    monkeypatch.setattr(speed.torch, "mm", None)
+    monkeypatch.setattr(meters.torch, "mm", None)
     assert matrix_peak(CPU, "fp32") == peak
 
 
@@ -144,7 +144,7 @@ def test_seconds_count_on_after_an_interruption(tokens, make_config, tmp_path, m
     """On a clock that moves on by a second at each reading, every entry of a phase takes one."""
     clock = itertools.count()
     stub = SimpleNamespace(monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter)
-    monkeypatch.setattr(speed, "time", stub)
+    monkeypatch.setattr(meters, "time", stub)
 
     def interrupt(step: int, figures: dict[str, float]) -> None:
         if step == 11:
@@ -166,7 +166,7 @@ def test_seconds_count_on_after_an_interruption(tokens, make_config, tmp_path, m
 def test_the_logged_speed_is_that_of_the_steps_since_the_last_line(tokens, make_config, tmp_path, monkeypatch):
     clock = itertools.count()
     stub = SimpleNamespace(monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter)
-    monkeypatch.setattr(speed, "time", stub)
+    monkeypatch.setattr(meters, "time", stub)
     lines: list[dict[str, float]] = []
 
     def on_metrics(step: int, figures: dict[str, float]) -> None:

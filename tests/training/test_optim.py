@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from textgen.config import ModelConfig, TrainingConfig
 from textgen.model.transformer import LanguageModel
-from textgen.optim import build_optimizers, lr_at, set_schedule, take_step, weight_decay_at
+from textgen.training.optim import build_optimizers, lr_at, set_schedule, take_step, weight_decay_at
 
 PEAK, FLOOR = 3e-3, 2e-4
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, StateManifest
 from textgen.errors import Damaged, StorageUnavailable
-from textgen.log import LOG_FILE
 from textgen.storage import Storage
-from textgen.train import KEY_FILE
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.figures import LOG_FILE
+from textgen.training.state import STATES_FOLDER, StateManifest
 
 log = logging.getLogger(__name__)
 

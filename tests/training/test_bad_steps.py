@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-import textgen.train
+import textgen.training.train
 from tests.trainings import Interruption, ignore
-from textgen.batches import BatchOrder
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest, newest_state
 from textgen.config import Config
 from textgen.errors import Diverged
 from textgen.files import Manifest
-from textgen.log import LOG_FILE
 from textgen.model.device import seed_everything
 from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.model.transformer import LanguageModel
-from textgen.optim import lr_at
 from textgen.text.tokens import load_stream
-from textgen.train import Run, train
+from textgen.training.batches import BatchOrder
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import LOG_FILE
+from textgen.training.optim import lr_at
+from textgen.training.state import STATES_FOLDER, newest_state
+from textgen.training.train import Run, train
 
 STEPS = 20
 VARIANTS = {
@@ -207,7 +208,7 @@ def test_so_many_bad_steps_in_a_row_end_the_training(variant, tokens, make_confi
         train(tokens, config, tmp_path / "out", lambda step, figures: steps.append(step))
     assert max(steps) == 10, "it went on"
     assert not (tmp_path / "out" / Manifest.FILE).exists()
-    saved = newest_state(tmp_path / "out", textgen.train.train_key(tokens, config))
+    saved = newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config))
     assert saved is not None and saved.folder.name == "step-00000010"
     for file in saved.folder.glob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file

@@ -6,26 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from textgen import checkpoint
-from textgen.checkpoint import (
-    AVERAGED_FILE,
-    BEST_FILE,
-    OPTIMIZER_FILE,
-    STATES_FOLDER,
-    TrainingState,
-    Validation,
-    newest_state,
-    restore_best,
-    restore_state,
-    save_state,
-)
 from textgen.config import ModelConfig, TrainingConfig
 from textgen.errors import StateNotSaved
 from textgen.files import Manifest
 from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, write_weights
 from textgen.model.transformer import LanguageModel
-from textgen.optim import build_optimizers
+from textgen.training import state
+from textgen.training.checkpoint import Validation
+from textgen.training.optim import build_optimizers
+from textgen.training.state import (
+    AVERAGED_FILE,
+    BEST_FILE,
+    OPTIMIZER_FILE,
+    STATES_FOLDER,
+    TrainingState,
+    newest_state,
+    restore_best,
+    restore_state,
+    save_state,
+)
 
 KEY = "a key"
 
@@ -157,7 +157,7 @@ def test_a_save_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch):
         path.write_bytes(b"the beginning of")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_weights", fail)
+    monkeypatch.setattr(state, "write_weights", fail)
     run.advance(1)
     with pytest.raises(StateNotSaved, match=r"step 2 could not be saved.*no space left.*the state of step 1 is intact"):
         run.save(tmp_path)

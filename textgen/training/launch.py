@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they are started (torchrun), who is who, and what they sum."""
+"""Several processes of this host that train one model: torchrun starts them, and their failure is told once."""
 
 import _thread
 import json
@@ -9,22 +9,19 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from textgen.config import Config, TrainingConfig
 from textgen.errors import InputError, WorkerFailed, from_text
-from textgen.interrupt import in_main_thread
-from textgen.log import OnMetrics, read_log
 from textgen.model.device import choose_device
+from textgen.training.figures import OnMetrics, read_log
+from textgen.training.group import check_share
+from textgen.training.interrupt import in_main_thread
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -35,103 +32,7 @@ LOG_POLL_SECONDS = 0.5
 AGENT_POLL_SECONDS = 0.1
 AGENT_PATIENCE_SECONDS = 30  # torch's: from its SIGTERM to the processes that a failed one leaves, to its SIGKILL
 AGENT_VARIABLES = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE")  # set for the agent, and by it
-PROJECT = Path(__file__).parents[1]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes of a training, as one of them sees them; alone, it is a group of one."""
-
-    rank: int = 0
-    size: int = 1
-    local_size: int = 1
-    control: Any = None  # a gloo group: what the processes agree on needs no GPU
-    parent: int | None = None  # the process of the agent
-
-    @property
-    def is_main(self) -> bool:
-        """Return whether this process is the one that writes."""
-        return self.rank == 0
-
-    @property
-    def is_orphaned(self) -> bool:
-        """Return whether the agent was killed, so that nobody would see the others fail, or stop them.
-
-        Linux's own signal for it (PR_SET_PDEATHSIG) comes once a thread of the agent, and a second one does not wait.
-        """
-        return self.parent is not None and os.getppid() != self.parent
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return `tensor` summed over the processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def any(self, flag: bool) -> bool:
-        """Return whether `flag` is set in any of the processes."""
-        if self.size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
-        return bool(flags)
-
-    def from_main(self, value: Any) -> Any:
-        """Return the main process's `value`, for which all wait."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]
-
-
-@contextmanager
-def join_group(device: torch.device) -> Iterator[Group]:
-    """Yield the group that torchrun started this process in, or a group of one."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
-        yield Group()
-        return
-    parent = os.getppid()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if not is_main_process():
-        logging.getLogger("textgen").setLevel(logging.ERROR)  # what there is to say, the main process says
-    control = dist.new_group(backend="gloo")
-    yield Group(dist.get_rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]), control, parent)
-    # Not after an exception: the others must not see this process gone before it has reported what it failed of
-    dist.destroy_process_group()
-
-
-def is_main_process() -> bool:
-    """Return whether this process is the first that torchrun started, or was not started by it."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def report_failures(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, which under torchrun leaves its exception where the agent looks for it, and exits in silence.
-
-    Each process would say the same otherwise, and those that lost another one more.
-    """
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        return function
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    handler = get_error_handler()
-
-    @wraps(function)
-    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
-        handler.initialize()
-        try:
-            return function(*args, **kwargs)
-        except (Exception, KeyboardInterrupt) as error:
-            handler.record_exception(error)
-            raise SystemExit(1) from error
-
-    return reporting
+PROJECT = Path(__file__).parents[2]
 
 
 def processes_to_start(training: TrainingConfig) -> int:
@@ -147,19 +48,6 @@ def processes_to_start(training: TrainingConfig) -> int:
     if gpus and processes > gpus:
         raise InputError(f"training.devices={processes}: this machine has {gpus} GPUs")
     return check_share(processes, training)
-
-
-def check_share(processes: int, training: TrainingConfig) -> int:
-    """Return `processes`, which share each batch.
-
-    Raises:
-        InputError: there are more of them than sequences in a batch.
-    """
-    if processes > training.batch_size:
-        raise InputError(
-            f"training.batch_size={training.batch_size} cannot be shared by {processes} processes (training.devices)"
-        )
-    return processes
 
 
 def launch(processes: int, tokens: Path, config: Config, out: Path, on_metrics: OnMetrics) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from textgen.batches import BatchOrder
+from textgen.training.batches import BatchOrder
 
 SEQ_LENGTH = 4
 

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainings import ignore
-from textgen.checkpoint import STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.errors import InputError
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.train import train, train_key
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.state import STATES_FOLDER
+from textgen.training.train import train, train_key
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

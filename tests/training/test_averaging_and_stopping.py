@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import textgen.train
+import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen.checkpoint import AVERAGED_FILE, STATES_FOLDER, CheckpointManifest
 from textgen.config import Config
 from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
@@ -20,7 +19,9 @@ from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, load_model, read_weights
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import load_stream
-from textgen.train import Run, train
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.state import AVERAGED_FILE, STATES_FOLDER
+from textgen.training.train import Run, train
 
 STEPS = 20
 DECAY = 0.9
@@ -126,7 +127,7 @@ def validations(monkeypatch) -> list[int]:
         validate(run)
 
     monkeypatch.setattr(Run, "validate", watched)
-    monkeypatch.setattr(textgen.train, "score", lambda *arguments, **named: (2 * CURVE[validated[-1]], 2))
+    monkeypatch.setattr(textgen.training.train, "score", lambda *arguments, **named: (2 * CURVE[validated[-1]], 2))
     return validated
 
 
@@ -179,7 +180,7 @@ def test_patience_goes_on_over_interruptions(steps, tokens, make_config, tmp_pat
 
 
 def test_patience_counts_validations_and_not_steps(tokens, make_config, tmp_path, validations, monkeypatch):
-    monkeypatch.setattr(textgen.train, "score", lambda *arguments, **named: (2.0 + validations[-1], 1))
+    monkeypatch.setattr(textgen.training.train, "score", lambda *arguments, **named: (2.0 + validations[-1], 1))
     config = make_config(training={"early_stopping_patience": 3, "eval_every": 4})
     manifest = train(tokens, config, tmp_path / "out", ignore)
     assert validations == [0, 4, 8, 12]
@@ -194,7 +195,7 @@ def test_a_state_is_saved_after_so_many_minutes_and_the_result_is_unchanged(
     minutes, saved, tokens, make_config, tmp_path, monkeypatch
 ):
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(textgen.train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(textgen.training.train, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def half_a_minute(step: int, figures: dict[str, float]) -> None:
         clock.now += 30.0 if "train/loss_nats" in figures else 0.0
@@ -215,7 +216,7 @@ def test_a_state_is_saved_after_so_many_minutes_and_the_result_is_unchanged(
 
 def test_minutes_are_counted_from_the_last_state_whatever_it_was_saved_for(tokens, make_config, tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(textgen.train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(textgen.training.train, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def half_a_minute(step: int, figures: dict[str, float]) -> None:
         clock.now += 30.0 if "train/loss_nats" in figures else 0.0

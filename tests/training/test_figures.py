@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from textgen.log import LOG_FILE, TrainingLog, read_log
+from textgen.training.figures import LOG_FILE, TrainingLog, read_log
 
 
 def lines(out: Path) -> list[dict[str, float]]:
