@@ -72,7 +72,7 @@ def train_flow(
     from tasks.tokenize import tokenize
     from tasks.tracking import track_champion
     from tasks.train import train
-    from textgen.registry import read_champion
+    from textgen.model.find import read_champion
     from textgen.training.train import train_key
 
     settings = make_config(config, training, run, overrides)

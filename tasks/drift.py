@@ -5,7 +5,7 @@ import logging
 from prefect import task
 
 from textgen.config import Config
-from textgen.drift import Drift, measure_drift
+from textgen.publishing.drift import Drift, measure_drift
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 

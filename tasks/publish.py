@@ -2,11 +2,11 @@
 
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from tasks.tracking import flow_run_id, track_model
-from textgen import publish as publishing
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import content_key
-from textgen.registry import PublishedManifest
+from textgen.publishing import publish as publishing
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest

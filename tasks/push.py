@@ -8,10 +8,11 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from tasks.redact import redacted
 from tasks.stage import NETWORK_RETRY_SECONDS
-from textgen import push as pushing
 from textgen.config import Config
 from textgen.errors import Failure, PushFailed
-from textgen.registry import CHAMPION_FILE, PublishedManifest, read_champion
+from textgen.model.find import CHAMPION_FILE, read_champion
+from textgen.publishing import upload as pushing
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
 log = logging.getLogger(__name__)

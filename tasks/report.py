@@ -23,12 +23,12 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from textgen.card import CARD_FILE
 from textgen.config import Config
-from textgen.drift import Drift, TextFigures
 from textgen.evaluation.evaluate import Metrics
-from textgen.registry import PublishedManifest, read_champion
-from textgen.scores import METRICS_FILE
+from textgen.model.find import read_champion
+from textgen.publishing.card import CARD_FILE
+from textgen.publishing.drift import Drift, TextFigures
+from textgen.publishing.version import METRICS_FILE, PublishedManifest
 from textgen.text.tokens import TokensManifest, block_count
 from textgen.training.train import total_steps
 

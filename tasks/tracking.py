@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from textgen.config import Config, TrackingConfig
 from textgen.errors import FAILURE, USER_MISTAKE, Damaged
 from textgen.files import write_atomic
-from textgen.lineage import LINEAGE_FILE
-from textgen.registry import PublishedManifest, read_champion
+from textgen.model.find import read_champion
+from textgen.publishing.lineage import LINEAGE_FILE
+from textgen.publishing.version import PublishedManifest
 
 log = logging.getLogger(__name__)
 

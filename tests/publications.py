@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.trainings import ignore
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics, evaluate
-from textgen.publish import publish
-from textgen.registry import PublishedManifest
+from textgen.publishing.publish import publish
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.corpus import RawManifest

@@ -8,7 +8,7 @@ import pytest
 from flows.train_flow import summarize
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.errors import InputError
-from textgen.registry import resolve
+from textgen.model.find import resolve
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

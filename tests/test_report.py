@@ -22,9 +22,9 @@ import tasks.report
 from tasks.report import UPDATE_SECONDS, Progress, card, compare, show_model, shown, slug
 from tests.trainings import Interruption
 from tests.waiting import PATIENCE_SECONDS, until
-from textgen.card import CARD_FILE
-from textgen.registry import CHAMPION_FILE, PublishedManifest
-from textgen.scores import METRICS_FILE
+from textgen.model.find import CHAMPION_FILE
+from textgen.publishing.card import CARD_FILE
+from textgen.publishing.version import METRICS_FILE, PublishedManifest
 from textgen.text.tokens import block_count
 from textgen.training.train import total_steps
 

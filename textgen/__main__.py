@@ -77,12 +77,12 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from textgen.evaluation.evaluate import evaluate_splits, evaluate_text
+    from textgen.evaluation.evaluate import evaluate_splits, evaluate_text, read_tokens
     from textgen.evaluation.protocols import DEFINITIONS
     from textgen.model.device import choose_device
+    from textgen.model.find import resolve
     from textgen.model.pretrained import load_model
-    from textgen.registry import read_tokens, resolve
-    from textgen.scores import published_stride
+    from textgen.publishing.version import published_stride
 
     folder = resolve(options.model, options.root)
     loaded = load_model(folder, choose_device("auto"))
@@ -126,8 +126,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from textgen.inference.generate import SamplingConfig, generate
+    from textgen.model.find import resolve
     from textgen.model.pretrained import load_model
-    from textgen.registry import resolve
 
     try:
         sampling = SamplingConfig(**{name: getattr(options, name) for name in SamplingConfig.model_fields})
@@ -148,9 +148,9 @@ def _add_gguf(commands: argparse._SubParsersAction) -> None:
 
 
 def _gguf(options: argparse.Namespace) -> None:
+    from textgen.model.find import resolve
     from textgen.model.gguf import write_gguf
     from textgen.model.pretrained import load_model
-    from textgen.registry import resolve
 
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file
     write_gguf(load_model(resolve(options.model, options.root)), options.out)

@@ -169,11 +169,15 @@ class Manifest(BaseModel):
             digest = content.pop("manifest_sha256")
             if hashlib.sha256(canonical_json(content).encode()).hexdigest() != digest:
                 raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
-            return cls.model_validate({**content, "path": str(folder)})
         except FileNotFoundError as error:
             raise Damaged(f"{path} is missing") from error
-        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise Damaged(f"{path} is damaged: it cannot be read as a {cls.__name__}") from error
+        try:
+            return cls.model_validate({**content, "path": str(folder)})
+        except ValidationError as error:
+            fields = ", ".join(sorted({str(part["loc"][0]) for part in error.errors() if part["loc"]}))
+            raise Damaged(f"{path} is of an older format, or no {cls.__name__}: see {fields}") from error
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -33,7 +33,9 @@ def add_models(commands: argparse._SubParsersAction) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from textgen.registry import PublishedManifest, numbers, opened_to_read, read_champion
+    from textgen.model.find import numbers, read_champion
+    from textgen.publishing.registry import opened_to_read
+    from textgen.publishing.version import PublishedManifest
 
     storage, home = _open(options)
     rows = []
@@ -56,7 +58,9 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from textgen.registry import PublishedManifest, find_version, opened_to_read, read_champion
+    from textgen.model.find import find_version, read_champion
+    from textgen.publishing.registry import opened_to_read
+    from textgen.publishing.version import PublishedManifest
 
     storage, home = _open(options)
     with opened_to_read(home, storage):
@@ -84,14 +88,14 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from textgen.registry import promote
+    from textgen.publishing.registry import promote
 
     storage, home = _open(options)
     _report(options, home, promote(home, options.version, storage).version)
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from textgen.registry import rollback
+    from textgen.publishing.registry import rollback
 
     storage, home = _open(options)
     _report(options, home, rollback(home, storage).version)

@@ -9,8 +9,8 @@ import matplotlib.figure  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 
 import textgen.__main__
-import textgen.card
-import textgen.publish
+import textgen.publishing.card
+import textgen.publishing.publish
 from tests.e2e.killable import kill_before
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
@@ -31,12 +31,12 @@ def publish(
     kill_at: int | None,
 ) -> None:
     """Publish; what takes long and is not about files is left out: the check with transformers, samples, plots."""
-    textgen.publish.check_with_transformers = lambda folder, rows: None
-    textgen.publish.generate_ids = lambda loaded, prompt_ids, sampling: list(range(20))
+    textgen.publishing.publish.check_with_transformers = lambda folder, rows: None
+    textgen.publishing.publish.generate_ids = lambda loaded, prompt_ids, sampling: list(range(20))
     for plot in ("plot_training", "plot_data"):
-        setattr(textgen.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
+        setattr(textgen.publishing.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
     _begin(config.root / "models" / config.name, output, kill_at)
-    textgen.publish.publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage))
+    textgen.publishing.publish.publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage))
 
 
 def command(arguments: list[str], home: Path, output: Path, kill_at: int | None) -> None:

@@ -12,7 +12,7 @@ from tests import waiting
 from tests.e2e.services import ROOT, Prefect, processes_of_run, until
 from tests.waiting import narrow
 from textgen.config import SPLITS
-from textgen.registry import PublishedManifest
+from textgen.publishing.version import PublishedManifest
 from textgen.training.figures import read_log
 
 STEPS = 100

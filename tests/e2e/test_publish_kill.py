@@ -14,8 +14,10 @@ from tests.trainings import ignore
 from textgen.config import Config
 from textgen.evaluation.evaluate import evaluate
 from textgen.files import sha256_file
-from textgen.publish import publish
-from textgen.registry import PublishedManifest, read_champion, read_history, resolve
+from textgen.model.find import read_champion, resolve
+from textgen.publishing.publish import publish
+from textgen.publishing.registry import read_history
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.training.train import train
 

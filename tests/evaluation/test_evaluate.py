@@ -18,7 +18,7 @@ from textgen.evaluation.evaluate import Metrics, evaluate, evaluate_text, read_d
 from textgen.evaluation.protocols import DEFINITIONS, blocks, sliding_windows
 from textgen.files import sha256_file
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.scores import METRICS_FILE
+from textgen.publishing.version import METRICS_FILE
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
 from textgen.text.tokens import TextCounts, load_stream

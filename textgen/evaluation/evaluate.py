@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textgen.config import Config, EvaluationConfig
-from textgen.errors import InputError
+from textgen.errors import Damaged, InputError
 from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Definition, Text, Window, read_as_lm_eval, read_as_stream
 from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
 from textgen.model.device import autocast, choose_device
+from textgen.model.find import ModelManifest
 from textgen.model.loss import next_token_nats
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.model.transformer import LanguageModel
@@ -157,6 +158,24 @@ def evaluate_splits(
             text = Text(load_stream(tokens, name), list(windows), load_documents(tokens, name), counts)
         measured[name] = measure(loaded.model, text, evaluation.batch_size, f"evaluate {name}")
     return measured
+
+
+def read_tokens(folder: Path, root: Path) -> TokensManifest:
+    """Return the tokens that the model of a published or a training folder was trained on.
+
+    Raises:
+        InputError: the folder does not say, or the tokens are no longer under `root`.
+        Damaged: the tokens are not what they were.
+    """
+    try:
+        home = root / "processed" / ModelManifest.read(folder).tokens_key
+    except Damaged:
+        raise InputError(
+            f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text"
+        ) from None
+    if not home.is_dir():
+        raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
+    return TokensManifest.read(home)
 
 
 def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Config) -> str:

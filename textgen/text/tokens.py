@@ -80,8 +80,8 @@ class TokensManifest(Manifest):
 
     @property
     def root(self) -> Path:
-        """The storage folder that has them in processed/."""
-        return self.folder.resolve().parents[1]
+        """The storage folder that has them in processed/, which may itself be a link to another disk."""
+        return self.folder.absolute().parents[1]
 
 
 def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None) -> str:

@@ -37,7 +37,17 @@ def _packages() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     here = Path(__file__).parent
-    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    trusting = ("-c", "safe.directory=*")  # git asks who owns the checkout: it is only read here
+    command = [
+        "git",
+        *trusting,
+        "--no-optional-locks",
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+changes",
+    ]
     try:
         return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

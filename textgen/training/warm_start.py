@@ -3,9 +3,9 @@
 from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import sha256_file
+from textgen.model.find import resolve
 from textgen.model.pretrained import WEIGHTS_FILE, load_model, qwen3_config
 from textgen.model.transformer import LanguageModel
-from textgen.registry import resolve
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
 
 MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's description

@@ -4,7 +4,7 @@ from typing import Any
 
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import Manifest
-from textgen.gate import Decision
+from textgen.publishing.version import Decision
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest

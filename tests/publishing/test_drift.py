@@ -9,11 +9,11 @@ import pytest
 
 from tests.fixtures import WORDS
 from tests.publications import write_text
-from textgen import drift
 from textgen.config import SPLITS, EvaluationConfig
-from textgen.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.model.pretrained import load_model
+from textgen.publishing import drift
+from textgen.publishing.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
 from textgen.storage import Storage
 from textgen.text import corpus
 

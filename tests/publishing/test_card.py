@@ -9,13 +9,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from textgen import plots
-from textgen.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
-from textgen.card_text import describe_decision, describe_training, quote
-from textgen.gate import Decision, Guard
-from textgen.lineage import LINEAGE_FILE
 from textgen.model.device import device_name
-from textgen.scores import METRICS_FILE
+from textgen.publishing import plots
+from textgen.publishing.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
+from textgen.publishing.card_text import describe_decision, describe_training, quote
+from textgen.publishing.lineage import LINEAGE_FILE
+from textgen.publishing.version import METRICS_FILE, Decision, Guard
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

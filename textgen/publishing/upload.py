@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from textgen.errors import Damaged, PushFailed
 from textgen.files import set_aside, verify, write_atomic
 from textgen.hub import ANSWER_SECONDS, describe_cause, find_cause
-from textgen.registry import PublishedManifest
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
 RECORD_FILE = "hub.json"  # beside the versions: what was last pushed

@@ -14,10 +14,11 @@ from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, build_once, content_key
-from textgen.lineage import LINEAGE_FILE
 from textgen.model.device import choose_device
+from textgen.model.find import read_champion
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.registry import PublishedManifest, read_champion
+from textgen.publishing.lineage import LINEAGE_FILE
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_rows

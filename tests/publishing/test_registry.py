@@ -11,8 +11,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-import textgen.publish
-import textgen.registry
+import textgen.publishing.publish
+import textgen.publishing.registry
 from tests.trainings import ignore
 from tests.waiting import until
 from textgen.__main__ import main
@@ -20,19 +20,12 @@ from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
 from textgen.files import sha256_file, write_atomic
+from textgen.model.find import read_champion, resolve
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
-from textgen.publish import publish
-from textgen.registry import (
-    PublishedManifest,
-    promote,
-    prune,
-    read_champion,
-    read_history,
-    read_sound,
-    resolve,
-    rollback,
-)
-from textgen.scores import expected_tokens, score_challenger, score_champion, score_unigram
+from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram
+from textgen.publishing.publish import publish
+from textgen.publishing.registry import promote, prune, read_history, read_sound, rollback
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -307,7 +300,7 @@ def better(publication, tmp_path_factory):
 @pytest.fixture
 def publish_here(publication, monkeypatch, tmp_path):
     """Return a function that publishes a checkpoint in a root of the test's own, which has the publication's v1."""
-    monkeypatch.setattr(textgen.publish, "check_with_transformers", lambda folder, rows: None)
+    monkeypatch.setattr(textgen.publishing.publish, "check_with_transformers", lambda folder, rows: None)
     shutil.copytree(publication.config.root / "models", tmp_path / "models")
     write_atomic(tmp_path / "models" / "textgen" / "champion", "v1\n")
     storage = StorageConfig(root=str(tmp_path))
@@ -414,7 +407,7 @@ def test_a_mending_that_was_cut_short_is_made_good(at, home, local, flip_bit, mo
 
     flip_bit(home / "v4" / WEIGHTS_FILE)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(textgen.registry, "write_atomic", cut_short)
+        patch.setattr(textgen.publishing.registry, "write_atomic", cut_short)
         read_sound(home, local)
     published, champion = read_sound(home, local)
     assert [manifest.version for manifest in published] == ["v1", "v2", "v3"]
@@ -462,7 +455,7 @@ def test_truncated_weights_are_not_published(publish_here, better, tmp_path):
 
 
 def test_a_model_that_repeats_a_token_is_not_promoted(publish_here, better, monkeypatch):
-    monkeypatch.setattr(textgen.publish, "generate_ids", lambda loaded, prompt_ids, sampling: [7] * 48)
+    monkeypatch.setattr(textgen.publishing.publish, "generate_ids", lambda loaded, prompt_ids, sampling: [7] * 48)
     published = publish_here(*better)
     assert not published.promoted and "distinct-2" in published.reason
 

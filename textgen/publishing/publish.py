@@ -10,33 +10,19 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from textgen.card import Sample, write_card
 from textgen.config import Config
 from textgen.errors import Damaged, Refused
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import new_folder, sha256_file, verify, write_atomic
-from textgen.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
 from textgen.inference.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
-from textgen.lineage import LINEAGE_FILE, describe_lineage
+from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import check_with_transformers, load_model
-from textgen.registry import (
-    PublishedManifest,
-    number_of,
-    opened,
-    prune,
-    read_champion,
-    read_sound,
-    settle,
-)
-from textgen.scores import (
-    DOCUMENTS_FILE,
-    METRICS_FILE,
-    expected_tokens,
-    score_challenger,
-    score_champion,
-    score_unigram,
-    write_scores,
-)
+from textgen.publishing.card import write_card
+from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram, write_scores
+from textgen.publishing.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
+from textgen.publishing.lineage import LINEAGE_FILE, describe_lineage
+from textgen.publishing.registry import opened, prune, read_sound, settle
+from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE

@@ -7,11 +7,11 @@ import subprocess
 
 import pytest
 
-from textgen.card_text import describe_environment
 from textgen.config import SPLITS
 from textgen.files import Manifest, canonical_json, sha256_file
-from textgen.gate import Decision
-from textgen.lineage import LINEAGE_FILE, describe_lineage
+from textgen.publishing.card_text import describe_environment
+from textgen.publishing.lineage import LINEAGE_FILE, describe_lineage
+from textgen.publishing.version import Decision
 from textgen.training import environment
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.environment import Environment

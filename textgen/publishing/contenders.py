@@ -19,17 +19,15 @@ from textgen.evaluation.evaluate import (
 )
 from textgen.evaluation.protocols import WINDOWS, read_as_lm_eval, read_as_stream
 from textgen.files import write_atomic
-from textgen.gate import Scores
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
+from textgen.publishing.gate import Scores
+from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream
 
 log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
-DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
 
 
 def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
@@ -93,14 +91,6 @@ def score_unigram(
         nats_D.index_add_(0, document_N[positions_S], nats_S)
         documents[split] = challenger.splits[split]._replace(nats=nats_D)
     return challenger._replace(name="unigram", splits=documents)
-
-
-def published_stride(folder: Path) -> int | None:
-    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`."""
-    if not (folder / METRICS_FILE).exists():
-        return None
-    stored = json.loads((folder / METRICS_FILE).read_bytes())
-    return stored["stride"] if stored.get("protocol") == "sliding" else None
 
 
 def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:

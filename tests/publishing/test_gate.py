@@ -9,16 +9,8 @@ from torch import Tensor
 
 from textgen.config import PublishConfig
 from textgen.evaluation.evaluate import Documents
-from textgen.gate import (
-    Decision,
-    Scores,
-    compare,
-    decide,
-    guard_finite,
-    guard_generation,
-    guard_whole,
-    rates,
-)
+from textgen.publishing.gate import Scores, compare, decide, guard_finite, guard_generation, guard_whole, rates
+from textgen.publishing.version import Decision
 
 DRAWS = 200
 CONFIDENCE = 0.95

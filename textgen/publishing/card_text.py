@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from textgen.gate import Decision
+from textgen.publishing.version import Decision
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from textgen.config import PublishConfig
 from textgen.evaluation.evaluate import Documents
+from textgen.publishing.version import Decision, Guard
 
 RESAMPLES = 10_000
 RESAMPLING_SEED = 0
@@ -22,47 +22,6 @@ MOST_REPETITION = 0.5
 FINITE, WHOLE = "finite", "scored tokens"
 ALWAYS_GUARDED = (FINITE, WHOLE)
 BY_HAND = "`models promote VERSION` makes it the champion"
-
-
-class Guard(BaseModel):
-    """What a model must hold whatever it is compared with: `value` on the right side of `bound`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    passed: bool
-    value: float | None  # None where it is no finite number, or there was nothing to measure
-    bound: float
-
-    def describe(self) -> str:
-        """Return the guard's outcome in words."""
-        value = "no figure" if self.value is None else f"{self.value:.4g}"
-        return f"{self.name}: {value}, bound {self.bound:.4g}"
-
-
-class Decision(BaseModel):
-    """Whether a version was promoted, why, and the comparison that said so.
-
-    The figures of the comparison are null where none was made: under `publish.policy` always and never.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    promoted: bool
-    reason: str
-    opponent: str | None = None  # the champion's version, or `unigram`, which the first model has to beat
-    protocol: str | None = None
-    unit: Literal["nats a token", "bits a byte"] | None = None
-    documents: int | None = None  # of the test split, that were compared
-    challenger: float | None = None  # mean loss on the test split, in `unit`
-    champion: float | None = None  # the opponent's
-    difference: float | None = None  # challenger less opponent: below zero is better
-    low: float | None = None  # of the difference's confidence interval, two-sided, at `required_confidence`
-    high: float | None = None
-    confidence: float | None = None  # that the challenger is better by more than `min_improvement`
-    min_improvement: float | None = None  # in `unit`
-    required_confidence: float | None = None
-    guards: list[Guard] = []
 
 
 class Scores(NamedTuple):

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from textgen.card_text import (
+from textgen.config import Config
+from textgen.evaluation.evaluate import Metrics
+from textgen.files import write_atomic
+from textgen.publishing.card_text import (
     dataset_name,
     describe_decision,
     describe_environment,
@@ -20,11 +22,8 @@ from textgen.card_text import (
     quote,
     table,
 )
-from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics
-from textgen.files import write_atomic
-from textgen.gate import Decision
-from textgen.plots import plot_data, plot_training, words_by_row
+from textgen.publishing.plots import plot_data, plot_training, words_by_row
+from textgen.publishing.version import Decision, Sample
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest
@@ -41,15 +40,6 @@ LICENCES = {
     "Salesforce/wikitext": "CC BY-SA 3.0 and GFDL",
 }
 LANGUAGES = {"python-docs": "en", "Salesforce/wikitext": "en"}
-
-
-class Sample(BaseModel):
-    """A prompt and what the model wrote after it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str
-    continuation: str
 
 
 def write_card(

@@ -5,14 +5,14 @@ import shutil
 import huggingface_hub
 import pytest
 
-import textgen.push
+import textgen.publishing.upload
 from tasks import push as task
 from tests.fake_uploads import FIRST, UploadHub
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import PublishConfig
 from textgen.errors import Damaged, PushFailed
-from textgen.push import RECORD_FILE, push
-from textgen.registry import PublishedManifest
+from textgen.publishing.upload import RECORD_FILE, push
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
 REPO = "owner/tiny"
@@ -24,7 +24,7 @@ def hub(monkeypatch):
     """Run a Hub, and have the client upload to it by LFS, with a token from the environment."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(textgen.push, "ANSWER_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(textgen.publishing.upload, "ANSWER_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     with UploadHub() as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)

@@ -1,7 +1,6 @@
 """The registry: published versions that never change, and the champion, the version in use, moved by one rename."""
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,38 +8,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from textgen.card import Sample
 from textgen.errors import Damaged, InputError
-from textgen.files import Manifest, locked, set_aside, write_atomic
-from textgen.gate import Decision
+from textgen.files import locked, set_aside, write_atomic
+from textgen.model.find import CHAMPION_FILE, VERSION, find_version, number_of, numbers, read_champion
+from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
-from textgen.text.tokens import TokensManifest
-from textgen.training.checkpoint import CheckpointManifest
 
 log = logging.getLogger(__name__)
 
-CHAMPION_FILE = "champion"
 HISTORY_FILE = "history.json"
-VERSION = re.compile(r"v([1-9][0-9]*)")
-
-
-class PublishedManifest(Manifest):
-    """A published version and why it was promoted or not."""
-
-    name: str
-    version: str
-    promoted: bool
-    reason: str
-    decision: Decision | None = None  # of versions from before there was a gate
-    checkpoint_sha256: str
-    tokens_key: str
-    raw_sha256: dict[str, str]
-    bits_per_byte: float | None  # on validation
-    samples: list[Sample]
-    sha256: dict[str, str]
-
-    def sha256_by_file(self) -> dict[str, str]:
-        return self.sha256
 
 
 class History(BaseModel):
@@ -176,12 +152,6 @@ def _write(home: Path, history: History, champion: str, storage: Storage) -> Non
     storage.push_file(home / CHAMPION_FILE)
 
 
-def read_champion(home: Path) -> str | None:
-    """Return the version in use of the models in `home`, None before the first is promoted."""
-    file = home / CHAMPION_FILE
-    return file.read_text().strip() if file.exists() else None
-
-
 def read_history(home: Path) -> History:
     """Return how the champion came to be; without a sound file, by what each version says of its promotion."""
     file = home / HISTORY_FILE
@@ -230,77 +200,3 @@ def _read_versions(home: Path) -> list[PublishedManifest]:
         except Damaged as damage:
             set_aside(folder, damage)
     return manifests
-
-
-def numbers(home: Path) -> list[int]:
-    """Return the numbers of the versions that are there, in order."""
-    return sorted(int(match[1]) for path in home.glob("v*") if (match := VERSION.fullmatch(path.name)))
-
-
-def number_of(version: str) -> int:
-    """Return a version's number, 0 for what is no version."""
-    match = VERSION.fullmatch(version)
-    return int(match[1]) if match else 0
-
-
-def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version; of the champion's, None before the first is promoted.
-
-    Raises:
-        InputError: there is no such version.
-    """
-    there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
-    if version is None:
-        raise InputError(f"{home.name}@champion: no version was promoted yet; {home} has {there}")
-    if not VERSION.fullmatch(version) or not (home / version).is_dir():
-        raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
-    return home / version
-
-
-def resolve(name: str, root: Path) -> Path:
-    """Return the folder of MODEL: a published or a training folder, `NAME@champion` or `NAME@v3`.
-
-    Raises:
-        InputError: there is no such model.
-        Damaged: a file of it is not what was published.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        base, at, wanted = name.rpartition("@")
-        if not at:
-            raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
-        home = root / "models" / base
-        folder = find_version(home, read_champion(home) if wanted == "champion" else wanted)
-    if (folder / Manifest.FILE).exists():  # which a training has from its end on
-        read_manifest(folder)
-    return folder
-
-
-def read_manifest(folder: Path) -> PublishedManifest | CheckpointManifest:
-    """Return the manifest of a training folder, or that of a published one, verified.
-
-    Raises:
-        Damaged: there is none, or a published file is not what it says.
-    """
-    try:
-        return CheckpointManifest.parse(folder)
-    except Damaged:
-        return PublishedManifest.read(folder)
-
-
-def read_tokens(folder: Path, root: Path) -> TokensManifest:
-    """Return the tokens that the model of a published or a training folder was trained on.
-
-    Raises:
-        InputError: the folder does not say, or the tokens are no longer under `root`.
-        Damaged: the tokens are not what they were.
-    """
-    try:
-        home = root / "processed" / read_manifest(folder).tokens_key
-    except Damaged:
-        raise InputError(
-            f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text"
-        ) from None
-    if not home.is_dir():
-        raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
-    return TokensManifest.read(home)

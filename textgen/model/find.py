@@ -1,0 +1,74 @@
+"""Where a model is, by its name: a folder, NAME@champion or NAME@v3."""
+
+import re
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from textgen.errors import InputError
+from textgen.files import Manifest
+
+CHAMPION_FILE = "champion"
+VERSION = re.compile(r"v([1-9][0-9]*)")
+
+
+class ModelManifest(Manifest):
+    """What the manifest of a training and that of a published version have in common."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    tokens_key: str
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+
+def read_champion(home: Path) -> str | None:
+    """Return the version in use of the models in `home`, None before the first is promoted."""
+    file = home / CHAMPION_FILE
+    return file.read_text().strip() if file.exists() else None
+
+
+def numbers(home: Path) -> list[int]:
+    """Return the numbers of the versions that are there, in order."""
+    return sorted(int(match[1]) for path in home.glob("v*") if (match := VERSION.fullmatch(path.name)))
+
+
+def number_of(version: str) -> int:
+    """Return a version's number, 0 for what is no version."""
+    match = VERSION.fullmatch(version)
+    return int(match[1]) if match else 0
+
+
+def find_version(home: Path, version: str | None) -> Path:
+    """Return the folder of a version; of the champion's, None before the first is promoted.
+
+    Raises:
+        InputError: there is no such version.
+    """
+    there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
+    if version is None:
+        raise InputError(f"{home.name}@champion: no version was promoted yet; {home} has {there}")
+    if not VERSION.fullmatch(version) or not (home / version).is_dir():
+        raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
+    return home / version
+
+
+def resolve(name: str, root: Path) -> Path:
+    """Return the folder of MODEL: a published or a training folder, `NAME@champion` or `NAME@v3`.
+
+    Raises:
+        InputError: there is no such model.
+        Damaged: a file of it is not what its manifest says; a training has one from its end on.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        base, at, wanted = name.rpartition("@")
+        if not at:
+            raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
+        home = root / "models" / base
+        folder = find_version(home, read_champion(home) if wanted == "champion" else wanted)
+    if (folder / ModelManifest.FILE).exists():
+        ModelManifest.read(folder)
+    return folder

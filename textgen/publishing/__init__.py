@@ -1,0 +1,1 @@
+"""A checkpoint becomes a version, and perhaps the champion: the version in use."""

@@ -1,0 +1,89 @@
+"""A published version: its manifest, the decision about it, and its files."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from textgen.files import Manifest
+
+METRICS_FILE = "metrics.json"
+DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
+
+
+class Guard(BaseModel):
+    """What a model must hold whatever it is compared with: `value` on the right side of `bound`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    passed: bool
+    value: float | None  # None where it is no finite number, or there was nothing to measure
+    bound: float
+
+    def describe(self) -> str:
+        """Return the guard's outcome in words."""
+        value = "no figure" if self.value is None else f"{self.value:.4g}"
+        return f"{self.name}: {value}, bound {self.bound:.4g}"
+
+
+class Decision(BaseModel):
+    """Whether a version was promoted, why, and the comparison that said so.
+
+    The figures of the comparison are null where none was made: under `publish.policy` always and never.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    promoted: bool
+    reason: str
+    opponent: str | None = None  # the champion's version, or `unigram`, which the first model has to beat
+    protocol: str | None = None
+    unit: Literal["nats a token", "bits a byte"] | None = None
+    documents: int | None = None  # of the test split, that were compared
+    challenger: float | None = None  # mean loss on the test split, in `unit`
+    champion: float | None = None  # the opponent's
+    difference: float | None = None  # challenger less opponent: below zero is better
+    low: float | None = None  # of the difference's confidence interval, two-sided, at `required_confidence`
+    high: float | None = None
+    confidence: float | None = None  # that the challenger is better by more than `min_improvement`
+    min_improvement: float | None = None  # in `unit`
+    required_confidence: float | None = None
+    guards: list[Guard] = []
+
+
+class Sample(BaseModel):
+    """A prompt and what the model wrote after it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    continuation: str
+
+
+class PublishedManifest(Manifest):
+    """A published version and why it was promoted or not."""
+
+    name: str
+    version: str
+    promoted: bool
+    reason: str
+    decision: Decision | None = None  # of versions from before there was a gate
+    checkpoint_sha256: str
+    tokens_key: str
+    raw_sha256: dict[str, str]
+    bits_per_byte: float | None  # on validation
+    samples: list[Sample]
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+
+def published_stride(folder: Path) -> int | None:
+    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`."""
+    if not (folder / METRICS_FILE).exists():
+        return None
+    stored = json.loads((folder / METRICS_FILE).read_bytes())
+    return stored["stride"] if stored.get("protocol") == "sliding" else None
