@@ -9,18 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from pydantic.json_schema import SkipJsonSchema
 
 from tasks.redact import redact
-from textgen.config import Config, known_keys, load_config
+from textgen.config import Config, find_config, known_keys, load_config, shipped_configs
 
 NAME_LENGTH = 80
 
 T = TypeVar("T")
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
 
 # The API knows the files that were there at `prefect deploy`; a command may name any other.
-ConfigName = Annotated[str, Field(json_schema_extra={"enum": sorted(path.stem for path in CONFIGS.glob("*.yaml"))})]
+ConfigName = Annotated[str, Field(json_schema_extra={"enum": list(shipped_configs())})]
 # The API checks an override's key; its value is checked when the run begins.
 Override = Annotated[str, Field(pattern=rf"^({'|'.join(map(re.escape, known_keys()))}|data\.files\.[a-z]+)=.*$")]
 
@@ -92,9 +90,7 @@ def make_config(config: str, training: TrainingChoices, run: RunChoices, overrid
     Raises:
         InputError: a line a mistake, each naming the key, the value and the rule.
     """
-    named = CONFIGS / f"{config}.yaml"
-    path = named if named.is_file() else Path(config)
-    return load_config(path, [*training.overrides(), *run.overrides(), *overrides])
+    return load_config(find_config(config), [*training.overrides(), *run.overrides(), *overrides])
 
 
 def describe(parameters: dict[str, Any]) -> str:

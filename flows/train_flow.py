@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +19,7 @@ from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
-from flows.form import CONFIGS, ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
+from flows.form import ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
 from tasks.cancel import cancel_children, ended_by
 from tasks.redact import redacted
 from textgen.config import Config
@@ -28,7 +27,7 @@ from textgen.errors import Failure, carry_out
 from textgen.text.corpus import raw_folder
 from textgen.text.tokenizer import find_gpt2_file
 
-DEFAULT_CONFIG = CONFIGS / "default.yaml"
+DEFAULT_CONFIG = "default"
 SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"
 
 
@@ -156,7 +155,9 @@ def summarize(result: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow from the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.train_flow", description=__doc__)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, help="a YAML file, or the name of a shipped one (%(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--force", action="store_true", help="train again though nothing changed")
     parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
@@ -167,12 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     run = RunChoices(force=options.force, refresh=options.refresh)
-    config = make_config(str(options.config), TrainingChoices(), run, options.overrides)
+    config = make_config(options.config, TrainingChoices(), run, options.overrides)
     check_files(config)
     print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
     with server_started():
         check_devices(config)
-    result = train_flow(str(options.config), run=run, overrides=options.overrides)
+    result = train_flow(options.config, run=run, overrides=options.overrides)
     if options.json:
         print(json.dumps(result, indent=2))
     else:

@@ -1,1 +1,3 @@
-"""The library: text to tokens, a decoder-only Transformer, its training, its perplexity, its published form."""
+"""A decoder-only Transformer language model: its text, its training, its measure, its versions."""
+
+__version__ = "0.1.0"

@@ -337,6 +337,26 @@ _Loader.add_implicit_resolver(
 )
 
 
+def find_config(name: str) -> Path:
+    """Return the file of a configuration: a path, or the name of one that is shipped, as `wikitext2`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in (shipped := shipped_configs()):
+        return shipped[name]
+    if not (path := Path(name)).is_file():
+        raise InputError(f"--config {name}: no such file, and none of those that are shipped: {', '.join(shipped)}")
+    return path
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the shipped configurations by name: those of the checkout, or of the installed package."""
+    here = Path(__file__).parent
+    folder = next(folder for folder in (here.parent / "configs", here / "configs") if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(path: Path | None, overrides: list[str]) -> Config:
     """Return the defaults < the YAML file at `path` < `section.key=value` overrides.
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainings import ignore
 from textgen.config import Config
 from textgen.errors import InputError
+from textgen.files import sha256_file
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.state import STATES_FOLDER
@@ -32,7 +33,15 @@ def root(checkpoint: CheckpointManifest, tmp_path_factory) -> Path:
     shutil.copytree(checkpoint.folder, worse)
     weights = load_file(worse / WEIGHTS_FILE)
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, worse / WEIGHTS_FILE, metadata={"format": "pt"})
+    describe_anew(worse)
     return root
+
+
+def describe_anew(folder: Path) -> None:
+    """Have the manifest of a training name the files as they are now."""
+    manifest = CheckpointManifest.parse(folder)
+    sha256 = {name: sha256_file(folder / name) for name in manifest.sha256}
+    manifest.model_copy(update={"sha256": sha256}).write(folder)
 
 
 @pytest.fixture
@@ -126,6 +135,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(tokens, checkpoint, warm,
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer))
+    describe_anew(folder)
     with pytest.raises(InputError, match=r"^training\.init_from='.*': that model has another tokenizer$"):
         train(tokens, warm(folder), tmp_path / "out", ignore)
 

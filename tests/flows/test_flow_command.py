@@ -14,7 +14,7 @@ from flows.train_flow import check_files, main
 from tests.flow_runs import STAGES, tiny
 from textgen.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from textgen.commands.arguments import ROOT_URL_HELP, Commands
 from textgen.config import StorageConfig, parse_config
 from textgen.errors import Damaged, InputError
 
-ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
 
-
-def add_models(commands: argparse._SubParsersAction) -> None:
-    """Add `models` and its commands to those of `python -m textgen`."""
+def add_models(commands: Commands) -> None:
+    """Add `models` and its commands to the commands."""
     parser = commands.add_parser("models", help="published models: list, show, promote, rollback")
     of_models = parser.add_subparsers(required=True, metavar="command")
     for name, run, help_text in (
@@ -27,7 +26,7 @@ def add_models(commands: argparse._SubParsersAction) -> None:
         if name == "promote":
             command.add_argument("version", metavar="VERSION", help="as v3")
         command.add_argument("--name", default="textgen", help="the model's name in the registry")
-        command.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
+        command.add_argument("--root", default=StorageConfig().root, help=ROOT_URL_HELP)
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 

@@ -18,7 +18,7 @@ from tests.waiting import until
 from textgen.config import Config
 from textgen.files import Manifest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECRET = "sk-not-for-anyone-0123456789"
 
 

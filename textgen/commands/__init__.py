@@ -1,0 +1,1 @@
+"""`textgen …`, a command a file: its arguments and what it prints."""

@@ -1,0 +1,53 @@
+"""`textgen evaluate`: a model's perplexity."""
+
+import argparse
+import json
+from pathlib import Path
+
+from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
+from textgen.config import Config, EvaluationConfig
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add `evaluate` to the commands."""
+    parser = commands.add_parser("evaluate", help="measure a model's perplexity")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
+    )
+    parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
+    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from textgen.evaluation.evaluate import evaluate_splits, evaluate_text, read_tokens
+    from textgen.evaluation.protocols import DEFINITIONS
+    from textgen.model.device import choose_device
+    from textgen.model.find import resolve
+    from textgen.model.pretrained import load_model
+    from textgen.publishing.version import published_stride
+
+    folder = resolve(options.model, options.root)
+    loaded = load_model(folder, choose_device("auto"))
+    half = max(1, loaded.seq_length // 2)
+    stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
+    evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)
+    if options.text is not None:
+        measured = {"text": evaluate_text(loaded, options.text, evaluation)}
+    else:
+        measured = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, stride)
+    splits = {name: split.metrics for name, split in measured.items()}
+    if options.json:
+        measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}
+        by_split = {name: metrics.model_dump(mode="json") for name, metrics in splits.items()}
+        print(json.dumps({**by_split, **measured_by}, indent=2))
+        return
+    print(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
+    for part, description in DEFINITIONS[options.protocol].model_dump().items():
+        print(f"  {part:18} {description}")
+    for name, metrics in splits.items():
+        print(name)
+        for figure, value in metrics.model_dump().items():
+            print(f"  {figure:18} {'-' if value is None else value}")
