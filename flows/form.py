@@ -3,7 +3,7 @@
 import re
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.json_schema import SkipJsonSchema
@@ -15,7 +15,7 @@ NAME_LENGTH = 80
 
 T = TypeVar("T")
 
-Chosen = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
+Chosen: TypeAlias = T | SkipJsonSchema[None]  # in the form a field that may be left empty, not a choice of types
 
 # The API knows the files that were there at `prefect deploy`; a command may name any other.
 ConfigName = Annotated[str, Field(json_schema_extra={"enum": list(shipped_configs())})]

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 from prefect import get_client
-from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
@@ -115,10 +114,15 @@ def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
 
 
 def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
-    """Return what a job of a pool is made from: Prefect's own, and on Kubernetes with a GPU and a choice of nodes."""
-    for workers in client.read_worker_metadata().values():
-        if kind in workers:
-            template = copy.deepcopy(workers[kind]["default_base_job_configuration"])
+    """Return what a job of a pool is made from: Prefect's own, and on Kubernetes with a GPU and a choice of nodes.
+
+    Raises:
+        InputError: the server knows no such kind of worker.
+    """
+    known = {name: worker for workers in client.read_worker_metadata().values() for name, worker in workers.items()}
+    if kind not in known:
+        raise InputError(f"work pool of type {kind}: the server knows only {', '.join(sorted(known))}")
+    template = copy.deepcopy(known[kind]["default_base_job_configuration"])
     if kind == "kubernetes":
         pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
         pod["nodeSelector"] = "{{ node_selector }}"
@@ -135,8 +139,9 @@ def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
 
 def set_up_results(storage: StorageConfig) -> None:
     """Have the block that says where flows keep their results, as JSON, and the variable that says what kind it is."""
+    block: RemoteFileSystem | LocalFileSystem
     if storage.is_remote:
-        block: Block = RemoteFileSystem(basepath=f"{storage.root.rstrip('/')}/results")
+        block = RemoteFileSystem(basepath=f"{storage.root.rstrip('/')}/results")
     else:
         block = LocalFileSystem(basepath=str(storage.local.resolve() / "results"))
     block.save(RESULTS_BLOCK, overwrite=True)

@@ -173,7 +173,7 @@ def _run(options: argparse.Namespace) -> None:
     print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
     with server_started():
         check_devices(config)
-    result = train_flow(options.config, run=run, overrides=options.overrides)
+    result: Any = train_flow(options.config, run=run, overrides=options.overrides)
     if options.json:
         print(json.dumps(result, indent=2))
     else:

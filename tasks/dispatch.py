@@ -4,9 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from prefect import get_client
@@ -47,14 +46,16 @@ def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: 
         TrainingLost: the run failed, crashed or was ended.
         TrainingCancelled: it was cancelled, or took longer than `compute.timeout_seconds`.
     """
+    deployment = config.compute.gpu_deployment
+    assert deployment is not None
     with suppress(Damaged):
         return CheckpointManifest.read(out)
     storage.push(tokens.folder, tokens)
     parameters = {"config": config.model_dump(mode="json"), "tokens_key": tokens.key, "folder": out.name}
     with get_client(sync_client=True) as client:
         tag = f"training:{out.name}:{content_key(config.storage.root)}"
-        run = find_or_start(client, config.compute.gpu_deployment, tag, parameters)
-        log.info("training in the run %s of %s", run.name, config.compute.gpu_deployment)
+        run = find_or_start(client, deployment, tag, parameters)
+        log.info("training in the run %s of %s", run.name, deployment)
         run = wait(client, run, config.compute.timeout_seconds)
     bring_training(storage, out)
     try:
@@ -75,9 +76,12 @@ def find_or_start(client: SyncPrefectClient, deployment: str, tag: str, paramete
     if live:
         return live[0]
     key = f"{tag}:{len(runs)}"  # of two who start one at the same time, both have the same run
-    start = partial(
-        run_deployment, deployment, parameters=parameters, tags=[tag, our_tag()], idempotency_key=key, timeout=0
-    )
+
+    def start() -> FlowRun:
+        tags = [tag, our_tag()]
+        run = run_deployment(deployment, parameters=parameters, tags=tags, idempotency_key=key, timeout=0)
+        return cast(FlowRun, run)  # a coroutine only where it is called in one
+
     try:
         return persist(start)
     except ObjectNotFound as error:
@@ -117,6 +121,8 @@ def wait(client: SyncPrefectClient, run: FlowRun, timeout_seconds: float) -> Flo
 def explain(run: FlowRun, config: Config, damage: Damaged) -> Exception:
     """Return the exception for a run that left no finished training: its own, where its message is for the user."""
     state, deployment = run.state, config.compute.gpu_deployment
+    if state is None:
+        return TrainingLost(f"the server has no state of the run {run.name} of {deployment}")
     if state.is_completed():
         return InputError(f"{deployment} trained in another storage than storage.root={config.storage.root}: {damage}")
     if state.is_cancelled():

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from textgen.errors import Failure
 
@@ -52,7 +53,7 @@ def redacted() -> Iterator[None]:
 class RedactedRecord(logging.LogRecord):
     """A log record whose message and traceback hold no secret, whichever logger and handler it is of."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
             message = self.getMessage()

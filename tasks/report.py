@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -69,7 +69,8 @@ class Progress:
         if self._sent != (noted := (self.step, self.describe())):
             percent = 100.0 * self.step / self.steps
             if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, f"{self.name}-training", self.describe())
+                made = create_progress_artifact(percent, f"{self.name}-training", self.describe())
+                self._artifact = cast(UUID, made)  # a coroutine only where it is called in one
             else:
                 update_progress_artifact(self._artifact, percent, self.describe())
             self._sent = noted

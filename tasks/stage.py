@@ -23,7 +23,7 @@ from textgen.files import Manifest, content_key, set_aside
 
 log = logging.getLogger(__name__)
 
-NETWORK_RETRY_SECONDS = [1, 4, 10]
+NETWORK_RETRY_SECONDS = [1.0, 4.0, 10.0]
 NETWORK_PATIENCE_SECONDS = 20  # with the client's own waits of up to 23 s, a user hears within a minute
 CACHE_FOLDER = "cache"
 NAMES_A_CLASS = ("__class__", "__exc_type__")  # in the JSON of Prefect's records
@@ -114,7 +114,12 @@ def check_record(record: Path, makes: type[Manifest]) -> None:
     if serializer != expected:
         raise ValueError(f"written by the serializer {serializer}")
     objects: list[dict[str, Any]] = []
-    json.loads(content["result"], object_hook=lambda found: objects.append(found) or found)
+
+    def note(found: dict[str, Any]) -> dict[str, Any]:
+        objects.append(found)
+        return found
+
+    json.loads(content["result"], object_hook=note)
     named = [found[name] for found in objects for name in NAMES_A_CLASS if name in found]
     if named != [to_qualified_name(makes)]:
         raise ValueError(f"of the classes {named}")

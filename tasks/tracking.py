@@ -71,7 +71,7 @@ class Tracker:
             "job_type": self.job_type,
             "config": self.config.model_dump(mode="json"),
         }
-        mode = "offline" if _unreachable else choose_mode(self.config.tracking)
+        mode: Any = "offline" if _unreachable else choose_mode(self.config.tracking)
         try:
             return wandb.init(mode=mode, **options)
         except (CommError, UsageError) as error:
@@ -100,7 +100,7 @@ def track(config: Config, key: str, job_type: str) -> Iterator[Tracker]:
 
 
 def choose_mode(tracking: TrackingConfig) -> str:
-    """Return W&B's mode: `auto` is WANDB_MODE if that is set, else online with a key and offline without."""
+    """Return W&B's mode: `auto` is WANDB_MODE if that is set (wandb checks it), else online with a key."""
     if tracking.mode != "auto":
         return tracking.mode
     return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")

@@ -25,8 +25,9 @@ from tests.waiting import PATIENCE_SECONDS
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.errors import Damaged, InputError, SourceUnavailable
 from textgen.hub import ask_hub, pin, pinned
-from textgen.text import corpus, tokenizer
-from textgen.text.corpus import CORPUS_WAYS_ON, RawManifest, read_rows
+from textgen.text import corpus, sources, tokenizer
+from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.sources import CORPUS_WAYS_ON
 from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"
@@ -91,7 +92,7 @@ def answer_asked() -> None:
     """Do what `ask` asks; the waits of the libraries between their own tries, up to 23 seconds each, are only noted."""
     waits: list[float] = []
     time.sleep = waits.append
-    corpus.ANSWER_SECONDS = tokenizer.ANSWER_SECONDS = PATIENCE_SECONDS
+    sources.ANSWER_SECONDS = tokenizer.ANSWER_SECONDS = PATIENCE_SECONDS
     answers = {}
     for name, asked in json.load(sys.stdin).items():
         root = Path(asked.pop("root"))

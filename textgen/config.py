@@ -3,17 +3,18 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from textgen.errors import InputError
 
 EMBEDDED_CORPUS = "python-docs"
 RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved
-SPLITS = ("train", "validation", "test")
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
@@ -61,7 +62,7 @@ class DataConfig(Section):
     dataset_config: str | None = Field(None, description="the configuration of a Hub dataset or a local folder")
     revision: str | None = Field(None, description="a Hub commit, branch or tag; pinned to a commit at the first fetch")
     path: str | None = Field(None, description="a local folder in Hub layout, in place of the Hub")
-    files: dict[Literal["train", "validation", "test"], str] | None = Field(
+    files: dict[Split, str] | None = Field(
         None, description="a glob of text or parquet files for each split, in place of the Hub"
     )
     seq_length: int = Field(128, ge=1, description="tokens in a training sequence: the model's context")
@@ -421,7 +422,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(details: dict[str, Any]) -> str:
+def _explain(details: ErrorDetails) -> str:
     """Return one line for one of pydantic's errors."""
     location = [str(part) for part in details["loc"] if not NOT_A_KEY.fullmatch(str(part))]
     key, value = ".".join(location), details["input"]

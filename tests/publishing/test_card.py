@@ -11,8 +11,15 @@ from huggingface_hub import ModelCard
 
 from textgen.model.device import device_name
 from textgen.publishing import plots
-from textgen.publishing.card import CARD_FILE, DATA_PLOT, TRAINING_PLOT, write_card
-from textgen.publishing.card_text import describe_decision, describe_training, quote
+from textgen.publishing.card import (
+    CARD_FILE,
+    DATA_PLOT,
+    TRAINING_PLOT,
+    describe_decision,
+    describe_training,
+    quote,
+    write_card,
+)
 from textgen.publishing.lineage import LINEAGE_FILE
 from textgen.publishing.version import METRICS_FILE, Decision, Guard
 

@@ -9,7 +9,7 @@ import pytest
 
 from textgen.config import SPLITS
 from textgen.files import Manifest, canonical_json, sha256_file
-from textgen.publishing.card_text import describe_environment
+from textgen.publishing.card import describe_environment
 from textgen.publishing.lineage import LINEAGE_FILE, describe_lineage
 from textgen.publishing.version import Decision
 from textgen.training import environment

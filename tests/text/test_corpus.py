@@ -9,8 +9,9 @@ import pytest
 
 from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
-from textgen.text import corpus
-from textgen.text.corpus import fetch, python_docs, raw_folder, read_rows
+from textgen.text import sources
+from textgen.text.corpus import fetch, raw_folder, read_rows
+from textgen.text.python_docs import python_docs
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "wikitext"
 
@@ -109,7 +110,7 @@ def test_a_bad_text_file_is_refused_before_anything_is_written(text_files, tmp_p
 
 
 def test_a_character_across_two_reads_is_no_mistake(text_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "READ_BYTES", 1)
+    monkeypatch.setattr(sources, "READ_BYTES", 1)
     fetch(text_files, tmp_path / "data")
 
 
@@ -158,8 +159,8 @@ def test_no_paragraph_of_a_held_out_split_occurs_in_train(docs):
 
 
 def test_the_embedded_corpus_is_the_same_every_time(docs, monkeypatch):
-    modules = corpus.standard_library()
-    monkeypatch.setattr(corpus, "standard_library", lambda: dict(reversed(modules.items())))
+    modules = sources.standard_library()
+    monkeypatch.setattr(sources, "standard_library", lambda: dict(reversed(modules.items())))
     assert python_docs() == docs, "whichever way round the file system names the modules"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textgen.config import EvaluationConfig
 from textgen.text import documents
-from textgen.text.tokenizer import UNKNOWN, encode_rows, end_token
+from textgen.text.tokenizer import UNKNOWN, encode_rows, end_id
 from textgen.text.tokens import TextCounts, block_count, encode_stream
 
 Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
@@ -113,12 +113,12 @@ def read_as_lm_eval(tokenizer: Tokenizer, rows: Sequence[str], seq_length: int) 
     is_wikitext = documents.is_wikitext(rows)
     pages = wikitext_pages(rows) if is_wikitext else [row for row in rows if row.strip()]
     scored = [detokenize(page) for page in pages] if is_wikitext else pages
-    end_id = tokenizer.token_to_id(end_token(tokenizer))
+    end = end_id(tokenizer)
     stream, windows, tokens = array("i"), [], []
     for ids in encode_rows(tokenizer, scored):
         rolling = sliding_windows(len(ids) + 1, seq_length, seq_length) if ids else []
         windows += [(len(stream) + start, inputs, count) for start, inputs, count in rolling]
-        stream.extend([end_id, *ids])
+        stream.extend([end, *ids])
         tokens.append(len(ids) + 1)
     found = {
         "tokens": torch.tensor(tokens, dtype=torch.int64),

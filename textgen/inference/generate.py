@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from textgen.model.pretrained import LoadedModel
-from textgen.text.tokenizer import end_token
+from textgen.text.tokenizer import end_id
 
 
 class SamplingConfig(BaseModel):
@@ -32,8 +32,7 @@ def generate(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) -> str:
 
 def encode_prompt(loaded: LoadedModel, prompt: str) -> list[int]:
     """Return the ids of a prompt, those of an empty one being an end of text."""
-    end_id = loaded.tokenizer.token_to_id(end_token(loaded.tokenizer))
-    return loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end_id]
+    return loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end_id(loaded.tokenizer)]
 
 
 @torch.no_grad()
@@ -44,13 +43,13 @@ def generate_ids(loaded: LoadedModel, prompt_ids: list[int], sampling: SamplingC
         generator.seed()
     else:
         generator.manual_seed(sampling.seed)
-    end_id = loaded.tokenizer.token_to_id(end_token(loaded.tokenizer))
+    end = end_id(loaded.tokenizer)
     ids, device = list(prompt_ids), next(loaded.model.parameters()).device
     for _ in range(sampling.max_tokens):
         context_1T = torch.tensor([ids[-loaded.seq_length :]], device=device)
         logits_V = loaded.model(context_1T)[0, -1].float().cpu()
         next_id = sample(logits_V, sampling, generator)
-        if next_id == end_id:
+        if next_id == end:
             break
         ids.append(next_id)
     return ids[len(prompt_ids) :]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from textgen.errors import InputError
 from textgen.files import flush
 from textgen.model.pretrained import LoadedModel, weights
-from textgen.text.tokenizer import end_token
+from textgen.text.tokenizer import end_id
 
 
 def write_gguf(loaded: LoadedModel, path: Path) -> None:
@@ -27,7 +27,9 @@ def write_gguf(loaded: LoadedModel, path: Path) -> None:
     _add_tokenizer(writer, loaded.tokenizer, loaded.model.vocab_size)
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, loaded.model.config.num_hidden_layers)
     for name, tensor in weights(loaded.model).items():
-        writer.add_tensor(names.get_name(name, try_suffixes=[".weight"]), tensor.numpy())
+        gguf_name = names.get_name(name, try_suffixes=[".weight"])
+        assert gguf_name is not None, name
+        writer.add_tensor(gguf_name, tensor.numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -73,12 +75,11 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocab_size: int) ->
     types = {id: TokenType.NORMAL for id in tokenizer.get_vocab(with_added_tokens=False).values()}
     for token in stored["added_tokens"]:
         types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-    end_id = tokenizer.token_to_id(end_token(tokenizer))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([tokenizer.id_to_token(id) or f"[PAD{id}]" for id in range(vocab_size)])
     writer.add_token_types([types.get(id, TokenType.UNUSED) for id in range(vocab_size)])
     writer.add_token_merges([" ".join(merge) for merge in bpe["merges"]])
-    writer.add_bos_token_id(end_id)
-    writer.add_eos_token_id(end_id)
+    writer.add_bos_token_id(end_id(tokenizer))
+    writer.add_eos_token_id(end_id(tokenizer))
     writer.add_add_bos_token(False)

@@ -14,7 +14,7 @@ from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.files import write_atomic
 from textgen.model.transformer import LanguageModel
-from textgen.text.tokenizer import TOKENIZER_FILE, end_token, load_tokenizer, save_tokenizer
+from textgen.text.tokenizer import TOKENIZER_FILE, end_id, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -66,9 +66,9 @@ def write_description(
     folder: Path, model: ModelConfig, tokenizer: Tokenizer, vocab_size: int, seq_length: int
 ) -> list[str]:
     """Write all of a model's folder but its weights: configuration and tokenizer. Return the files' names."""
-    end_id = tokenizer.token_to_id(end_token(tokenizer))
-    config = qwen3_config(model, vocab_size, seq_length, end_id)
-    generation = {"bos_token_id": end_id, "eos_token_id": end_id, "do_sample": True, "max_length": seq_length}
+    end = end_id(tokenizer)
+    config = qwen3_config(model, vocab_size, seq_length, end)
+    generation = {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "max_length": seq_length}
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     write_atomic(folder / GENERATION_CONFIG_FILE, json.dumps(generation, indent=2) + "\n")
     return [CONFIG_FILE, GENERATION_CONFIG_FILE, *save_tokenizer(tokenizer, folder, seq_length)]

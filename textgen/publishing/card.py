@@ -1,6 +1,8 @@
 """The model card: README.md of a published folder, for people and, in its header, for machines."""
 
+import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,22 +11,10 @@ import numpy as np
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
-from textgen.publishing.card_text import (
-    dataset_name,
-    describe_decision,
-    describe_environment,
-    describe_source,
-    describe_tokenizer,
-    describe_training,
-    figure,
-    hyperparameters,
-    origins,
-    quote,
-    table,
-)
 from textgen.publishing.plots import plot_data, plot_training, words_by_row
 from textgen.publishing.version import Decision, Sample
 from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.sources import about
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest
 
@@ -34,12 +24,8 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 TRAINING_PLOT = "training.png"
 DATA_PLOT = "data.png"
-UNKNOWN_LICENCE = "not known to textgen; see its source"
-LICENCES = {
-    "python-docs": "Python Software Foundation License 2.0",
-    "Salesforce/wikitext": "CC BY-SA 3.0 and GFDL",
-}
-LANGUAGES = {"python-docs": "en", "Salesforce/wikitext": "en"}
+MARKUP = re.compile(r"([\\`*_<>#\[\]|~&])")
+TEMPLATE_FILE = "card.md"  # a paragraph in it is one line: Prefect's UI breaks it where a line ends
 
 
 def write_card(
@@ -65,17 +51,19 @@ def write_card(
         pipeline_tag="text-generation",
         tags=["textgen", "qwen3"],
         datasets=[raw.source["dataset_name"]] if raw.source["kind"] == "hub" else None,
-        language=LANGUAGES.get(dataset_name(raw)),
+        language=about(raw.source).language,
         eval_results=_eval_results(metrics, raw),
     )
-    body = CARD.format(
+    template = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
+    corpus = about(raw.source)
+    body = template.format(
         name=config.name,
         version=version,
         parameters=checkpoint.parameters,
         seq_length=metrics.seq_length,
         tokenizer=describe_tokenizer(tokens),
-        source=describe_source(raw),
-        licence=LICENCES.get(dataset_name(raw), UNKNOWN_LICENCE),
+        source=corpus.sentence,
+        licence=corpus.licence,
         data_rows="\n".join(_data_row(split, raw, tokens) for split in raw.splits),
         data_plot=DATA_PLOT,
         training=describe_training(checkpoint),
@@ -92,87 +80,7 @@ def write_card(
         environment=describe_environment(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
-    write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n{body}")
-
-
-# A paragraph is one line: Prefect's UI breaks it where a line ends.
-CARD = """
-# {name} {version}
-
-A decoder-only Transformer language model, trained from scratch with textgen: {parameters:,} parameters in the shape \
-of Qwen3, a context of {seq_length} tokens, {tokenizer}.
-
-## Uses and limits
-
-It continues text that is like the text it was trained on, for study, for comparison and as a base to train further. \
-It is small: it knows no facts to rely on, follows no instructions, was not aligned or filtered, and repeats the \
-biases of its data. Past {seq_length} tokens of context it was neither trained nor measured. Do not let it \
-decide about people.
-
-## How to use it
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
-inputs = tokenizer("The", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=48)[0]))
-```
-
-## Data
-
-{source} Licence: {licence}.
-
-| split | rows | words | bytes | tokens | unknown tokens | bytes a token | words in a row, median |
-|---|---|---|---|---|---|---|---|
-{data_rows}
-
-![How long the rows are, and how often tokens occur]({data_plot})
-
-## Training
-
-{training}
-
-{hyperparameters}
-
-![Loss while training]({training_plot})
-
-## Evaluation
-
-Protocol `{protocol}`, seq_length {seq_length}, stride {stride}.
-
-- Text: {text}.
-- Tokens that a scored token sees: {context}.
-- Denominators: {denominators}.
-
-| split | loss (nats a token) | token perplexity | word perplexity | byte perplexity | bits a byte \
-| tokens scored | tokens | words | rows | bytes |
-|---|---|---|---|---|---|---|---|---|---|---|
-{metrics_rows}
-
-Loss is the mean over the scored tokens, and token perplexity, e to it, depends on the tokenizer. Word and byte \
-perplexity and bits a byte spread it over all tokens and divide by the words or the bytes. `metrics.json` has all the \
-digits.
-
-## Promotion
-
-{decision}
-
-## Samples
-
-The prompts, in bold, are the first words of validation rows.
-
-{samples}
-
-## Environment and lineage
-
-{environment}
-
-{lineage}
-
-`lineage.json` has the sha256 of every file.
-"""
+    write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n\n{body}")
 
 
 def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
@@ -198,6 +106,7 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
     from huggingface_hub import EvalResult
 
     protocol = {"protocol": metrics.protocol, "seq_length": metrics.seq_length, "stride": metrics.stride}
+    name_of_text = about(raw.source).name or raw.name
     results = []
     for name, split in metrics.splits.items():
         values = {
@@ -209,8 +118,8 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
         results += [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=dataset_name(raw),
-                dataset_name=dataset_name(raw),
+                dataset_type=name_of_text,
+                dataset_name=name_of_text,
                 dataset_config=raw.source.get("dataset_config"),
                 dataset_split=name,
                 dataset_revision=raw.revision,
@@ -223,3 +132,107 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
             if value is not None
         ]
     return results
+
+
+def describe_tokenizer(tokens: TokensManifest) -> str:
+    """Return in words which tokenizer it is."""
+    match tokens.tokenizer.kind:
+        case "gpt2":
+            return f"GPT-2's tokenizer of {tokens.vocab_size:,} ids"
+        case "bpe":
+            return f"a byte-level BPE of {tokens.vocab_size:,} ids, trained on the train split"
+        case "word":
+            return f"the {tokens.vocab_size:,} words of the train split as its vocabulary"
+
+
+def describe_training(checkpoint: CheckpointManifest) -> str:
+    """Return in words how long the training was and what the hardware gave."""
+    speed = checkpoint.speed
+    devices = checkpoint.device if checkpoint.devices == 1 else f"{checkpoint.devices} of {checkpoint.device}"
+    kilojoules = [f"{joules / 1000:.3g} kJ of its {part.upper()}s" for part, joules in speed.joules.items()]
+    energy = " and ".join(kilojoules) or "its host has no counter that could be read"
+    stopped = " (stopped early)" if checkpoint.stopped_early else ""
+    precision = f" in {checkpoint.precision}" if checkpoint.precision is not None else ""
+    return (
+        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.1f} "
+        f"seconds on {devices}{precision}, {speed.seconds['train']:.1f} of them in steps: "
+        f"{speed.tokens_per_second:,.0f} tokens a second in these, {speed.mfu:.1%} of the matrix peak of "
+        f"{speed.peak_flops / 1e12:.3g} TFLOP/s, {speed.memory_peak_bytes / 2**30:.2f} GiB of memory at the peak. "
+        f"Energy: {energy}. The weights are those of step {checkpoint.best_step:,}, the best on validation."
+    )
+
+
+def describe_decision(decision: Decision) -> str:
+    """Return whether the version became the champion, the figures that said so, and the guards."""
+    figures = {
+        "compared with": decision.opponent,
+        "protocol": decision.protocol,
+        "unit": decision.unit,
+        "documents of test": decision.documents,
+        "this version": decision.challenger,
+        "compared with it": decision.champion,
+        "difference (below zero is better)": decision.difference,
+        "its interval, low": decision.low,
+        "its interval, high": decision.high,
+        "confidence reached": decision.confidence,
+        "confidence required": decision.required_confidence,
+        "improvement required": decision.min_improvement,
+    }
+    rows = [(name, figure(value)) for name, value in figures.items() if value is not None]
+    for guard in decision.guards:
+        outcome = "passed" if guard.passed else "failed"
+        rows.append(
+            (f"guard: {guard.name}", f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}")
+        )
+    verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {decision.reason}."
+    return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
+
+
+def figure(value: str | float | None, form: str = ".4f") -> str:
+    """Return a figure with its decimals, `-` where there is none."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return format(value, form)
+        case _:
+            return str(value)
+
+
+def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
+    """Return what the training was set to, by configuration key, keys that are off left out."""
+    sections = checkpoint.config
+    rows = [("seed", sections["seed"]), ("data.seq_length", sections["data"]["seq_length"])]
+    rows += [(f"{name}.{key}", value) for name in ("model", "training") for key, value in sections[name].items()]
+    return [(f"`{key}`", f"`{value}`") for key, value in rows if value is not None]
+
+
+def describe_environment(lineage: dict[str, Any]) -> str:
+    """Return in words what the training ran with."""
+    if lineage["python"] is None:
+        return "What the training ran with was not recorded."
+    packages = "".join(f", {package} {number}" for package, number in lineage["packages"].items())
+    return f"The training ran with Python {lineage['python']}{packages}."
+
+
+def origins(lineage: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the folder and the key of each thing that the model was made of."""
+    stages = ("raw", "tokens", "checkpoint", "evaluation")
+    rows = [(name, f"`{lineage[name]['folder']}`", f"`{lineage[name]['key']}`") for name in stages]
+    return [
+        *rows,
+        ("code of the training", "git", f"`{lineage['git_commit'] or 'not known'}`"),
+        ("flow run", "Prefect", f"`{lineage['flow_run'] or 'none'}`"),
+    ]
+
+
+def table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    lines = [titles, tuple("---" for _ in titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quote(text: str) -> str:
+    """Return a text as a quotation shows it: no character of it is markup or control."""
+    shown = "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
+    return MARKUP.sub(r"\\\1", shown).replace("\n", "\n> ")

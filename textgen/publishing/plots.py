@@ -5,7 +5,7 @@ They have a background of their own, so that they read alike on a light page and
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ WIDE_INCHES = (10, 4)
 DPI = 120
 BACKGROUND, INK = "#fbfaf7", "#333333"
 COLORS = {"train": "#2f6fb5", "validation": "#d1641c", "test": "#3f9150"}
-STYLE = {
+STYLE: Any = {
     "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.facecolor": BACKGROUND, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": INK, "grid.alpha": 0.2,
@@ -34,8 +34,8 @@ STYLE = {
 def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     """Draw the loss on train and validation over the tokens trained on, and mark the step that was published."""
     figure, (axes,) = _figure(INCHES, 1)
-    trained = [point for point in checkpoint.curve if point.train_loss_nats is not None]
-    axes.plot([p.tokens for p in trained], [p.train_loss_nats for p in trained], color=COLORS["train"], label="train")
+    trained = [(p.tokens, p.train_loss_nats) for p in checkpoint.curve if p.train_loss_nats is not None]
+    axes.plot([at for at, _ in trained], [nats for _, nats in trained], color=COLORS["train"], label="train")
     axes.plot(
         [p.tokens for p in checkpoint.curve], [p.loss_nats for p in checkpoint.curve], color=COLORS["validation"],
         label="validation",

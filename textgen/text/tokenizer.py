@@ -65,6 +65,7 @@ def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
     commit = pinned(home, None) or ask_hub(
         GPT2_REPO, GPT2_WAYS_ON, lambda: HfApi().model_info(GPT2_REPO, timeout=ANSWER_SECONDS).sha
     )
+    assert commit is not None
 
     def freeze(temporary: Path) -> GPT2Manifest:
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
@@ -148,6 +149,17 @@ def end_token(tokenizer: Tokenizer) -> str:
         if tokenizer.token_to_id(token) is not None:
             return token
     raise InputError(f"tokenizer: its vocabulary has neither {END_OF_TEXT} nor {END_OF_ROW}")
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the special token that ends a text.
+
+    Raises:
+        InputError: the tokenizer has none that textgen knows.
+    """
+    found = tokenizer.token_to_id(end_token(tokenizer))
+    assert found is not None
+    return found
 
 
 def encode_rows(tokenizer: Tokenizer, rows: Sequence[str], batch_size: int = 1000) -> Iterator[list[int]]:

@@ -87,6 +87,7 @@ class TokensManifest(Manifest):
 def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None) -> str:
     """Return the key of the tokens: the algorithm, the raw text and what defines the tokenizer."""
     text = {split: raw.splits[split].sha256 for split in SPLITS}
+    definition: dict[str, str | int]
     match config.kind:
         case "gpt2":
             assert gpt2_file is not None

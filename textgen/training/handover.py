@@ -56,8 +56,9 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
         while not finished:
             finished = done.wait(POLL_SECONDS)
             newest = max((out / STATES_FOLDER).glob(STATES), default=None)
-            due = newest is not None and (finished or newest.name > pushed)  # at the end once more, for the whole log
-            if due and _push(storage, out, newest):
+            if newest is None or (newest.name <= pushed and not finished):  # at the end once more, for the whole log
+                continue
+            if _push(storage, out, newest):
                 pushed = newest.name
 
     thread = threading.Thread(target=follow, name="training-states")

@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 DEFERRED = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,7 +21,7 @@ class DeferredSignals:
 
     def __init__(self) -> None:
         self.pending: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers, as `signal` takes and gives them
 
     def __enter__(self) -> Self:
         if in_main_thread():

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ def _cosine(progress: float) -> float:
 def take_step(optimizers: Iterable[Optimizer], is_bad: Tensor) -> None:
     """Move the parameters, unless `is_bad` (a scalar of 0 or 1 on their device) is 1: then nothing moves."""
     for optimizer in optimizers:
-        optimizer.found_inf = is_bad  # GradScaler's switch in the fused AdamW: no wait for the device
+        optimizer.found_inf = is_bad  # type: ignore[attr-defined]  # GradScaler's switch in the fused AdamW: no wait for the device
         optimizer.step()
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -103,8 +104,9 @@ class BatchedMuon(Muon):
     found_inf = torch.zeros(())
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move the matrices, unless `found_inf` is 1."""
+    def step(self, closure: Any = None) -> Any:
+        """Move the matrices, unless `found_inf` is 1; there is no closure."""
+        assert closure is None
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
@@ -114,7 +116,7 @@ class BatchedMuon(Muon):
 
     def _step(self, parameters: list[Tensor], group: dict) -> None:
         is_sound = self.found_inf == 0
-        grad_NRC = torch.stack([parameter.grad for parameter in parameters])
+        grad_NRC = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         for parameter in parameters:
             self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]

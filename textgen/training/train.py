@@ -225,7 +225,11 @@ class Run:
                 seed_everything(self.config.seed, progress.step, micro_step, self.group.rank)
                 x_BT, y_BT = self.batch((progress.step * micro_steps + micro_step) * training.batch_size)
                 last = micro_step == micro_steps - 1
-                with nullcontext() if last or self.group.size == 1 else self.replica.no_sync():
+                with (
+                    nullcontext()
+                    if last or not isinstance(self.replica, DistributedDataParallel)
+                    else self.replica.no_sync()
+                ):
                     with autocast(self.device, training.precision):
                         loss = self.replica(x_BT, y_BT)
                     # Here, as the first forward and the first backward may each compile for seconds
@@ -301,7 +305,7 @@ class Run:
         step_before, seconds_before = self.logged
         tokens_per_second = (progress.step - step_before) * self.tokens_per_step / (seconds["train"] - seconds_before)
         self.logged = progress.step, seconds["train"]
-        figures = {
+        there = {
             "train/loss_nats": progress.since_log.mean,
             "train/grad_norm": progress.grad_norm,
             "train/learning_rate": self.learning_rate,
@@ -312,7 +316,7 @@ class Run:
             "train/memory_peak_bytes": memory_peak_bytes(self.device),
             **{f"seconds/{phase}": total for phase, total in seconds.items()},
         }
-        figures = {name: float(figure) for name, figure in figures.items() if figure is not None}
+        figures = {name: float(figure) for name, figure in there.items() if figure is not None}
         progress.since_log, progress.grad_norm = Sum(), None
         if self.log is not None:
             self.log.add(progress.step, figures)
