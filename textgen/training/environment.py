@@ -36,19 +36,15 @@ def _packages() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    trusting = ("-c", "safe.directory=*")  # git asks who owns the checkout: it is only read here
-    command = [
-        "git",
-        *trusting,
-        "--no-optional-locks",
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+changes",
-    ]
+    """Return the commit of the checkout that this file is tracked in; an installed copy may lie in another one."""
     try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints; that another user owns the checkout is no matter, as it is only read."""
+    command = ["git", "-c", "safe.directory=*", "--no-optional-locks", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
