@@ -13,11 +13,12 @@ from tests.flow_runs import STAGES, cached, run_flow
 from tests.publications import make
 from tests.trainings import refuse
 from textgen.__main__ import main
-from textgen.config import SPLITS, Config, EvaluationConfig, ModelConfig, Section, TrainingConfig, load_config
+from textgen.config import SPLITS, Config, EvaluationConfig, load_config
 from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
 from textgen.files import content_key
 from textgen.publishing.drift import DRIFT_VERSION
 from textgen.publishing.version import PublishedManifest
+from textgen.sections import ModelConfig, Section, TrainingConfig
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
 from textgen.training.checkpoint import CheckpointManifest

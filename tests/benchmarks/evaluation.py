@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.benchmarks.training_step import SEED, hardware
-from textgen.config import ModelConfig
 from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import Window, blocks
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 from textgen.text.tokenizer import load_tokenizer
 from textgen.text.tokens import encode_stream
 from textgen.training.meters import memory_peak_bytes

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from textgen.config import ModelConfig, TrainingConfig
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.model.loss import NextTokenLoss
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig, TrainingConfig
 from textgen.training.meters import MEASURED_SIZE, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.training.optim import build_optimizers, take_step
 
@@ -67,7 +67,7 @@ def batches(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Cal
 
 
 def our_step(shape: dict[str, Any], vocab_size: int, device: torch.device) -> Step:
-    """Return what `textgen.training.train.Run` does in a step, from the batch on, but for the schedule and the log.
+    """Return what `textgen.training.step.Stepper` does, from the batch on, but for the schedule and the log.
 
     The process is set up as a training's: `prepare_cpu` keeps freed memory, which the plain loop leaves to glibc.
     """

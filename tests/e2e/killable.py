@@ -17,7 +17,7 @@ import torch._inductor
 import textgen.__main__
 import textgen.training.launch
 import textgen.training.train
-from textgen.config import TrainingConfig
+from textgen.sections import TrainingConfig
 from textgen.training.meters import matrix_peak
 
 CHANGES = {

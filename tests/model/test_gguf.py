@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
 from textgen.__main__ import main
-from textgen.config import ModelConfig
 from textgen.errors import USER_MISTAKE, InputError
 from textgen.model import gguf
 from textgen.model.gguf import write_gguf
@@ -26,6 +25,7 @@ from textgen.model.pretrained import (
     write_weights,
 )
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_manifest_tokenizer
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen.config import ModelConfig
 from textgen.model import loss
 from textgen.model.loss import SAFE_LOGIT, NextTokenLoss, cross_entropy_sum, next_token_nats
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 
 V, C = 50, 8
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.model import pretrained
 from textgen.model.pretrained import (
@@ -20,6 +19,7 @@ from textgen.model.pretrained import (
     write_weights,
 )
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.training.train import train

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from textgen.config import ModelConfig
 from textgen.model.loss import next_token_nats
 from textgen.model.pretrained import qwen3_config
 from textgen.model.transformer import Attention, LanguageModel, TypeDropout, rotary_tables
+from textgen.sections import ModelConfig
 
 VOCAB_SIZE = 67
 PLAIN = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

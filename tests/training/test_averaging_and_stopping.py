@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import textgen.training.step
 import textgen.training.train
+import textgen.training.validation
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.config import Config
 from textgen.evaluation.evaluate import score
@@ -127,7 +129,7 @@ def validations(monkeypatch) -> list[int]:
         validate(run)
 
     monkeypatch.setattr(Run, "validate", watched)
-    monkeypatch.setattr(textgen.training.train, "score", lambda *arguments, **named: (2 * CURVE[validated[-1]], 2))
+    monkeypatch.setattr(textgen.training.validation, "score", lambda *arguments, **named: (2 * CURVE[validated[-1]], 2))
     return validated
 
 
@@ -180,7 +182,7 @@ def test_patience_goes_on_over_interruptions(steps, tokens, make_config, tmp_pat
 
 
 def test_patience_counts_validations_and_not_steps(tokens, make_config, tmp_path, validations, monkeypatch):
-    monkeypatch.setattr(textgen.training.train, "score", lambda *arguments, **named: (2.0 + validations[-1], 1))
+    monkeypatch.setattr(textgen.training.validation, "score", lambda *arguments, **named: (2.0 + validations[-1], 1))
     config = make_config(training={"early_stopping_patience": 3, "eval_every": 4})
     manifest = train(tokens, config, tmp_path / "out", ignore)
     assert validations == [0, 4, 8, 12]

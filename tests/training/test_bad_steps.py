@@ -29,6 +29,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
 from textgen.training.optim import lr_at
 from textgen.training.state import STATES_FOLDER, newest_state
+from textgen.training.step import Stepper
 from textgen.training.train import Run, train
 
 STEPS = 20
@@ -66,12 +67,12 @@ def poison(monkeypatch) -> Callable[..., list[Tensor]]:
 
     def poison(*steps: int, kind: str = "both") -> list[Tensor]:
         taken: list[Tensor] = []
-        batch, forward, now = Run.batch, NextTokenLoss.forward, [0]
+        batch, forward, now = Stepper.batch, NextTokenLoss.forward, [0]
 
-        def watched(run: Run, first: int) -> tuple[Tensor, Tensor]:
-            x_BT, y_BT = batch(run, first)
-            is_first = first % (run.training.gradient_accumulation_steps * run.training.batch_size) == 0
-            now[0] = run.progress.step
+        def watched(stepper: Stepper, first: int) -> tuple[Tensor, Tensor]:
+            x_BT, y_BT = batch(stepper, first)
+            is_first = first % stepper.training.sequences_per_step == 0
+            now[0] = stepper.state.progress.step
             if now[0] in steps and is_first:
                 taken.append(x_BT)
             return x_BT, y_BT
@@ -85,7 +86,7 @@ def poison(monkeypatch) -> Callable[..., list[Tensor]]:
                 return loss
             return loss * torch.nan if kind == "both" else loss + torch.nan  # whose gradient is finite
 
-        monkeypatch.setattr(Run, "batch", watched)
+        monkeypatch.setattr(Stepper, "batch", watched)
         monkeypatch.setattr(NextTokenLoss, "forward", spoiled)
         return taken
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from textgen.publishing.card_text import describe_training
+from textgen.publishing.card import describe_training
 from textgen.training import energy
 from textgen.training.energy import EnergyMeter
 from textgen.training.train import train

@@ -20,6 +20,7 @@ import pytest
 from torch import Tensor
 
 import textgen.evaluation.evaluate
+import textgen.training.step
 import textgen.training.train
 from tests.trainings import ignore
 from tests.waiting import PATIENCE_SECONDS, held
@@ -30,6 +31,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, OnMetrics
 from textgen.training.interrupt import DEFERRED, DeferredSignals
 from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, newest_state
+from textgen.training.step import Stepper
 from textgen.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -138,9 +140,11 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     moment, number, tokens, config, uninterrupted, tmp_path, monkeypatch
 ):
     name, call, finished = MOMENTS[moment]
-    owner = {"batch": textgen.training.train.Run, "next_token_nats": textgen.evaluation.evaluate}.get(
-        name, textgen.training.train
-    )
+    owner = {
+        "batch": Stepper,
+        "take_step": textgen.training.step,
+        "next_token_nats": textgen.evaluation.evaluate,
+    }.get(name, textgen.training.train)
     if name == "next_token_nats":  # called as often in each of the three validations
         batches = -(-min(config.training.eval_blocks, (tokens.splits["validation"].tokens - 1) // 16) // 4)
         assert batches > 2
@@ -152,9 +156,9 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     assert not (tmp_path / "out" / Manifest.FILE).exists()
     assert saved_step(tmp_path / "out", tokens, config) == finished
     continued: list[int] = []
-    take_step = textgen.training.train.take_step
+    take_step = textgen.training.step.take_step
     monkeypatch.setattr(
-        textgen.training.train, "take_step", lambda *arguments: (continued.append(1), take_step(*arguments))
+        textgen.training.step, "take_step", lambda *arguments: (continued.append(1), take_step(*arguments))
     )
     manifest = train(tokens, config, tmp_path / "out", collect(metrics))
     assert len(continued) == STEPS - finished, "a finished step was repeated"

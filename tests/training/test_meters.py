@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainings import Interruption, ignore
-from textgen.config import ModelConfig
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 from textgen.training import meters
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.meters import Stopwatch, flops_per_token, matrix_peak, memory_peak_bytes

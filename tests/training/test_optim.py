@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from textgen.config import ModelConfig, TrainingConfig
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig, TrainingConfig
 from textgen.training.optim import build_optimizers, lr_at, set_schedule, take_step, weight_decay_at
 
 PEAK, FLOOR = 3e-3, 2e-4

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import textgen.training.step
 import textgen.training.train
+import textgen.training.validation
 from tests.trainings import ignore
 from textgen.config import parse_config
 from textgen.errors import OutOfMemory
@@ -135,7 +137,7 @@ def test_a_step_that_does_not_fit_is_advised_on_and_continues_from_its_state(
 ):
     config, failure = make_config(training={"gradient_accumulation_steps": 3}), FAILURES[kind]()
     name, call = {"forward": ("cross_entropy_sum", 3 * 7 + 2), "optimizer": ("take_step", 7 + 1)}[where]
-    owner = textgen.model.loss if where == "forward" else textgen.training.train
+    owner = textgen.model.loss if where == "forward" else textgen.training.step
     advised = r"training\.batch_size=4 in place of 8 and training\.gradient_accumulation_steps=6 in place of 3"
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=advised):
         patch.setattr(owner, name, on_call(call, getattr(owner, name), failure))
@@ -149,7 +151,9 @@ def test_a_step_that_does_not_fit_is_advised_on_and_continues_from_its_state(
 def test_before_a_validation_that_does_not_fit_the_state_was_saved(kind, tokens, make_config, tmp_path, monkeypatch):
     config = make_config(training={"checkpoint_every": 100, "eval_every": 7}, evaluation={"batch_size": 6})
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=r"evaluation\.batch_size=3 in place of 6"):
-        patch.setattr(textgen.training.train, "score", on_call(2, textgen.training.train.score, FAILURES[kind]()))
+        patch.setattr(
+            textgen.training.validation, "score", on_call(2, textgen.training.validation.score, FAILURES[kind]())
+        )
         train(tokens, config, tmp_path / "out", ignore)
     saved = newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config))
     assert saved is not None and saved.folder.name == "step-00000007"
@@ -162,7 +166,7 @@ def test_before_a_validation_that_does_not_fit_the_state_was_saved(kind, tokens,
 
 def test_an_error_in_a_step_that_is_not_of_memory_passes_unchanged(tokens, make_config, tmp_path, monkeypatch):
     error = RuntimeError("something else")
-    monkeypatch.setattr(textgen.training.train, "take_step", on_call(3, textgen.training.train.take_step, error))
+    monkeypatch.setattr(textgen.training.step, "take_step", on_call(3, textgen.training.step.take_step, error))
     with pytest.raises(RuntimeError) as caught:
         train(tokens, make_config(), tmp_path / "out", ignore)
     assert caught.value is error

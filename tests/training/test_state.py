@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from textgen.config import ModelConfig, TrainingConfig
 from textgen.errors import StateNotSaved
 from textgen.files import Manifest
 from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, write_weights
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig, TrainingConfig
 from textgen.training import state
-from textgen.training.checkpoint import Validation
 from textgen.training.optim import build_optimizers
+from textgen.training.progress import Validation
 from textgen.training.state import (
     AVERAGED_FILE,
     BEST_FILE,

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 import textgen.training.batches
 import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, TrainingConfig
+from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig
 from textgen.errors import Diverged, InputError
 from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
+from textgen.sections import TrainingConfig
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
 from textgen.training.checkpoint import CheckpointManifest

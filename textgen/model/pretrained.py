@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from textgen.config import ModelConfig
 from textgen.errors import Damaged, InputError, Refused
 from textgen.files import write_atomic
 from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
 from textgen.text.tokenizer import TOKENIZER_FILE, end_id, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textgen.config import ModelConfig
+from textgen.sections import ModelConfig
 
 
 class RMSNorm(nn.Module):

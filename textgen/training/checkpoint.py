@@ -2,23 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.environment import Environment
 from textgen.training.meters import Speed
-
-
-class Validation(BaseModel):
-    """One validation while training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    tokens: int  # trained on so far
-    train_loss_nats: float | None  # mean since the validation before; None without a sound step
-    loss_nats: float
+from textgen.training.progress import Validation
 
 
 class CheckpointManifest(Manifest):

@@ -4,12 +4,34 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from textgen.errors import Damaged
 from textgen.files import set_aside, write_atomic
+from textgen.training.meters import Throughput, memory_peak_bytes
+from textgen.training.progress import Progress
 
 LOG_FILE = "log.jsonl"
 
 OnMetrics = Callable[[int, dict[str, float]], None]
+
+
+def step_figures(
+    progress: Progress, learning_rate: float, throughput: Throughput, tokens_per_second: float, device: torch.device
+) -> dict[str, float]:
+    """Return the figures of the steps since the last log; one that was not measured is left out."""
+    figures = {
+        "train/loss_nats": progress.since_log.mean,
+        "train/grad_norm": progress.grad_norm,
+        "train/learning_rate": learning_rate,
+        "train/tokens": progress.step * throughput.tokens_per_step,
+        "train/tokens_per_second": tokens_per_second,
+        "train/mfu": throughput.mfu(tokens_per_second),
+        "train/bad_steps": progress.bad_steps,
+        "train/memory_peak_bytes": memory_peak_bytes(device),
+        **{f"seconds/{phase}": total for phase, total in progress.seconds.items()},
+    }
+    return {name: float(figure) for name, figure in figures.items() if figure is not None}
 
 
 class TrainingLog:

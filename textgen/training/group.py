@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from textgen.config import TrainingConfig
 from textgen.errors import InputError
+from textgen.sections import TrainingConfig
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -42,6 +42,16 @@ class DeferredSignals:
         pending, self.pending = self.pending, None
         signal.raise_signal(pending)
 
+    def end_if_pending(self) -> None:
+        """Let a signal that came have its effect.
+
+        Raises:
+            KeyboardInterrupt: its handler returned, and the block ends all the same.
+        """
+        if self.pending is not None:
+            self.deliver()
+            raise KeyboardInterrupt
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.pending is not None:
             self.deliver()

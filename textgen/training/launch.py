@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from textgen.config import Config, TrainingConfig
+from textgen.config import Config
 from textgen.errors import InputError, WorkerFailed, from_text
 from textgen.model.device import choose_device
+from textgen.sections import TrainingConfig
 from textgen.training.figures import OnMetrics, read_log
 from textgen.training.group import check_share
 from textgen.training.interrupt import in_main_thread

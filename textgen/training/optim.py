@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from textgen.config import TrainingConfig
+from textgen.sections import TrainingConfig
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[Optimizer]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,8 +16,9 @@ from textgen.errors import Damaged, InputError, StateNotSaved
 from textgen.files import Manifest, locked, new_folder, set_aside, sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from textgen.model.transformer import LanguageModel
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Validation
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
 from textgen.training.figures import LOG_FILE
+from textgen.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -30,59 +30,6 @@ WRITTEN = (WEIGHTS_FILE, "*.json", "*.txt", LOG_FILE)  # in the training folder,
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-class Sum(BaseModel):
-    """A running sum of losses in nats, to take the mean of."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    nats: float = 0.0
-    count: int = 0
-
-    def add(self, nats: float) -> None:
-        self.nats += nats
-        self.count += 1
-
-    @property
-    def mean(self) -> float | None:
-        """Return the mean in nats, None of nothing."""
-        return self.nats / self.count if self.count else None
-
-
-class Progress(BaseModel):
-    """How far a training has come; with the weights and the optimizers, all that the next step depends on.
-
-    The learning rate, the place in the data and the seed of each step follow from `step`, and so does what early
-    stopping knows from `curve`.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    step: int = 0
-    seconds: dict[str, float] = {}  # by phase
-    joules: dict[str, float] = {}  # by part of the host, where they can be read
-    since_validation: Sum = Sum()
-    since_log: Sum = Sum()
-    grad_norm: float | None = None  # of the last sound step since the log
-    bad_steps: int = 0
-    bad_steps_in_a_row: int = 0
-    curve: list[Validation] = []
-
-    @property
-    def last_validated(self) -> int:
-        """Return the step of the last validation, -1 before the first."""
-        return self.curve[-1].step if self.curve else -1
-
-    @property
-    def best(self) -> Validation:
-        """Return the validation with the lowest loss, the earliest of equals."""
-        return min(self.curve, key=lambda validation: validation.loss_nats)
-
-    @property
-    def validations_since_best(self) -> int:
-        """Return how many validations there were after the best one."""
-        return len(self.curve) - 1 - self.curve.index(self.best)
-
-
 @dataclass
 class TrainingState:
     """All that a training changes."""
@@ -91,6 +38,11 @@ class TrainingState:
     averaged: LanguageModel | None  # the exponential moving average of the weights, where there is one
     optimizers: list[Optimizer]
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> LanguageModel:
+        """The weights that are validated and kept: the averaged ones where there are any."""
+        return self.averaged or self.model
 
 
 class StateManifest(Manifest):

@@ -1,0 +1,164 @@
+"""The sections that shape the weights, model and training, and what every section of the configuration shares."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def rule(message: str) -> PydanticCustomError:
+    """Return the error of a rule that ties several keys together."""
+    return PydanticCustomError("rule", "{message}", {"message": message})
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, typed strictly, no unknown keys.
+
+    ALWAYS_IN_KEYS names the fields that were in content keys before a field could be added without changing them,
+    NULL_IN_KEYS those of them whose null is in a key as null. A field that is added belongs in neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    ALWAYS_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+    NULL_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    def key_part(self) -> dict[str, Any]:
+        """Return the section's part of a content key: the values that say what is computed.
+
+        The fields of ALWAYS_IN_KEYS are there whatever their values. Any other field was added later and is there only
+        where it differs from its default, so that adding it changed no key. A field that is null and has a property
+        `resolved_<field>` is there with the value of that property, but for those of NULL_IN_KEYS.
+        """
+        values, defaults = self.model_dump(mode="json"), type(self).model_construct().model_dump(mode="json")
+        part = {}
+        for name, value in values.items():
+            if value is None and name not in self.NULL_IN_KEYS:
+                value = getattr(self, f"resolved_{name}", None)
+            if name in self.ALWAYS_IN_KEYS or value != defaults[name]:
+                part[name] = value
+        return part
+
+
+class ModelConfig(Section):
+    """The Transformer's shape, in `Qwen3Config`'s names, and its dropout while training."""
+
+    ALWAYS_IN_KEYS = frozenset({
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "tie_word_embeddings", "rope_theta", "rms_norm_eps", "initializer_range", "dropout",
+        "attention_dropout", "embedding_dropout", "input_dropout", "output_dropout",
+    })  # fmt: skip
+    NULL_IN_KEYS = frozenset({"num_key_value_heads", "head_dim"})
+
+    hidden_size: int = Field(256, ge=1)
+    intermediate_size: int = Field(768, ge=1)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int | None = Field(None, ge=1, description="null: as many as attention heads")
+    head_dim: int | None = Field(None, ge=2, description="null: hidden_size / num_attention_heads")
+    tie_word_embeddings: bool = True
+    rope_theta: float = Field(10000.0, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of a new matrix's entries")
+    dropout: Fraction = Field(0.0, description="on what each sublayer adds to the residual stream")
+    attention_dropout: Fraction = Field(0.0, description="on the attention weights")
+    embedding_dropout: Fraction = Field(0.0, description="on whole types: rows of the embedding, at the input")
+    input_dropout: Fraction = Field(0.0, description="on the embedded tokens")
+    output_dropout: Fraction = Field(0.0, description="on what the head reads")
+
+    @model_validator(mode="after")
+    def heads_divide(self) -> Self:
+        heads, key_value_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise rule(
+                f"model.hidden_size={self.hidden_size} is not a multiple of model.num_attention_heads={heads}; "
+                "change one, or set model.head_dim"
+            )
+        if self.resolved_head_dim % 2:
+            raise rule(f"model.head_dim={self.resolved_head_dim} is odd; rotary position embedding needs it even")
+        if key_value_heads is not None and heads % key_value_heads:
+            raise rule(
+                f"model.num_attention_heads={heads} is not a multiple of model.num_key_value_heads={key_value_heads}"
+            )
+        return self
+
+    @property
+    def resolved_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def resolved_num_key_value_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+
+class TrainingConfig(Section):
+    """The optimisation. A step is one optimizer step over batch_size * gradient_accumulation_steps sequences."""
+
+    ALWAYS_IN_KEYS = frozenset({
+        "max_steps", "epochs", "learning_rate", "min_learning_rate", "schedule", "decay_fraction",
+        "warmup_steps", "optimizer", "muon_momentum", "weight_decay", "final_weight_decay", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "max_grad_norm", "ema_decay", "random_offset", "early_stopping_patience",
+        "eval_every", "eval_blocks", "precision",
+    })  # fmt: skip
+
+    batch_size: int = Field(32, ge=1, description="sequences in one forward pass, shared by the processes")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    max_steps: int | None = Field(1000, ge=1)
+    epochs: float | None = Field(None, gt=0, description="passes over the train split, in place of max_steps")
+    learning_rate: float = Field(1e-3, gt=0, description="the peak, at the end of the warm-up")
+    min_learning_rate: float = Field(1e-4, ge=0, description="what the schedule would reach after the last step")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine", description="after the warm-up; wsd: stable, then linear decay"
+    )
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd only: the part of the steps that decays")
+    warmup_steps: int = Field(100, ge=0)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: on the blocks' matrices, AdamW on the rest")
+    muon_momentum: Fraction = 0.95
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only")
+    final_weight_decay: float | None = Field(None, ge=0, description="where a cosine takes it; null: it is constant")
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="of averaged weights, validated and kept; null: none")
+    random_offset: bool = Field(False, description="cut the blocks of each epoch at another place")
+    init_from: str | None = Field(None, description="a model to start from: NAME@champion, NAME@v3 or a folder")
+    max_bad_steps: int = Field(10, ge=1, description="refused steps in a row (loss or gradient not finite) that end it")
+    early_stopping_patience: int | None = Field(None, ge=1, description="validations without a new best that end it")
+    log_every: int = Field(10, ge=1, description="steps between logged training losses")
+    eval_every: int = Field(100, ge=1, description="steps between validations")
+    eval_blocks: int | None = Field(512, ge=1, description="blocks of a validation while training; null: all of them")
+    checkpoint_every: int = Field(100, ge=1, description="steps between saved training states")
+    checkpoint_every_minutes: float | None = Field(None, gt=0, description="save after so many minutes too")
+    keep_checkpoints: int = Field(2, ge=1, description="training states kept")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: on a GPU")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes; auto: one a GPU")
+
+    @model_validator(mode="before")
+    @classmethod
+    def epochs_replace_the_default_max_steps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is not None and "max_steps" not in values:
+            return {**values, "max_steps": None}
+        return values
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise rule(
+                f"training.max_steps={self.max_steps} and training.epochs={self.epochs}: set one, the other to null"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise rule(
+                f"training.min_learning_rate={self.min_learning_rate} is above "
+                f"training.learning_rate={self.learning_rate}"
+            )
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise rule(f"training.warmup_steps={self.warmup_steps} is not below training.max_steps={self.max_steps}")
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps
