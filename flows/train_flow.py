@@ -13,14 +13,12 @@ from types import FrameType
 from typing import Any
 
 from prefect import flow, get_client
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
 from flows.form import ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
-from tasks.cancel import cancel_children, ended_by
+from tasks.cancel import cancel_children
 from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
@@ -28,6 +26,7 @@ from textgen.text.corpus import raw_folder
 from textgen.text.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = "default"
+FORMS = {"loss_nats": ".4f", "token_perplexity": ",.2f", "word_perplexity": ",.0f", "bits_per_byte": ".4f"}
 SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"
 
 
@@ -60,57 +59,9 @@ def train_flow(
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above; README.md lists the keys.
     """
-    # With them comes torch, which takes seconds: here they pass while the command's temporary server starts.
-    from tasks.drift import drift
-    from tasks.evaluate import evaluate
-    from tasks.fetch import fetch
-    from tasks.publish import publish
-    from tasks.push import push_champion
-    from tasks.report import show_drift, show_model
-    from tasks.stage import run_stage
-    from tasks.tokenize import tokenize
-    from tasks.tracking import track_champion
-    from tasks.train import train
-    from textgen.model.find import read_champion
-    from textgen.training.train import train_key
+    from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
-    settings = make_config(config, training, run, overrides)
-    raw, fetched = run_stage(fetch, settings, refresh=run.refresh)
-    tokens, tokenized = run_stage(tokenize, settings, raw=raw)
-    drifted = drift(settings, raw)
-    if drifted is not None:
-        show_drift(settings.name, drifted)
-    folder = f"{train_key(tokens, settings)}-{flow_run.id}" if run.force else None
-    try:
-        checkpoint, trained = run_stage(train, settings, tokens=tokens, folder=folder)
-    except TerminationSignal as signal:
-        return ended_by(signal)
-    metrics, evaluated = run_stage(evaluate, settings, checkpoint=checkpoint, tokens=tokens, raw=raw)
-    published, publication = run_stage(
-        publish, settings, checkpoint=checkpoint, metrics=metrics, tokens=tokens, raw=raw
-    )
-    track_champion(settings, published)
-    reports = {
-        "fetch": fetched, "tokenize": tokenized, "train": trained, "evaluate": evaluated, "publish": publication,
-    }  # fmt: skip
-    result = {
-        "run_id": str(flow_run.id),
-        "config": settings.model_dump(mode="json"),
-        "raw": raw.model_dump(mode="json"),
-        "tokens": tokens.model_dump(mode="json"),
-        "drift": drifted.model_dump(mode="json") if drifted is not None else None,
-        "checkpoint": checkpoint.model_dump(mode="json"),
-        "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
-        "published": published.model_dump(mode="json"),
-        "champion": read_champion(published.folder.parent),
-        "hub_commit": push_champion(settings, published),
-        "stages": {name: report.model_dump() for name, report in reports.items()},
-    }
-    show_model(published, metrics)
-    if all(report.cached for report in reports.values()):
-        reason = f"data, settings and code versions are those of {published.name} {published.version}"
-        return Completed(name="Nothing to do", message=reason, data=result)
-    return result
+    return run_stages(make_config(config, training, run, overrides), run)
 
 
 def summarize(result: dict[str, Any]) -> None:
@@ -133,8 +84,8 @@ def summarize(result: dict[str, Any]) -> None:
         title="Perplexity", title_justify="left",
     )  # fmt: skip
     for name, split in result["metrics"].items():
-        figures = [split["loss_nats"], split["token_perplexity"], split["word_perplexity"], split["bits_per_byte"]]
-        perplexities.add_row(name, *("-" if figure is None else f"{figure:.4f}" for figure in figures))
+        figures = [(split[figure], form) for figure, form in FORMS.items()]
+        perplexities.add_row(name, *("-" if value is None else format(value, form) for value, form in figures))
     console.print(perplexities)
 
     if (drift := result["drift"]) is not None:

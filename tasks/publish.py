@@ -6,6 +6,7 @@ from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import content_key
 from textgen.publishing import publish as publishing
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
@@ -30,6 +31,6 @@ def publish(
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, checkpoint.folder)
     storage.bring(metrics.folder, Metrics)
-    published = publishing.publish(checkpoint, metrics, tokens, raw, config, storage, flow_run_id())
+    published = publishing.publish(Candidate(checkpoint, metrics, tokens, raw, config), storage, flow_run_id())
     track_model(config, published, checkpoint.key)
     return published

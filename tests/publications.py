@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.trainings import ignore
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics, evaluate
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.publish import publish
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
@@ -27,6 +28,10 @@ class Publication:
     metrics: Metrics
     published: PublishedManifest
 
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.checkpoint, self.metrics, self.tokens, self.raw, self.config)
+
 
 def make(config: Config, flow_run_id: str | None = None) -> Publication:
     """Run the stages, each as the flow runs it, and return what they made."""
@@ -34,7 +39,7 @@ def make(config: Config, flow_run_id: str | None = None) -> Publication:
     tokens = tokenize(raw, config.tokenizer, config.root)
     checkpoint = train(tokens, config, config.root / "checkpoints" / "training", ignore)
     metrics = evaluate(checkpoint.folder, tokens, config)
-    published = publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage), flow_run_id)
+    published = publish(Candidate(checkpoint, metrics, tokens, raw, config), Storage(config.storage), flow_run_id)
     return Publication(config, raw, tokens, checkpoint, metrics, published)
 
 

@@ -12,31 +12,20 @@ import textgen.__main__
 import textgen.publishing.card
 import textgen.publishing.publish
 from tests.e2e.killable import kill_before
-from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
+from textgen.publishing.candidate import Candidate
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest
-from textgen.text.tokens import TokensManifest
-from textgen.training.checkpoint import CheckpointManifest
 
 
-def publish(
-    config: Config,
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    output: Path,
-    kill_at: int | None,
-) -> None:
+def publish(candidate: Candidate, output: Path, kill_at: int | None) -> None:
     """Publish; what takes long and is not about files is left out: the check with transformers, samples, plots."""
     textgen.publishing.publish.check_with_transformers = lambda folder, rows: None
     textgen.publishing.publish.generate_ids = lambda loaded, prompt_ids, sampling: list(range(20))
     for plot in ("plot_training", "plot_data"):
         setattr(textgen.publishing.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
+    config = candidate.config
     _begin(config.root / "models" / config.name, output, kill_at)
-    textgen.publishing.publish.publish(checkpoint, metrics, tokens, raw, config, Storage(config.storage))
+    textgen.publishing.publish.publish(candidate, Storage(config.storage))
 
 
 def command(arguments: list[str], home: Path, output: Path, kill_at: int | None) -> None:

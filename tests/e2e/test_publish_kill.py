@@ -15,6 +15,7 @@ from textgen.config import Config
 from textgen.evaluation.evaluate import evaluate
 from textgen.files import sha256_file
 from textgen.model.find import read_champion, resolve
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.publish import publish
 from textgen.publishing.registry import read_history
 from textgen.publishing.version import PublishedManifest
@@ -55,10 +56,9 @@ def stages(raw, tokens, make_config, tmp_path_factory) -> list[tuple[Any, ...]]:
 def root(stages, make_config, tmp_path_factory) -> Path:
     """Return a storage in which two versions are published, of which the second is the champion."""
     root = tmp_path_factory.mktemp("root")
+    config = keep_one(make_config, root)
     for checkpoint, metrics, tokens, raw in stages[:2]:
-        publish(
-            checkpoint, metrics, tokens, raw, keep_one(make_config, root), Storage(keep_one(make_config, root).storage)
-        )
+        publish(Candidate(checkpoint, metrics, tokens, raw, config), Storage(config.storage))
     return root
 
 
@@ -79,7 +79,9 @@ def test_publishing_killed_before_any_change_leaves_a_champion_and_the_next_run_
     root, stages, make_config, tmp_path, record_property
 ):
     def start(copy: Path, kill_at: int | None) -> int:
-        return run(publishing.publish, keep_one(make_config, copy), *stages[2], tmp_path / "output.txt", kill_at)
+        checkpoint, metrics, tokens, raw = stages[2]
+        candidate = Candidate(checkpoint, metrics, tokens, raw, keep_one(make_config, copy))
+        return run(publishing.publish, candidate, tmp_path / "output.txt", kill_at)
 
     def said() -> str:
         return (tmp_path / "output.txt").read_text()

@@ -42,8 +42,7 @@ def write(publication, folder):
     lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
     decision = Decision.model_validate(lineage["decision"])
     write_card(
-        folder, publication.published.version, publication.checkpoint, publication.metrics, publication.tokens,
-        publication.raw, publication.config, publication.published.samples, decision, lineage,
+        folder, publication.published.version, publication.candidate, publication.published.samples, decision, lineage,
     )  # fmt: skip
 
 

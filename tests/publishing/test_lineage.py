@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -68,10 +69,8 @@ def test_the_lineage_names_the_run_the_decision_the_configuration_and_the_packag
 
 def test_code_and_packages_are_those_of_the_training_whenever_it_is_published(publication, monkeypatch):
     def describe(checkpoint: CheckpointManifest) -> dict:
-        return describe_lineage(
-            checkpoint, publication.metrics, publication.tokens, publication.raw,
-            Decision(promoted=True, reason="publish.policy=always"), None,
-        )  # fmt: skip
+        candidate = replace(publication.candidate, checkpoint=checkpoint)
+        return describe_lineage(candidate, Decision(promoted=True, reason="publish.policy=always"), None)
 
     before = describe(publication.checkpoint)
     assert before["git_commit"] == publication.checkpoint.environment.git_commit
@@ -88,9 +87,8 @@ def test_a_training_that_recorded_no_environment_is_read_and_published_without_o
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     (tmp_path / Manifest.FILE).write_text(json.dumps({**content, "manifest_sha256": digest}))
     old = CheckpointManifest.parse(tmp_path)
-    lineage = describe_lineage(
-        old, publication.metrics, publication.tokens, publication.raw, publication.published.decision, None
-    )
+    candidate = replace(publication.candidate, checkpoint=old)
+    lineage = describe_lineage(candidate, publication.published.decision, None)
     assert (lineage["git_commit"], lineage["python"], lineage["packages"]) == (None, None, {})
     assert describe_environment(lineage) == "What the training ran with was not recorded."
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -309,7 +310,9 @@ def publish_here(publication, monkeypatch, tmp_path):
         config = publication.config.model_copy(
             update={"storage": storage, "publish": publication.config.publish.model_copy(update=changed)}
         )
-        return publish(checkpoint, metrics, publication.tokens, publication.raw, config, Storage(storage))
+        return publish(
+            replace(publication.candidate, checkpoint=checkpoint, metrics=metrics, config=config), Storage(storage)
+        )
 
     return publish_here
 
@@ -461,10 +464,7 @@ def test_a_model_that_repeats_a_token_is_not_promoted(publish_here, better, monk
 
 
 def scores_of_v1(publication, config: Config):
-    published = publication.published
-    return score_champion(
-        published.folder, published.sha256, published.checkpoint_sha256, publication.tokens, publication.raw, config
-    )
+    return score_champion(publication.published, replace(publication.candidate, config=config))
 
 
 def test_the_champion_is_scored_again_where_the_protocol_differs(publication, make_config, caplog):
@@ -490,7 +490,7 @@ def test_the_unigram_model_gives_each_token_its_smoothed_frequency(publication, 
     assert expected_tokens(metrics, publication.tokens) == {
         split: int(documents.tokens.sum()) for split, documents in challenger.splits.items()
     }
-    unigram = score_unigram(metrics, challenger, publication.tokens, publication.raw, config)
+    unigram = score_unigram(challenger, replace(publication.candidate, metrics=metrics, config=config))
     train_ids, ids = (load_stream(publication.tokens, split).tolist() for split in ("train", "test"))
     total = len(train_ids) + publication.tokens.vocab_size
     nats = [-torch.tensor((train_ids.count(id) + 1) / total, dtype=torch.float64).log().item() for id in ids]

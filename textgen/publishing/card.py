@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.files import write_atomic
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.plots import plot_data, plot_training, words_by_row
 from textgen.publishing.version import Decision, Sample
 from textgen.text.corpus import RawManifest, read_rows
@@ -31,33 +31,19 @@ TEMPLATE_FILE = "card.md"  # a paragraph in it is one line: Prefect's UI breaks 
 def write_card(
     folder: Path,
     version: str,
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
+    candidate: Candidate,
     samples: Sequence[Sample],
     decision: Decision,
     lineage: dict[str, Any],
 ) -> None:
     """Write the card and its plots into `folder`."""
-    from huggingface_hub import ModelCardData
-
+    checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
     plot_training(checkpoint, folder / TRAINING_PLOT)
     plot_data(raw, tokens, folder / DATA_PLOT)
-    header = ModelCardData(
-        model_name=f"{config.name}-{version}",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["textgen", "qwen3"],
-        datasets=[raw.source["dataset_name"]] if raw.source["kind"] == "hub" else None,
-        language=about(raw.source).language,
-        eval_results=_eval_results(metrics, raw),
-    )
     template = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
     corpus = about(raw.source)
     body = template.format(
-        name=config.name,
+        name=candidate.config.name,
         version=version,
         parameters=checkpoint.parameters,
         seq_length=metrics.seq_length,
@@ -80,7 +66,24 @@ def write_card(
         environment=describe_environment(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
-    write_atomic(folder / CARD_FILE, f"---\n{header.to_yaml()}\n---\n\n{body}")
+    write_atomic(folder / CARD_FILE, f"---\n{_header(version, candidate)}\n---\n\n{body}")
+
+
+def _header(version: str, candidate: Candidate) -> str:
+    """Return what machines read of a card, in YAML."""
+    from huggingface_hub import ModelCardData
+
+    source = candidate.raw.source
+    header = ModelCardData(
+        model_name=f"{candidate.config.name}-{version}",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["textgen", "qwen3"],
+        datasets=[source["dataset_name"]] if source["kind"] == "hub" else None,
+        language=about(source).language,
+        eval_results=_eval_results(candidate.metrics, candidate.raw),
+    )
+    return header.to_yaml()
 
 
 def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:

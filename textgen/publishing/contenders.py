@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from textgen.config import Config
 from textgen.evaluation.evaluate import (
     EVALUATED,
     Documents,
@@ -21,9 +20,10 @@ from textgen.evaluation.protocols import WINDOWS, read_as_lm_eval, read_as_strea
 from textgen.files import write_atomic
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import Scores
-from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE
-from textgen.text.corpus import RawManifest, read_rows
+from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, PublishedManifest
+from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream
 
@@ -37,26 +37,22 @@ def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
     return Scores("this version", tokenizer_sha256, documents, spread)
 
 
-def score_champion(
-    folder: Path,
-    sha256: dict[str, str],
-    checkpoint_sha256: str,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
-) -> Scores:
-    """Return the scores of a published model on the text of `raw`, by the protocol of `config`.
+def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
+    """Return the scores of a published model on the candidate's text, by the candidate's protocol.
 
     They are those that it was published with, if these are of the same tokens and protocol, batch size, device and
     precision; otherwise it is scored now, in its own context and with its own tokenizer.
     """
+    folder, sha256, config = champion.folder, champion.sha256, candidate.config
     stored = json.loads((folder / METRICS_FILE).read_bytes())
     seq_length, stride = stored["seq_length"], config.evaluation.stride
     stride = None if stride is None else min(stride, seq_length)
     evaluation = config.evaluation.model_copy(update={"stride": stride})
     data = config.data.model_copy(update={"seq_length": seq_length})
     as_its_own = config.model_copy(update={"data": data, "evaluation": evaluation})
-    if DOCUMENTS_FILE in sha256 and stored["key"] == evaluation_key(checkpoint_sha256, tokens, as_its_own):
+    if DOCUMENTS_FILE in sha256 and stored["key"] == evaluation_key(
+        champion.checkpoint_sha256, candidate.tokens, as_its_own
+    ):
         metrics = Metrics.model_validate(stored)
         documents = read_scores(folder / DOCUMENTS_FILE)
         spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
@@ -65,25 +61,24 @@ def score_champion(
     device = choose_device(config.training.device)
     loaded = load_model(folder, device)
     with autocast(device, config.training.precision):
-        measured = {split: evaluate_rows(loaded, read_rows(raw, split), evaluation) for split in EVALUATED}
+        measured = {split: evaluate_rows(loaded, read_rows(candidate.raw, split), evaluation) for split in EVALUATED}
     documents = {split: one.documents for split, one in measured.items()}
     spread = {split: _spread(one.metrics) for split, one in measured.items()}
     return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
 
 
-def score_unigram(
-    metrics: Metrics, challenger: Scores, tokens: TokensManifest, raw: RawManifest, config: Config
-) -> Scores:
+def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
     """Return the scores of a unigram model of the train split, add-one smoothed, on the challenger's tokens."""
+    tokens, metrics = candidate.tokens, candidate.metrics
     counts_V = load_stream(tokens, "train").long().bincount(minlength=tokens.vocab_size).double() + 1
     nats_V = counts_V.sum().log() - counts_V.log()
     tokenizer, documents = load_manifest_tokenizer(tokens), {}
     for split in EVALUATED:
-        rows = read_rows(raw, split)
+        rows = read_rows(candidate.raw, split)
         if metrics.protocol == "lm-eval":
             text = read_as_lm_eval(tokenizer, rows, metrics.seq_length)
         else:
-            text = read_as_stream(tokenizer, rows, config.evaluation, metrics.seq_length)
+            text = read_as_stream(tokenizer, rows, candidate.config.evaluation, metrics.seq_length)
         positions_S = scored_positions(text.windows)
         document_N = torch.arange(len(text.documents["tokens"])).repeat_interleave(text.documents["tokens"])
         nats_S = nats_V[text.ids_N[positions_S].long()]

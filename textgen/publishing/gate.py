@@ -146,12 +146,8 @@ def decide(
     comparison = compare(found, min_improvement, policy.confidence)
     better = comparison.confidence >= policy.confidence
     failed = [guard for guard in guards if not guard.passed]
-    reason = (
-        f"{found.difference:+.4f} {found.unit} on test against {opponent.name} "
-        f"({comparison.low:+.4f} to {comparison.high:+.4f}); confidence {comparison.confidence:.2%} of "
-        f"{policy.confidence:.2%} that it is better by more than {min_improvement:g}"
-    )
     scored = int(challenger.splits["test"].tokens.count_nonzero())
+    reason = _in_words(found, opponent.name, comparison, min_improvement, policy.confidence)
     if (most := most_confidence(scored)) < policy.confidence:
         reason += f"; {scored} {'document' if scored == 1 else 'documents'} can give {most:.2%} at most"
     total = found.weight_D.sum()
@@ -171,6 +167,14 @@ def decide(
         min_improvement=min_improvement,
         required_confidence=policy.confidence,
         guards=guards,
+    )
+
+
+def _in_words(found: Rates, opponent: str, comparison: Comparison, min_improvement: float, required: float) -> str:
+    return (
+        f"{found.difference:+.4f} {found.unit} on test against {opponent} "
+        f"({comparison.low:+.4f} to {comparison.high:+.4f}); confidence {comparison.confidence:.2%} of "
+        f"{required:.2%} that it is better by more than {min_improvement:g}"
     )
 
 

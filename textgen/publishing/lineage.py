@@ -2,30 +2,21 @@
 
 from typing import Any
 
-from textgen.evaluation.evaluate import Metrics
 from textgen.files import Manifest
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import Decision
-from textgen.text.corpus import RawManifest
-from textgen.text.tokens import TokensManifest
-from textgen.training.checkpoint import CheckpointManifest
 
 LINEAGE_FILE = "lineage.json"
 
 
-def describe_lineage(
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    decision: Decision,
-    flow_run_id: str | None,
-) -> dict[str, Any]:
+def describe_lineage(candidate: Candidate, decision: Decision, flow_run_id: str | None) -> dict[str, Any]:
     """Return where a model comes from: data, tokens, weights, configuration, code, packages, run and decision.
 
     Code and packages are the training's, null and none of one that did not record them; the run is the publishing one.
 
     A `folder` is under the storage root; its `sha256` are of the files in it, and its `key` is that of its manifest.
     """
+    checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
     trained, environment = f"checkpoints/{checkpoint.folder.name}", checkpoint.environment
     return {
         "raw": {**_record(f"raw/{raw.name}/{raw.key}", raw), "source": raw.source},

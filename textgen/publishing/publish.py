@@ -10,13 +10,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from textgen.config import Config
 from textgen.errors import Damaged, Refused
-from textgen.evaluation.evaluate import Metrics
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.inference.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
 from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import check_with_transformers, load_model
+from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
 from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram, write_scores
 from textgen.publishing.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
@@ -26,7 +25,6 @@ from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, PublishedMa
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
-from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -40,15 +38,7 @@ SAMPLE_CHECK_ROWS = 64  # rows whose ids stock transformers must give too
 SAMPLING = SamplingConfig(max_tokens=48, temperature=0.8, top_k=50)
 
 
-def publish(
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
-    storage: Storage,
-    flow_run_id: str | None = None,
-) -> PublishedManifest:
+def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = None) -> PublishedManifest:
     """Publish a checkpoint as the next version of `config.name`, promote it if it is better, and return its manifest.
 
     A checkpoint that is published already is returned as it is, and promoted where the policy has become `always`.
@@ -57,6 +47,7 @@ def publish(
         Refused: its losses are not finite, or stock transformers does not give the same logits or ids.
         Damaged: a file of the checkpoint is not what the training left.
     """
+    checkpoint, config = candidate.checkpoint, candidate.config
     home = config.root / "models" / config.name
     with opened(home, storage):
         published, champion = read_sound(home, storage)
@@ -68,9 +59,7 @@ def publish(
                     manifest = manifest.model_copy(update={"promoted": again.promoted, "reason": again.reason})
                 break
         else:
-            manifest = _publish(
-                _next_folder(home, storage), champion, checkpoint, metrics, tokens, raw, config, flow_run_id
-            )
+            manifest = _publish(_next_folder(home, storage), champion, candidate, flow_run_id)
         storage.push(manifest.folder, manifest)
         settle(home, manifest, storage)
         for version in prune(home, config.publish.keep_versions, storage):
@@ -89,23 +78,24 @@ def _next_folder(home: Path, storage: Storage) -> Path:
 def _publish(
     folder: Path,
     champion: PublishedManifest | None,
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    config: Config,
+    candidate: Candidate,
     flow_run_id: str | None,
 ) -> PublishedManifest:
+    checkpoint, metrics, config = candidate.checkpoint, candidate.metrics, candidate.config
     scores = score_challenger(metrics, checkpoint.sha256[TOKENIZER_FILE])
     if not (finite := guard_finite(scores)).passed:
         raise Refused(f"{checkpoint.folder} is not published: {finite.describe()}")
-    samples, continuations = draw_samples(checkpoint, raw, config.seed)
-    guards = [finite, *guard_whole(scores, expected_tokens(metrics, tokens)), *guard_generation(continuations)]
+    samples, continuations = draw_samples(checkpoint, candidate.raw, config.seed)
+    guards = [
+        finite,
+        *guard_whole(scores, expected_tokens(metrics, candidate.tokens)),
+        *guard_generation(continuations),
+    ]
     opponent = None
     if config.publish.policy == "gate" and champion is not None:
-        opponent = score_champion(champion.folder, champion.sha256, champion.checkpoint_sha256, tokens, raw, config)
+        opponent = score_champion(champion, candidate)
     elif config.publish.policy == "gate" and _is_first(folder.parent, checkpoint):
-        opponent = score_unigram(metrics, scores, tokens, raw, config)
+        opponent = score_unigram(scores, candidate)
     decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
     verdict = "promoted" if decision.promoted else "not promoted"
     log.info("%s %s: %s: %s", config.name, folder.name, verdict, decision.reason)
@@ -115,10 +105,11 @@ def _publish(
         verify(temporary, checkpoint.sha256)
         write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
         write_scores(scores, temporary / DOCUMENTS_FILE)
-        lineage = describe_lineage(checkpoint, metrics, tokens, raw, decision, flow_run_id)
+        lineage = describe_lineage(candidate, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
-        write_card(temporary, folder.name, checkpoint, metrics, tokens, raw, config, samples, decision, lineage)
-        check_with_transformers(temporary, [row for row in read_rows(raw, "validation") if row][:SAMPLE_CHECK_ROWS])
+        write_card(temporary, folder.name, candidate, samples, decision, lineage)
+        rows = [row for row in read_rows(candidate.raw, "validation") if row]
+        check_with_transformers(temporary, rows[:SAMPLE_CHECK_ROWS])
         PublishedManifest(
             key=checkpoint.weights_sha256,
             name=config.name,
@@ -127,8 +118,8 @@ def _publish(
             reason=decision.reason,
             decision=decision,
             checkpoint_sha256=checkpoint.weights_sha256,
-            tokens_key=tokens.key,
-            raw_sha256=tokens.raw_sha256,
+            tokens_key=candidate.tokens.key,
+            raw_sha256=candidate.tokens.raw_sha256,
             bits_per_byte=metrics.splits["validation"].bits_per_byte,
             samples=samples,
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},

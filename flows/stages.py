@@ -1,0 +1,59 @@
+"""The stages of a run, in order, and what they leave."""
+
+from typing import Any
+
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.form import RunChoices
+from tasks.cancel import ended_by
+from tasks.drift import drift
+from tasks.evaluate import evaluate
+from tasks.fetch import fetch
+from tasks.publish import publish
+from tasks.push import push_champion
+from tasks.report import show_drift, show_model
+from tasks.stage import run_stage
+from tasks.tokenize import tokenize
+from tasks.tracking import track_champion
+from tasks.train import train
+from textgen.config import Config
+from textgen.model.find import read_champion
+from textgen.training.train import train_key
+
+
+def run_stages(config: Config, run: RunChoices) -> Any:
+    """Run the stages and return what each of them made, as JSON can hold it, or the state that the run ends in."""
+    reports = {}
+    raw, reports["fetch"] = run_stage(fetch, config, refresh=run.refresh)
+    tokens, reports["tokenize"] = run_stage(tokenize, config, raw=raw)
+    if (drifted := drift(config, raw)) is not None:
+        show_drift(config.name, drifted)
+    folder = f"{train_key(tokens, config)}-{flow_run.id}" if run.force else None
+    try:
+        checkpoint, reports["train"] = run_stage(train, config, tokens=tokens, folder=folder)
+    except TerminationSignal as signal:
+        return ended_by(signal)
+    metrics, reports["evaluate"] = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens, raw=raw)
+    made = {"checkpoint": checkpoint, "metrics": metrics, "tokens": tokens, "raw": raw}
+    published, reports["publish"] = run_stage(publish, config, **made)
+    track_champion(config, published)
+    result = {
+        "run_id": str(flow_run.id),
+        "config": config.model_dump(mode="json"),
+        "raw": raw.model_dump(mode="json"),
+        "tokens": tokens.model_dump(mode="json"),
+        "drift": drifted.model_dump(mode="json") if drifted is not None else None,
+        "checkpoint": checkpoint.model_dump(mode="json"),
+        "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
+        "published": published.model_dump(mode="json"),
+        "champion": read_champion(published.folder.parent),
+        "hub_commit": push_champion(config, published),
+        "stages": {name: report.model_dump() for name, report in reports.items()},
+    }
+    show_model(published, metrics)
+    if all(report.cached for report in reports.values()):
+        reason = f"data, settings and code versions are those of {published.name} {published.version}"
+        return Completed(name="Nothing to do", message=reason, data=result)
+    return result

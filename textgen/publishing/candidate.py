@@ -1,0 +1,20 @@
+"""What may become a version: a checkpoint, its metrics, and what they were made of."""
+
+from dataclasses import dataclass
+
+from textgen.config import Config
+from textgen.evaluation.evaluate import Metrics
+from textgen.text.corpus import RawManifest
+from textgen.text.tokens import TokensManifest
+from textgen.training.checkpoint import CheckpointManifest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What each stage before publishing made."""
+
+    checkpoint: CheckpointManifest
+    metrics: Metrics
+    tokens: TokensManifest
+    raw: RawManifest
+    config: Config
