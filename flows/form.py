@@ -50,7 +50,7 @@ class TrainingChoices(Choices):
     steps: Chosen[Annotated[int, Field(ge=1)]] = field(0, "Steps", "optimizer steps")
     learning_rate: Chosen[Annotated[float, Field(gt=0, le=1)]] = field(1, "Learning rate", "at its peak")
     batch_size: Chosen[Annotated[int, Field(ge=1)]] = field(2, "Batch size", "sequences in a forward pass")
-    seed: Chosen[Annotated[int, Field(ge=0, lt=2**32)]] = field(3, "Seed", "of everything random")
+    seed: Chosen[Annotated[int, Field(ge=0, lt=2**32)]] = field(3, "Seed", "the same seed and data give the same model")
 
     def overrides(self) -> list[str]:
         """Return the choices as overrides of the configuration."""

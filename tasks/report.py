@@ -5,10 +5,8 @@ nobody waits for.
 """
 
 import base64
-import contextvars
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +24,7 @@ from prefect.artifacts import (
 from textgen.config import Config
 from textgen.evaluation.evaluate import Metrics
 from textgen.model.find import read_champion
+from textgen.polling import every
 from textgen.publishing.card import CARD_FILE
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
@@ -92,27 +91,20 @@ class Progress:
 def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
     """Yield the progress of a training and show it every few seconds while the block runs."""
     blocks = block_count(tokens.splits["train"].tokens, config.data.seq_length)
-    progress, done = Progress(slug(config.name), total_steps(config.training, max(1, blocks))), threading.Event()
+    progress = Progress(slug(config.name), total_steps(config.training, max(1, blocks)))
+    warned = False
 
-    def follow() -> None:
-        finished, warned = False, False
-        while not finished:
-            finished = done.wait(UPDATE_SECONDS)
-            try:
-                progress.send()
-            except Exception as error:  # whatever the server or the way to it does: a training goes on
-                if not warned:
-                    log.warning("the progress could not be shown: %s", error)
-                warned = True
+    def send(at_the_end: bool) -> None:
+        nonlocal warned
+        try:
+            progress.send()
+        except Exception as error:  # whatever the server or the way to it does: a training goes on
+            if not warned:
+                log.warning("the progress could not be shown: %s", error)
+            warned = True
 
-    context = contextvars.copy_context()  # of the run that the artifacts are of
-    thread = threading.Thread(target=context.run, args=(follow,), name="training-progress", daemon=True)
-    thread.start()
-    try:
+    with every(UPDATE_SECONDS, send, "training-progress", LEAVE_SECONDS):
         yield progress
-    finally:
-        done.set()
-        thread.join(LEAVE_SECONDS)
 
 
 def show_model(published: PublishedManifest, metrics: Metrics) -> None:

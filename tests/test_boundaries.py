@@ -1,4 +1,4 @@
-"""Who may import whom: flows -> tasks -> textgen, and never back."""
+"""Who may import whom: flows -> tasks -> textgen, and within textgen from a room to those below it."""
 
 import ast
 import subprocess
@@ -13,6 +13,8 @@ FORBIDDEN = {
     "tasks": {"flows", "tests"},
     "flows": {"tests", "wandb"},
 }
+# The rooms of textgen from the top; those of one line may not import each other. Below all of them is the ground floor.
+ROOMS = [{"commands"}, {"publishing"}, {"training"}, {"evaluation", "inference"}, {"model"}, {"text"}]
 HEAVY = {"datasets", "transformers", "huggingface_hub", "pyarrow", "matplotlib"}
 
 
@@ -77,3 +79,25 @@ def test_the_training_command_loads_nothing_but_its_few_packages():
 def test_a_flow_and_the_hook_of_its_cancellation_load_no_torch():
     """A command's temporary server starts meanwhile, and a cancellation is to pass on at once."""
     assert not loaded_by("flows.train_flow, tasks.cancel") & (HEAVY | {"torch", "wandb"})
+
+
+def test_a_room_imports_only_those_below_it():
+    for above, rooms in enumerate(ROOMS):
+        for room in rooms:
+            forbidden = set().union(*ROOMS[: above + 1]) - {room}
+            for path in files(f"textgen/{room}"):
+                assert not imported_rooms(path) & forbidden, path
+    for path in (ROOT / "textgen").glob("*.py"):
+        assert path.name == "__main__.py" or not imported_rooms(path), path
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms of textgen that a file imports anywhere."""
+    modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    parts = [module.split(".") for module in modules if module is not None]
+    return {part[1] for part in parts if part[0] == "textgen" and len(part) > 1} & set().union(*ROOMS)
+
+
+def test_every_room_has_its_place():
+    there = {path.parent.name for path in (ROOT / "textgen").glob("*/__init__.py")}
+    assert there == set().union(*ROOMS)

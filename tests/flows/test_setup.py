@@ -28,6 +28,7 @@ from flows.setup import (
     set_up_automation,
     set_up_pool,
 )
+from textgen.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 SECRET_URL = "https://127.0.0.1:9/services/not-for-anyone"
@@ -200,3 +201,8 @@ def test_the_address_of_the_webhook_is_nowhere_to_be_read(client, notify, tmp_pa
     assert str(action.block_document_id) in everything
     assert SECRET_URL not in everything + printed.out + printed.err
     assert "not-for-anyone" not in everything
+
+
+def test_a_kind_of_worker_that_the_server_does_not_know_is_the_users_mistake(client):
+    with pytest.raises(InputError, match=r"no-such-kind: the server knows only .*process"):
+        base_job_template(client, "no-such-kind")

@@ -48,9 +48,9 @@ def train_nothing(config: Any = None, tokens_key: str = "", folder: str = "") ->
 
 @pytest.fixture(scope="module")
 def client(prefect_server) -> Iterator[SyncPrefectClient]:
-    """Return a client of a server that has a deployment on a pool without workers."""
+    """Return a client of a server that has a deployment on a pool without workers; made again, it is the same."""
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"))
+        client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"), overwrite=True)
         client.create_deployment(client.create_flow(train_nothing), "elsewhere", work_pool_name="elsewhere")
         yield client
 
@@ -216,6 +216,12 @@ def ended(state: State[Any], *tags: str) -> FlowRun:
 def test_every_failure_of_ours_keeps_its_kind(kind):
     error = explain(ended(Failed(message=f"Flow run encountered an exception: {kind.__name__}: no")), CONFIG, DAMAGE)
     assert (type(error), str(error)) == (kind, "no")
+
+
+def test_a_run_without_a_state_is_continued_by_another_one():
+    error = explain(ended(Completed()).model_copy(update={"state": None}), CONFIG, DAMAGE)
+    assert type(error) is TrainingLost
+    assert "no state" in str(error)
 
 
 def test_a_crash_is_continued_by_another_run():

@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 import tasks.report
+import textgen.polling
 from tasks.report import UPDATE_SECONDS, Progress, card, compare, show_model, shown, slug
 from tests.trainings import Interruption
 from tests.waiting import PATIENCE_SECONDS, until
@@ -62,7 +63,7 @@ class Looks:
 @pytest.fixture
 def looks(monkeypatch) -> Looks:
     looks = Looks()
-    monkeypatch.setattr(tasks.report, "threading", SimpleNamespace(Event=lambda: looks, Thread=threading.Thread))
+    monkeypatch.setattr(textgen.polling, "threading", SimpleNamespace(Event=lambda: looks, Thread=threading.Thread))
     return looks
 
 

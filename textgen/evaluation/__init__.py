@@ -1,1 +1,5 @@
-"""What a model makes of a text: which tokens a protocol scores, their losses, and perplexity."""
+"""What a model makes of a text.
+
+- `protocols`: which tokens are scored in which context: `sliding`, `blocks`, `lm-eval`.
+- `evaluate`: the loss of each token and document, perplexity of a token and of a word, bits a byte.
+"""

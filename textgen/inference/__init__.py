@@ -1,1 +1,1 @@
-"""A prompt becomes text."""
+"""A prompt becomes text: `generate` draws token after token."""

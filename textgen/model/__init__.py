@@ -1,1 +1,9 @@
-"""The network, its loss and its devices; the folder that transformers opens, and where a model is found by name."""
+"""The network, and the folder that transformers opens.
+
+- `transformer`: the decoder-only Transformer, with the shape and the parameter names of `Qwen3ForCausalLM`.
+- `loss`: the next-token loss. The logits [B, T, V] are never whole in memory: they are computed in chunks of rows.
+- `device`: the device, its precision, its threads, the seeds of a step.
+- `pretrained`: writes and reads a model's folder, and checks that transformers gives the same logits bit for bit.
+- `gguf`: the file that llama.cpp runs.
+- `find`: finds the folder of `NAME@champion` or `NAME@v3` and verifies its files.
+"""

@@ -77,12 +77,12 @@ def rates(challenger: Scores, opponent: Scores, split: str) -> Rates | None:
 def compare(rates: Rates, min_improvement: float, required: float) -> Comparison:
     """Return the confidence that the challenger is better by more than `min_improvement`, and bounds at `required`.
 
-    A paired bootstrap: the difference of the rates is taken again over random halves, in which each document is or is
-    not (Hartigan 1969, "Using subsample values as typical values"). The usual resampling with replacement promotes too
-    often where a few long documents are most of the text. Here it is a sign test: where the documents' differences are
-    symmetric, an equal challenger is promoted at most at 1 - `required`, however few and however unlike they are.
-    Neighbouring documents are taken together, GROUPS in all: rows of one article are not independent. Of few documents
-    every half is taken once.
+    The difference is recomputed on random subsets of the documents; each document is included with probability 1/2
+    (Hartigan 1969, "Using subsample values as typical values"). The usual bootstrap, with replacement, promotes too
+    often if a few long documents are most of the text. With this one, an equal challenger is promoted with probability
+    1 - `required` at most, for any number and any lengths of documents, if the differences are symmetric. Neighbouring
+    documents are grouped, into GROUPS groups, because rows of one article are not independent. If there are few groups,
+    every subset is used once.
     """
     groups = min(GROUPS, len(rates.weight_D))
     group_D = torch.arange(len(rates.weight_D)) * groups // len(rates.weight_D)

@@ -20,20 +20,21 @@ HISTORY_FILE = "history.json"
 
 
 class History(BaseModel):
-    """How the champion came to be: what a rollback needs.
+    """Past champions, oldest first, for a rollback.
 
-    It is written before the champion file, which is the one change that counts: `champions` is the way to the present
-    champion up to that one's last place in it, and what follows was a champion, or nearly became one. A crash between
-    the two writes so changes nothing.
+    The history is written before the champion file, so a crash between the two writes changes nothing. Entries after
+    the current champion are left over from a rollback or an interrupted promotion; they are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     champions: list[str] = []  # oldest first
-    settled: str | None = None  # the newest version when somebody moved the champion by hand: up to it, that counts
+    settled: str | None = (
+        None  # the newest version when somebody chose the champion by hand; older ones stay unpromoted
+    )
 
     def until(self, champion: str | None) -> list[str]:
-        """Return the way to the present champion, with it."""
+        """Return the champions up to and including the current one."""
         if champion is None:
             return []
         if champion not in self.champions:

@@ -90,9 +90,9 @@ def is_main_process() -> bool:
 
 
 def report_failures(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, which under torchrun leaves its exception where the agent looks for it, and exits in silence.
+    """Return `function` so that, under torchrun, it writes its exception where the agent reads it and exits in silence.
 
-    Each process would say the same otherwise, and those that lost another one more.
+    Otherwise every process would print the same error, plus errors about lost peers.
     """
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return function

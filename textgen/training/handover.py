@@ -1,12 +1,12 @@
 """A training that another machine can continue: its states go to the remote root while it runs, and come from there."""
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from textgen.errors import Damaged, StorageUnavailable
+from textgen.polling import every
 from textgen.storage import Storage
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
 from textgen.training.figures import LOG_FILE
@@ -49,25 +49,18 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
     if not storage.is_remote:
         yield
         return
-    done = threading.Event()
+    pushed = ""
 
-    def follow() -> None:
-        pushed, finished = "", False
-        while not finished:
-            finished = done.wait(POLL_SECONDS)
-            newest = max((out / STATES_FOLDER).glob(STATES), default=None)
-            if newest is None or (newest.name <= pushed and not finished):  # at the end once more, for the whole log
-                continue
-            if _push(storage, out, newest):
-                pushed = newest.name
+    def push_newest(at_the_end: bool) -> None:
+        nonlocal pushed
+        newest = max((out / STATES_FOLDER).glob(STATES), default=None)
+        if newest is None or (newest.name <= pushed and not at_the_end):  # at the end once more, for the whole log
+            return
+        if _push(storage, out, newest):
+            pushed = newest.name
 
-    thread = threading.Thread(target=follow, name="training-states")
-    thread.start()
-    try:
+    with every(POLL_SECONDS, push_newest, "training-states"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _push(storage: Storage, out: Path, folder: Path) -> bool:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from textgen.config import Config
 from textgen.errors import InputError, WorkerFailed, from_text
 from textgen.model.device import choose_device
+from textgen.polling import every
 from textgen.sections import TrainingConfig
 from textgen.training.figures import OnMetrics, read_log
 from textgen.training.group import check_share
@@ -148,33 +148,29 @@ def _following(out: Path, on_metrics: OnMetrics) -> Iterator[None]:
 
     What `on_metrics` raises ends the training as SIGTERM does, and is then raised.
     """
-    done, seen, can_interrupt = threading.Event(), len(read_log(out)), in_main_thread()
+    seen, can_interrupt, has_ended = len(read_log(out)), in_main_thread(), False
     raised: list[Exception] = []
 
-    def follow() -> None:
+    def hand_on(at_the_end: bool) -> None:
         nonlocal seen
-        finished = False
-        while not finished:
-            finished = done.wait(LOG_POLL_SECONDS)
+        if raised:
+            return
+        try:
             for line in read_log(out, seen):
                 seen += 1
                 on_metrics(int(line.pop("step")), line)
-
-    def guarded() -> None:
-        try:
-            follow()
         except Exception as error:
             raised.append(error)
             log.error("the training ends: its figures could not be handed on: %s", error)
-            if can_interrupt and not done.is_set():
+            if can_interrupt and not at_the_end and not has_ended:
                 _thread.interrupt_main(signal.SIGTERM)
 
-    thread = threading.Thread(target=guarded, name="training-log")
-    thread.start()
     try:
-        yield
+        with every(LOG_POLL_SECONDS, hand_on, "training-log"):
+            try:
+                yield
+            finally:
+                has_ended = True
     finally:
-        done.set()
-        thread.join()
         if raised:
             raise raised[0]
