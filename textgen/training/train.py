@@ -47,8 +47,8 @@ from textgen.training.warm_start import initial_sha256, start_from
 log = logging.getLogger(__name__)
 
 TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
-# These settings may change while a training is interrupted: they say how it is run, not what it computes. Only the number
-# of sequences in a step is in the key, not how they are split; the weights to start from are in it by their sha256.
+# These settings may change while a training is interrupted: they say how it is run, not what it computes. Only the
+# number of sequences in a step is in the key, not how they are split; weights to start from are there by their sha256.
 NOT_IN_KEY = {
     "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
     "max_bad_steps", "init_from", "batch_size", "gradient_accumulation_steps",
