@@ -1,6 +1,6 @@
 """A checkpoint becomes a version, and perhaps the champion: the version in use.
 
-- `publish`: writes the next version and moves the champion if the decision says so; a crash leaves the old or the new.
+- `publish`: writes the next version and moves the champion if the decision says so; a crash leaves one of the two.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
 - `gate`, `contenders`: the decision, and the scores that it compares: this version's, the champion's, a unigram model's.
 - `registry`: the versions, the champion file, promotion and rollback by hand.

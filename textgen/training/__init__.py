@@ -15,6 +15,6 @@ works too.
 A step whose loss or gradient is not finite moves nothing. `max_bad_steps` of them in a row end the training.
 
 `meters` and `energy` measure speed, memory and joules; `out_of_memory` says which settings to lower; `warm_start`
-starts from another model (`init_from`); `handover` copies the states to a remote root, so that another machine can continue;
-`environment` records the commit and the packages; `checkpoint` is the manifest of a finished training.
+starts from another model (`init_from`); `handover` copies the states to a remote root, so that another machine can
+continue; `environment` records the commit and the packages; `checkpoint` is the manifest of a finished training.
 """
