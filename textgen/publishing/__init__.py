@@ -2,7 +2,7 @@
 
 - `publish`: writes the next version and moves the champion if the decision says so; a crash leaves one of the two.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
-- `gate`, `contenders`: the decision, and the scores that it compares: this version's, the champion's, a unigram model's.
+- `publish`: writes the next version and moves the champion, if so decided. A crash leaves one of the two.
 - `registry`: the versions, the champion file, promotion and rollback by hand.
 - `card`, `plots`, `lineage`: the model card and what is in it.
 - `drift`: how far a new text is from that of the champion.
