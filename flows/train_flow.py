@@ -57,7 +57,8 @@ def train_flow(
         config: The configuration to start from, a file of configs/.
         training: How to train. What is left empty is as in the configuration.
         run: What to do, and where.
-        overrides: Other settings, as section.key=value, over everything above; README.md lists the keys.
+        overrides: Other settings, as section.key=value, over everything above. textgen/config.py and
+            textgen/sections.py describe the keys.
     """
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 

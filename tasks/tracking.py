@@ -17,8 +17,7 @@ from textgen.config import Config, TrackingConfig
 from textgen.errors import FAILURE, USER_MISTAKE, Damaged
 from textgen.files import write_atomic
 from textgen.model.find import read_champion
-from textgen.publishing.lineage import LINEAGE_FILE
-from textgen.publishing.version import PublishedManifest
+from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 
 log = logging.getLogger(__name__)
 

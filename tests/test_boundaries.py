@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,18 @@ def test_a_room_imports_only_those_below_it():
 
 def imported_rooms(path: Path) -> set[str]:
     """Return the rooms of textgen that a file imports anywhere."""
-    modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    parts = [module.split(".") for module in modules if module is not None]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names]
     return {part[1] for part in parts if part[0] == "textgen" and len(part) > 1} & set().union(*ROOMS)
 
 
-def test_every_room_has_its_place():
+def test_every_room_has_its_place_and_is_packaged():
     there = {path.parent.name for path in (ROOT / "textgen").glob("*/__init__.py")}
     assert there == set().union(*ROOMS)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(packages) == {"textgen", "textgen.configs", *(f"textgen.{room}" for room in there)}

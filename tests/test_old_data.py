@@ -128,16 +128,26 @@ def test_a_field_that_is_added_changes_a_key_only_where_it_differs_from_its_defa
     assert keys(model=RicherModel(**model), evaluation=StricterEvaluation(**evaluation)) == now
     assert keys(model=RicherModel(**model, richer=True))[0] != TRAINING
     assert keys(evaluation=StricterEvaluation(**evaluation, stricter="yes"))[1] != now[1]
-    assert keys(training=LongerTraining(**training, coolest=7)) == keys(training=LongerTraining(**training))
-    warmer = keys(training=LongerTraining(**training, warmer=1.0))
-    assert warmer[0] not in (TRAINING, keys(training=LongerTraining(**training))[0])
+    assert keys(training=LongerTraining(**training)) == now
+    assert keys(training=LongerTraining(**training, coolest=7)) == now, "what null stands for"
+    assert keys(training=LongerTraining(**training, coolest=8))[0] != TRAINING
+    assert keys(training=LongerTraining(**training, warmer=1.0))[0] != TRAINING
+
+
+class RelativeWarmup(TrainingConfig):
+    """A field of the keys whose default becomes null, and stands for the default that it had."""
+
+    warmup_steps: int | None = None
+
+    @property
+    def resolved_warmup_steps(self) -> int:
+        return 100
 
 
 def test_a_null_that_is_resolved_is_in_a_key_as_its_value():
-    part = LongerTraining().key_part()
-    assert part["coolest"] == 7
-    assert "warmer" not in part
-    assert LongerTraining(coolest=7).key_part() == part
+    training = RelativeWarmup.model_construct(**TrainingConfig().model_dump() | {"warmup_steps": None})
+    assert training.key_part() == TrainingConfig().key_part()
+    assert TrainingConfig().key_part()["warmup_steps"] == 100
     assert ModelConfig().key_part()["head_dim"] is None, "as it was before"
 
 

@@ -196,8 +196,8 @@ def find_config(name: str) -> Path:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configurations by name: those of the checkout, or of the installed package."""
-    here = Path(__file__).parent
-    folder = next(folder for folder in (here.parent / "configs", here / "configs") if folder.is_dir())
+    packaged = Path(__file__).with_name("configs")  # of an installed package; a checkout has them beside textgen/
+    folder = packaged if packaged.is_dir() else packaged.parents[1] / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

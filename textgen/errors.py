@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class Failure(Exception):
-    """What ends a command through no mistake in the code; `transient`: a second try may succeed."""
+    """Ends a command without a bug in our code. `transient`: a second try may succeed."""
 
     def __init__(self, message: str, transient: bool = False) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ def from_text(text: str) -> InputError | Failure | None:
 
 
 def carry_out(command: Callable[[], None]) -> int:
-    """Carry a command out and return its exit code; what keeps it from its end is a line on stderr."""
+    """Run a command and return its exit code. InputError and Failure are printed as one line on stderr."""
     try:
         command()
     except InputError as error:

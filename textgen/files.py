@@ -128,7 +128,7 @@ class Manifest(BaseModel):
     key: str
     # Not part of the stored manifest:
     path: str = Field("", description="the folder, as this process reaches it")
-    built: bool = Field(False, description="whether it was made just now, and not found")
+    built: bool = Field(False, description="whether this call made it")
 
     def sha256_by_file(self) -> dict[str, str]:
         """Return the sha256 of every file that the manifest vouches for."""

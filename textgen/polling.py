@@ -22,7 +22,7 @@ def every(
             look(False)
         look(True)
 
-    thread = threading.Thread(target=context.run, args=(follow,), name=name, daemon=True)
+    thread = threading.Thread(target=context.run, args=(follow,), name=name, daemon=leave_seconds is not None)
     thread.start()
     try:
         yield

@@ -28,17 +28,21 @@ class Section(BaseModel):
         """Return the section's part of a content key: the values that say what is computed.
 
         The fields of ALWAYS_IN_KEYS are there whatever their values. Any other field was added later and is there only
-        where it differs from its default, so that adding it changed no key. A field that is null and has a property
-        `resolved_<field>` is there with the value of that property, but for those of NULL_IN_KEYS.
+        if it differs from its default, so that adding it changed no key. A null counts as what it stands for, the
+        property `resolved_<field>`, except for the fields of NULL_IN_KEYS.
         """
-        values, defaults = self.model_dump(mode="json"), type(self).model_construct().model_dump(mode="json")
         part = {}
-        for name, value in values.items():
-            if value is None and name not in self.NULL_IN_KEYS:
-                value = getattr(self, f"resolved_{name}", None)
-            if name in self.ALWAYS_IN_KEYS or value != defaults[name]:
+        for name, value in self._resolved().items():
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if name in self.ALWAYS_IN_KEYS or value != self.model_copy(update={name: default})._resolved()[name]:
                 part[name] = value
         return part
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return the values; in place of a null, what it stands for."""
+        values = self.model_dump(mode="json")
+        nulls = [name for name, value in values.items() if value is None and name not in self.NULL_IN_KEYS]
+        return {**values, **{name: getattr(self, f"resolved_{name}", None) for name in nulls}}
 
 
 class ModelConfig(Section):

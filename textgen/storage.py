@@ -56,7 +56,7 @@ class Remote:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Turn what the remote root answers with into a message.
+        """Turn any error of the remote root into StorageUnavailable.
 
         Raises:
             StorageUnavailable: with that message.
@@ -152,7 +152,7 @@ class Storage:
     def push(self, folder: Path, manifest: Manifest) -> None:
         """Have the remote root hold the files that the manifest of `folder` names, and then the manifest.
 
-        Another manifest that is there is removed before: its files are about to be others.
+        A different manifest there is removed first, because its files are about to change.
         """
         if (remote := self.remote) is None:
             return
@@ -196,7 +196,7 @@ class Storage:
     def folders(self, home: Path, pattern: str, whole: bool = True) -> list[Path]:
         """Return the folders of `home`, as they would be here, that are in the remote root with their manifests.
 
-        Those whose push did not come to its end too, unless they are to be `whole`.
+        With `whole=False`, folders whose push did not finish are included.
         """
         if (remote := self.remote) is None:
             return []

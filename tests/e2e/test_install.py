@@ -21,6 +21,7 @@ def test_the_installed_command_has_its_version_and_finds_the_shipped_configs(tmp
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "installed"]
     subprocess.run([*install, checkout], check=True)
     shutil.rmtree(checkout)
+    (tmp_path / "installed" / "configs").mkdir()  # of another package
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

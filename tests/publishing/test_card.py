@@ -20,8 +20,7 @@ from textgen.publishing.card import (
     quote,
     write_card,
 )
-from textgen.publishing.lineage import LINEAGE_FILE
-from textgen.publishing.version import METRICS_FILE, Decision, Guard
+from textgen.publishing.version import LINEAGE_FILE, METRICS_FILE, Decision, Guard
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

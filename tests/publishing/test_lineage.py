@@ -11,8 +11,8 @@ import pytest
 from textgen.config import SPLITS
 from textgen.files import Manifest, canonical_json, sha256_file
 from textgen.publishing.card import describe_environment
-from textgen.publishing.lineage import LINEAGE_FILE, describe_lineage
-from textgen.publishing.version import Decision
+from textgen.publishing.lineage import describe_lineage
+from textgen.publishing.version import LINEAGE_FILE, Decision
 from textgen.training import environment
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.environment import Environment

@@ -16,7 +16,7 @@ from tasks import tracking
 from tasks.tracking import choose_mode, describe_model, main, track, track_champion, track_model
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import Config, TrackingConfig, parse_config
-from textgen.publishing.lineage import LINEAGE_FILE
+from textgen.publishing.version import LINEAGE_FILE
 
 
 @pytest.fixture(autouse=True)

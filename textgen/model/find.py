@@ -42,7 +42,7 @@ def number_of(version: str) -> int:
 
 
 def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version; of the champion's, None before the first is promoted.
+    """Return the folder of a version. None stands for a champion that does not exist yet.
 
     Raises:
         InputError: there is no such version.
@@ -60,7 +60,7 @@ def resolve(name: str, root: Path) -> Path:
 
     Raises:
         InputError: there is no such model.
-        Damaged: a file of it is not what its manifest says; a training has one from its end on.
+        Damaged: a file differs from its manifest. A training has a manifest only when it is finished.
     """
     folder = Path(name)
     if not folder.is_dir():

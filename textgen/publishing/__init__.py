@@ -1,8 +1,8 @@
 """A checkpoint becomes a version, and perhaps the champion: the version in use.
 
-- `publish`: writes the next version and moves the champion if the decision says so; a crash leaves one of the two.
+- `gate`: decides whether a version is promoted. `contenders`: the losses that it compares.
+- `publish`: writes the next version, and moves the champion if the gate says so. A crash leaves one of the two in use.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
-- `publish`: writes the next version and moves the champion, if so decided. A crash leaves one of the two.
 - `registry`: the versions, the champion file, promotion and rollback by hand.
 - `card`, `plots`, `lineage`: the model card and what is in it.
 - `drift`: how far a new text is from that of the champion.

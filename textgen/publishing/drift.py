@@ -17,8 +17,7 @@ from textgen.files import Manifest, build_once, content_key
 from textgen.model.device import choose_device
 from textgen.model.find import read_champion
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.publishing.lineage import LINEAGE_FILE
-from textgen.publishing.version import PublishedManifest
+from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 from textgen.storage import Storage
 from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_rows

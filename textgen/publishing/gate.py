@@ -104,10 +104,7 @@ def most_confidence(scored_documents: int) -> float:
 
 @functools.lru_cache(maxsize=1)
 def _halves(groups: int) -> Tensor:
-    """Return which groups are in which half, as ones and zeros [R, G]: in every one there is, or in random ones.
-
-    The same figures find the same ones.
-    """
+    """Return the random subsets [R, G] as 0 and 1: every subset of few groups, else RESAMPLES of a fixed seed."""
     if 2**groups <= RESAMPLES:
         return (torch.arange(2**groups)[:, None] >> torch.arange(groups) & 1).double()
     generator = torch.Generator().manual_seed(RESAMPLING_SEED)
@@ -171,11 +168,16 @@ def decide(
 
 
 def _in_words(found: Rates, opponent: str, comparison: Comparison, min_improvement: float, required: float) -> str:
-    return (
-        f"{found.difference:+.4f} {found.unit} on test against {opponent} "
-        f"({comparison.low:+.4f} to {comparison.high:+.4f}); confidence {comparison.confidence:.2%} of "
-        f"{required:.2%} that it is better by more than {min_improvement:g}"
+    """Return the comparison in words: the verdict first, then its bounds, and what is missing to be sure."""
+    words = (
+        f"{'better' if found.difference < 0 else 'worse'} by {abs(found.difference):.3f} {found.unit} on test than "
+        f"{opponent}; difference {comparison.low:+.3f} to {comparison.high:+.3f}, each bound with {required:.0%} "
+        "confidence"
     )
+    if comparison.confidence < required:
+        more = f" by more than {min_improvement:g}" if min_improvement else ""
+        words += f"; {comparison.confidence:.2%} sure that it is better{more}, {required:.2%} is needed"
+    return words
 
 
 def guard_validation(challenger: Scores, opponent: Scores) -> Guard:

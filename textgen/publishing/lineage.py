@@ -6,13 +6,11 @@ from textgen.files import Manifest
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import Decision
 
-LINEAGE_FILE = "lineage.json"
-
 
 def describe_lineage(candidate: Candidate, decision: Decision, flow_run_id: str | None) -> dict[str, Any]:
     """Return where a model comes from: data, tokens, weights, configuration, code, packages, run and decision.
 
-    Code and packages are the training's, null and none of one that did not record them; the run is the publishing one.
+    Code and packages are the training's: null and empty if it did not record them. The run is the one that published.
 
     A `folder` is under the storage root; its `sha256` are of the files in it, and its `key` is that of its manifest.
     """

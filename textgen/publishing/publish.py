@@ -1,7 +1,6 @@
 """Publishing: a checkpoint becomes the next version, with its card and its decision, and the champion if it is better.
 
-Each step is whole or was not: a process that is killed leaves the old champion or the new one, and the next one ends
-the work.
+Each step is atomic. After a kill the old or the new champion is in use, and the next run finishes the work.
 """
 
 import json
@@ -19,9 +18,9 @@ from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
 from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram, write_scores
 from textgen.publishing.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
-from textgen.publishing.lineage import LINEAGE_FILE, describe_lineage
+from textgen.publishing.lineage import describe_lineage
 from textgen.publishing.registry import opened, prune, read_sound, settle
-from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, PublishedManifest, Sample
+from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE

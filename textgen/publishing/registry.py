@@ -45,7 +45,7 @@ class History(BaseModel):
 
 @contextmanager
 def opened(home: Path, storage: Storage) -> Iterator[None]:
-    """Hold the models of `home` to oneself on this machine, as they are in the remote root, while the block runs."""
+    """Lock the models of `home` on this machine and bring them from the remote root while the block runs."""
     home.mkdir(parents=True, exist_ok=True)
     busy = f"{home.name}: waiting for another process, that publishes or promotes, to end"
     with locked(home / ".lock", busy):
@@ -66,8 +66,8 @@ def opened(home: Path, storage: Storage) -> Iterator[None]:
 def opened_to_read(home: Path, storage: Storage) -> Iterator[None]:
     """Have the models of `home` here, as they are in the remote root, while the block reads them.
 
-    Those of a local root are not locked: a version does not change, and it comes and goes, as the champion moves, by
-    one rename. One may be gone between two looks.
+    A local root is not locked: versions never change, and versions and the champion move by one rename. A version may
+    disappear between two reads.
     """
     if storage.is_remote:
         with opened(home, storage):
@@ -111,9 +111,9 @@ def rollback(home: Path, storage: Storage) -> PublishedManifest:
 
 
 def settle(home: Path, manifest: PublishedManifest, storage: Storage) -> None:
-    """Make a version the champion if it was to be promoted and neither a newer one nor somebody's hand stands over it.
+    """Promote a version that is to be promoted, unless a newer one or a choice by hand stands.
 
-    `opened` holds the models. A process that was killed before it did this is so made good.
+    This also completes a publish that was killed. The caller holds `opened`.
     """
     champion, settled, number = read_champion(home), read_history(home).settled, number_of(manifest.version)
     if manifest.promoted and all(other is None or number_of(other) < number for other in (champion, settled)):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from textgen.files import Manifest
 
 METRICS_FILE = "metrics.json"
+LINEAGE_FILE = "lineage.json"
 DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
 
 
@@ -45,8 +46,8 @@ class Decision(BaseModel):
     challenger: float | None = None  # mean loss on the test split, in `unit`
     champion: float | None = None  # the opponent's
     difference: float | None = None  # challenger less opponent: below zero is better
-    low: float | None = None  # of the difference's confidence interval, two-sided, at `required_confidence`
-    high: float | None = None
+    low: float | None = None  # a bound of the difference that holds with `required_confidence`
+    high: float | None = None  # the other bound, which holds as surely
     confidence: float | None = None  # that the challenger is better by more than `min_improvement`
     min_improvement: float | None = None  # in `unit`
     required_confidence: float | None = None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from textgen.config import SPLITS
 
-# The embedded corpus leaves out what is no library documentation: tests, an application, demos, bundled wheels.
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # and what holds statements
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+# Left out, as no library documentation: tests, an application, demos, bundled wheels.
 NOT_DOCUMENTATION = {
     "__pycache__", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests",
     "turtledemo",

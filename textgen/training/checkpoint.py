@@ -8,6 +8,8 @@ from textgen.training.environment import Environment
 from textgen.training.meters import Speed
 from textgen.training.progress import Validation
 
+KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
+
 
 class CheckpointManifest(Manifest):
     """A finished training: the weights that were best on validation, and how they came about."""
@@ -36,6 +38,3 @@ class CheckpointManifest(Manifest):
     @property
     def weights_sha256(self) -> str:
         return self.sha256[WEIGHTS_FILE]
-
-
-KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on

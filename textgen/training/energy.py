@@ -23,7 +23,7 @@ class Counter:
     last: int
 
     def joules(self) -> float:
-        """Return the joules since it was last read; it must not have wrapped twice. A failed reading is made up for."""
+        """Return the joules since the last reading. The next reading includes what a failed one missed."""
         try:
             last, self.last = self.last, self.read()
         except OSError:

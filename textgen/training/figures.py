@@ -37,8 +37,7 @@ def step_figures(
 class TrainingLog:
     """The log of the training in folder `out`.
 
-    A training that goes on from a state comes again through steps that are in the log: they are left as they are, and
-    only what is new is written and reaches `on_line`.
+    A continued training repeats steps that are already logged. Only new lines are written and passed to `on_line`.
     """
 
     def __init__(self, out: Path, on_line: OnMetrics) -> None:

@@ -38,7 +38,7 @@ class Group:
     def is_orphaned(self) -> bool:
         """Return whether the agent was killed, so that nobody would see the others fail, or stop them.
 
-        Linux's own signal for it (PR_SET_PDEATHSIG) comes once a thread of the agent, and a second one does not wait.
+        Linux's parent-death signal (PR_SET_PDEATHSIG) fires when any thread of the agent ends, so it is not used.
         """
         return self.parent is not None and os.getppid() != self.parent
 
@@ -90,7 +90,7 @@ def is_main_process() -> bool:
 
 
 def report_failures(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function` so that, under torchrun, it writes its exception where the agent reads it and exits in silence.
+    """Wrap `function`: under torchrun, write its exception to the agent's error file and exit without printing.
 
     Otherwise every process would print the same error, plus errors about lost peers.
     """

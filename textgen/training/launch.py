@@ -37,7 +37,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def processes_to_start(training: TrainingConfig) -> int:
-    """Return how many processes `training.devices` asks this one to start: 1 is itself, and so it is under torchrun.
+    """Return how many processes to start. 1 means no new process; under torchrun it is always 1.
 
     Raises:
         InputError: there are fewer GPUs than that, or fewer sequences in a batch.
@@ -94,7 +94,7 @@ def launch(processes: int, tokens: Path, config: Config, out: Path, on_metrics: 
 
 
 def _first_failure(failures: "dict[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
-    """Return the process that failed of itself, with its rank: not for losing another one, nor ended by the agent."""
+    """Return the first process that failed by itself, and its rank: no one that lost a peer or that the agent ended."""
 
     def order(item: "tuple[int, ProcessFailure]") -> tuple[bool, bool, float]:
         _, failure = item

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from textgen.model.device import uses_bf16
 from textgen.sections import ModelConfig
+from textgen.training.progress import Progress
 
 # Dense bf16 matrix peaks of the makers' data sheets, in FLOP/s, by words of the device's name; the first that fits.
 GPU_BF16_PEAKS = {
@@ -44,14 +44,6 @@ class Speed(BaseModel):
     joules: dict[str, float] = {}  # by part of the main process's host, where they can be read
 
 
-class Counts(Protocol):
-    """What a training has counted so far."""
-
-    step: int
-    seconds: dict[str, float]  # by phase
-    joules: dict[str, float]
-
-
 class Stopwatch:
     """Seconds by phase, on top of those of an earlier process."""
 
@@ -71,12 +63,12 @@ class Stopwatch:
 class Throughput:
     """Tokens a second, and the share of the matrix peak that they take."""
 
-    def __init__(self, flops_per_token: float, peak_flops: float, tokens_per_step: int, progress: Counts) -> None:
+    def __init__(self, flops_per_token: float, peak_flops: float, tokens_per_step: int, progress: Progress) -> None:
         """Begin to count at `progress`. `peak_flops`: FLOP/s, of one device times the devices."""
         self.flops_per_token, self.peak_flops, self.tokens_per_step = flops_per_token, peak_flops, tokens_per_step
         self._last = progress.step, progress.seconds.get("train", 0.0)
 
-    def since_last(self, progress: Counts) -> float:
+    def since_last(self, progress: Progress) -> float:
         """Return the tokens a second of the steps since the last call."""
         step, seconds = self._last
         self._last = progress.step, progress.seconds["train"]
@@ -86,7 +78,7 @@ class Throughput:
         """Return the share of the peak that the model's own arithmetic reaches at that speed."""
         return tokens_per_second * self.flops_per_token / self.peak_flops
 
-    def whole(self, progress: Counts, device: torch.device) -> Speed:
+    def whole(self, progress: Progress, device: torch.device) -> Speed:
         """Return the speed of the whole training."""
         tokens_per_second = progress.step * self.tokens_per_step / progress.seconds["train"]
         return Speed(

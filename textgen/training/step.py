@@ -84,7 +84,7 @@ class Stepper:
         return self.replica.no_sync() if stay and isinstance(self.replica, DistributedDataParallel) else nullcontext()
 
     def _update_average(self, step: int) -> None:
-        """Move the averaged weights towards the weights, after a refused step too; at the first they are equal."""
+        """Update the averaged weights, also after a refused step. At step 0 they equal the weights."""
         if self.state.averaged is not None and self.training.ema_decay is not None:
             decay = self.training.ema_decay if step else 0.0
             get_ema_multi_avg_fn(decay)(
@@ -105,7 +105,7 @@ class Outcomes:
 
     @property
     def must_be_read(self) -> bool:
-        """Return whether there are so many that all of them refused would end the training."""
+        """Return whether so many are unread that, if all were refused, the training must end."""
         return len(self.unread) == self.training.max_bad_steps
 
     def read(self, progress: Progress) -> None:

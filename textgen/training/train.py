@@ -102,8 +102,8 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     """Train a model on `tokens` in the folder `out` and return its manifest.
 
     A training that was interrupted there continues; one that is finished and verifies returns at once. `on_metrics`
-    is called with a step and its figures, in the process that called `train`. SIGINT and SIGTERM have their effect
-    before the next backward pass or in a validation, when the state is saved.
+    is called with a step and its figures, in the process that called `train`. SIGINT and SIGTERM take effect
+    before the next backward pass or during a validation. The state is saved by then.
 
     Raises:
         InputError: a split is shorter than `data.seq_length`, the devices are absent, `out` holds another training, or
@@ -112,6 +112,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         OutOfMemory: a step or a validation does not fit in memory.
         StateNotSaved: the disk did not take the state.
         WorkerFailed: one of several processes failed.
+        Damaged: a file of the model to start from is not what its manifest says.
     """
     check_length(tokens, config.data.seq_length)
     out, key = out.resolve(), train_key(tokens, config)
@@ -284,7 +285,7 @@ class Run:
                 self.log.add(progress.step, {"validation/loss_nats": loss_nats})
 
     def leave_if_told(self) -> None:
-        """Where a signal came, or the agent is gone, save the state: in the step now begun nothing has moved yet.
+        """After a signal, or if the agent is gone, save the state and leave. This step has changed nothing yet.
 
         Raises:
             KeyboardInterrupt: it came to any process of the group, or to the one that started it.

@@ -16,6 +16,7 @@ def initial_sha256(config: Config) -> str | None:
 
     Raises:
         InputError: there is no such model.
+        Damaged: a file of it is not what its manifest says.
     """
     if config.training.init_from is None:
         return None
@@ -30,6 +31,7 @@ def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> 
 
     Raises:
         InputError: that model is absent, or has another shape or another tokenizer.
+        Damaged: a file of it is not what its manifest says.
     """
     if config.training.init_from is None:
         return
