@@ -170,7 +170,7 @@ def decide(
 def _in_words(found: Rates, opponent: str, comparison: Comparison, min_improvement: float, required: float) -> str:
     """Return the comparison in words: the verdict first, then its bounds, and what is missing to be sure."""
     words = (
-        f"{'better' if found.difference < 0 else 'worse'} by {abs(found.difference):.3f} {found.unit} on test than "
+        f"{'better' if found.difference < 0 else 'worse'} by {abs(found.difference):.3f} {found.unit} on test against "
         f"{opponent}; difference {comparison.low:+.3f} to {comparison.high:+.3f}, each bound with {required:.0%} "
         "confidence"
     )
