@@ -72,8 +72,7 @@ def stage(
             return None
         # A result holds paths: where the storage was moved, or is reached from elsewhere, it is another result.
         name = f"{context.task.name}-{content_key(content, str(root), str(root.resolve()))}"
-        refuse_foreign(root.resolve() / CACHE_FOLDER / name, makes)
-        return name
+        return name if can_be_loaded(root.resolve() / CACHE_FOLDER / name, makes) else None
 
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         return task(
@@ -88,18 +87,23 @@ def stage(
     return decorate
 
 
-def refuse_foreign(record: Path, makes: type[Manifest]) -> None:
-    """Set a cached record aside that Prefect would not load as a `makes`.
+def can_be_loaded(record: Path, makes: type[Manifest]) -> bool:
+    """Return whether Prefect may load a cached record, or write one where there is none.
 
-    Prefect loads a record with the serializer that it names and imports every class that it names: a pickle or a record
-    of other classes could run any code, and a class that has moved comes back as a dict.
+    A record that is not of a `makes` is set aside. One that cannot be read is left, and nothing is cached. Prefect uses
+    the serializer that a record names and imports every class that it names: a pickle or a record of other classes could
+    run any code, and a class that has moved comes back as a dict.
     """
     try:
         check_record(record, makes)
     except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError) as error:
+        pass
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
         set_aside(record, Damaged(f"{record} is not a record of a {makes.__name__} ({' '.join(str(error).split())})"))
+    except OSError as error:
+        log.warning("%s cannot be read (%s): the result is not cached", record, error.strerror)
+        return False
+    return True
 
 
 def check_record(record: Path, makes: type[Manifest]) -> None:
@@ -129,8 +133,8 @@ def check_record(record: Path, makes: type[Manifest]) -> None:
 def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> tuple[Any, StageReport]:
     """Run a stage and return its manifest and report.
 
-    Prefect's cache checks that a result was recorded, not that the files it names are still what they were: a hit that
-    does not verify is run again.
+    Prefect's cache checks that a result was recorded. A hit is believed only if the files verify and the manifest
+    beside them says the same; otherwise the stage runs again.
     """
     started = time.monotonic()
     stage_task = stage_task.with_options(result_storage=config.root.resolve() / CACHE_FOLDER)
@@ -139,7 +143,8 @@ def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> t
     cached = state.name == "Cached"
     if cached:
         try:
-            type(manifest).read(manifest.folder)
+            if type(manifest).read(manifest.folder) != manifest:
+                raise Damaged(f"{manifest.folder}: its manifest says something else than the cached record")
         except Damaged as damage:
             log.warning("%s: the cached result of %s is not believed", damage, stage_task.name)
             manifest = stage_task.with_options(refresh_cache=True)(config=config, **arguments)

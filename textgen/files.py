@@ -177,7 +177,7 @@ class Manifest(BaseModel):
             return cls.model_validate({**content, "path": str(folder)})
         except ValidationError as error:
             fields = ", ".join(sorted({str(part["loc"][0]) for part in error.errors() if part["loc"]}))
-            raise Damaged(f"{path} is of an older format, or no {cls.__name__}: see {fields}") from error
+            raise Damaged(f"{path} is of an older format ({fields}); the flow makes it anew when it runs") from error
 
     @classmethod
     def read(cls, folder: Path) -> Self:

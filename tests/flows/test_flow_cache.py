@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tasks.stage import can_be_loaded
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.text import tokens
+from textgen.text.corpus import RawManifest
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -116,6 +119,29 @@ def test_a_record_that_is_not_ours_is_set_aside_and_loads_nothing(folder, tmp_pa
         assert f"{path} is not a record of a " in caplog.text
         assert path.with_name(f"{path.name}.damaged-1").exists()
     assert cached(run_flow(tiny(folder))) == list(STAGES)
+
+
+def test_a_record_that_says_something_else_than_its_folder_is_not_believed(folder, caplog):
+    first = run_flow(tiny(folder))
+    (path,) = [path for path in (folder / "data" / "cache").glob("evaluate-*") if str(folder) in path.read_text()]
+    content = json.loads(path.read_bytes())
+    content["result"] = re.sub(r'"loss_nats": [0-9.]+', '"loss_nats": 0.001', content["result"])
+    path.write_text(json.dumps(content))
+    assert run_flow(tiny(folder))["metrics"] == first["metrics"]
+    assert "its manifest says something else than the cached record" in caplog.text
+
+
+def test_a_record_that_cannot_be_read_is_a_miss(tmp_path, caplog):
+    is_a_folder, is_deep = tmp_path / "fetch-1", tmp_path / "fetch-2"
+    is_a_folder.mkdir()
+    is_deep.write_text("[" * 100_000)
+    for record in (is_a_folder, is_deep):
+        assert can_be_loaded(record, RawManifest)
+        assert f"{record} is not a record of a RawManifest" in caplog.text
+        assert not record.exists()
+    below_a_file = tmp_path / "fetch-2.damaged-1" / "fetch-3"
+    assert not can_be_loaded(below_a_file, RawManifest)
+    assert f"{below_a_file} cannot be read (Not a directory)" in caplog.text
 
 
 class Loaded:

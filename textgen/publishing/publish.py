@@ -17,7 +17,14 @@ from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
 from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram, write_scores
-from textgen.publishing.gate import decide, decide_without_comparison, guard_finite, guard_generation, guard_whole
+from textgen.publishing.gate import (
+    Scores,
+    decide,
+    decide_without_comparison,
+    guard_finite,
+    guard_generation,
+    guard_whole,
+)
 from textgen.publishing.lineage import describe_lineage
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
@@ -90,11 +97,7 @@ def _publish(
         *guard_whole(scores, expected_tokens(metrics, candidate.tokens)),
         *guard_generation(continuations),
     ]
-    opponent = None
-    if config.publish.policy == "gate" and champion is not None:
-        opponent = score_champion(champion, candidate)
-    elif config.publish.policy == "gate" and _is_first(folder.parent, checkpoint):
-        opponent = score_unigram(scores, candidate)
+    opponent = _score_opponent(folder.parent, champion, scores, candidate)
     decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
     verdict = "promoted" if decision.promoted else "not promoted"
     log.info("%s %s: %s: %s", config.name, folder.name, verdict, decision.reason)
@@ -124,6 +127,17 @@ def _publish(
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
         ).write(temporary)
     return PublishedManifest.read(folder).as_built()
+
+
+def _score_opponent(
+    home: Path, champion: PublishedManifest | None, scores: Scores, candidate: Candidate
+) -> Scores | None:
+    """Return the scores that the gate compares with: the champion's, or a unigram model's for the first version."""
+    if candidate.config.publish.policy != "gate":
+        return None
+    if champion is not None:
+        return score_champion(champion, candidate)
+    return score_unigram(scores, candidate) if _is_first(home, candidate.checkpoint) else None
 
 
 def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
