@@ -91,8 +91,8 @@ def can_be_loaded(record: Path, makes: type[Manifest]) -> bool:
     """Return whether Prefect may load a cached record, or write one where there is none.
 
     A record that is not of a `makes` is set aside. One that cannot be read is left, and nothing is cached. Prefect uses
-    the serializer that a record names and imports every class that it names: a pickle or a record of other classes could
-    run any code, and a class that has moved comes back as a dict.
+    the serializer that a record names and imports every class that it names. A pickle, or a record of other classes,
+    could run any code; a class that has moved comes back as a dict.
     """
     try:
         check_record(record, makes)
