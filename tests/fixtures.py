@@ -17,10 +17,11 @@ from tests.flow_runs import run_flow, tiny
 from tests.pace import sitecustomize
 from tests.publications import Publication, make, write_text
 from tests.waiting import PATIENCE_SECONDS, narrow
-from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig, parse_config
+from textgen.config import SPLITS, Config, DataConfig, StorageConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model.transformer import LanguageModel
+from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, tokenize
 from textgen.training.checkpoint import CheckpointManifest
@@ -128,6 +129,24 @@ def flip_bit() -> Callable[[Path], None]:
         path.write_bytes(data)
 
     return flip
+
+
+@pytest.fixture
+def remote_root(tmp_path: Path) -> str:
+    """Return the URL of a remote root of the test's own."""
+    return f"memory:/{tmp_path}"
+
+
+@pytest.fixture
+def here(remote_root: str, tmp_path: Path) -> Storage:
+    """Return the storage of that root on this machine."""
+    return Storage(StorageConfig(root=remote_root, cache=str(tmp_path / "here")))
+
+
+@pytest.fixture
+def there(remote_root: str, tmp_path: Path) -> Storage:
+    """Return the same storage on another machine."""
+    return Storage(StorageConfig(root=remote_root, cache=str(tmp_path / "there")))
 
 
 def tiny_config(**sections: dict) -> Config:

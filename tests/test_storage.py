@@ -44,27 +44,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def root(tmp_path) -> str:
-    """Return the URL of a remote root of the test's own."""
-    return f"memory:/{tmp_path}"
-
-
-@pytest.fixture
-def remote(root) -> Callable[[str], str]:
+def remote(remote_root) -> Callable[[str], str]:
     """Return a function from a path under the remote root to its path in the file system of the remote root."""
-    _, base = fsspec.url_to_fs(root)
+    _, base = fsspec.url_to_fs(remote_root)
     return lambda path: f"{base}/{path}"
-
-
-@pytest.fixture
-def here(root, tmp_path) -> Storage:
-    return Storage(StorageConfig(root=root, cache=str(tmp_path / "here")))
-
-
-@pytest.fixture
-def there(root, tmp_path) -> Storage:
-    """Return the same storage on another machine."""
-    return Storage(StorageConfig(root=root, cache=str(tmp_path / "there")))
 
 
 def flip_remote_bit(path: str) -> None:

@@ -17,12 +17,14 @@ class Section(BaseModel):
     """A section of the configuration: frozen, typed strictly, no unknown keys.
 
     ALWAYS_IN_KEYS names the fields that were in content keys before a field could be added without changing them,
-    NULL_IN_KEYS those of them whose null is in a key as null. A field that is added belongs in neither.
+    NULL_IN_KEYS those of them whose null is in a key as null. NEVER_IN_KEYS names the fields that do not say what is
+    computed. A field that is added belongs in none of them, or in the last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
     ALWAYS_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
     NULL_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+    NEVER_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
 
     def key_part(self) -> dict[str, Any]:
         """Return the section's part of a content key: the values that say what is computed.
@@ -33,6 +35,8 @@ class Section(BaseModel):
         """
         part = {}
         for name, value in self._resolved().items():
+            if name in self.NEVER_IN_KEYS:
+                continue
             default = type(self).model_fields[name].get_default(call_default_factory=True)
             if name in self.ALWAYS_IN_KEYS or value != self.model_copy(update={name: default})._resolved()[name]:
                 part[name] = value
@@ -104,6 +108,12 @@ class TrainingConfig(Section):
         "warmup_steps", "optimizer", "muon_momentum", "weight_decay", "final_weight_decay", "adam_beta1",
         "adam_beta2", "adam_epsilon", "max_grad_norm", "ema_decay", "random_offset", "early_stopping_patience",
         "eval_every", "eval_blocks", "precision",
+    })  # fmt: skip
+    # They say how a training is run, and may change while it is interrupted. Only the number of sequences in a step is
+    # in the key, not how they are split; weights to start from are there by their sha256.
+    NEVER_IN_KEYS = frozenset({
+        "batch_size", "gradient_accumulation_steps", "init_from", "max_bad_steps", "log_every", "checkpoint_every",
+        "checkpoint_every_minutes", "keep_checkpoints", "compile", "device", "devices",
     })  # fmt: skip
 
     batch_size: int = Field(32, ge=1, description="sequences in one forward pass, shared by the processes")

@@ -121,8 +121,12 @@ class Storage:
         Raises:
             InputError: fsspec knows no such kind of URL, or lacks the package for it.
         """
-        self.local, self.is_remote, self.root = config.local.resolve(), config.is_remote, config.root
+        self.local, self.root = config.local.resolve(), config.root
         self.remote = Remote(config.root, self.local) if config.is_remote else None
+
+    @property
+    def is_remote(self) -> bool:
+        return self.remote is not None
 
     def bring(self, folder: Path, manifest_type: type[Manifest]) -> None:
         """Have `folder` here, verified, if the remote root has it and this machine does not.

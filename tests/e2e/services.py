@@ -63,7 +63,7 @@ class Prefect:
     """A server with a database of its own, its workers, its deployments, its API."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.storage = folder, free_port(), ""  # what `set_up` is given
         self.url = f"http://127.0.0.1:{self.port}"
         kept = {
             name: value

@@ -34,22 +34,6 @@ def config(make_config) -> Config:
     return make_config(training={"log_every": 1, "checkpoint_every": 4, "eval_every": 100, "keep_checkpoints": 1})
 
 
-@pytest.fixture
-def root(tmp_path) -> str:
-    return f"memory:/{tmp_path}"
-
-
-@pytest.fixture
-def here(root, tmp_path) -> Storage:
-    return Storage(StorageConfig(root=root, cache=str(tmp_path / "here")))
-
-
-@pytest.fixture
-def there(root, tmp_path) -> Storage:
-    """Return the same storage on another machine."""
-    return Storage(StorageConfig(root=root, cache=str(tmp_path / "there")))
-
-
 def folder(storage: Storage) -> Path:
     return storage.local / "checkpoints" / "k"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig
+from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
@@ -98,7 +98,7 @@ class Files:
     """A person's own files: a glob of text or parquet files a split."""
 
     KIND: ClassVar[str] = "files"
-    patterns: dict[Any, str]
+    patterns: dict[Split, str]
 
     def identity(self) -> Identity:
         found = {split: _match(split, self.patterns[split]) for split in SPLITS}
@@ -180,8 +180,9 @@ class HubDataset:
         from huggingface_hub import HfApi
 
         name, revision = self.dataset_name, self.revision
-        ask = functools.partial(HfApi().dataset_info, name, revision=revision, timeout=ANSWER_SECONDS)
-        commit = ask_hub(name, CORPUS_WAYS_ON, lambda: ask().sha)
+        commit = ask_hub(
+            name, CORPUS_WAYS_ON, lambda: HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
+        )
         assert commit is not None
         return commit
 

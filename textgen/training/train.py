@@ -47,18 +47,11 @@ from textgen.training.warm_start import initial_sha256, start_from
 log = logging.getLogger(__name__)
 
 TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
-# These settings may change while a training is interrupted: they say how it is run, not what it computes. Only the
-# number of sequences in a step is in the key, not how they are split; weights to start from are there by their sha256.
-NOT_IN_KEY = {
-    "device", "devices", "compile", "log_every", "checkpoint_every", "checkpoint_every_minutes", "keep_checkpoints",
-    "max_bad_steps", "init_from", "batch_size", "gradient_accumulation_steps",
-}  # fmt: skip
 
 
 def train_key(tokens: TokensManifest, config: Config) -> str:
     """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
-    training = {name: value for name, value in config.training.key_part().items() if name not in NOT_IN_KEY}
-    parts = {"seed": config.seed, "model": config.model.key_part(), "training": training}
+    parts = {"seed": config.seed, "model": config.model.key_part(), "training": config.training.key_part()}
     sequences = config.training.sequences_per_step
     return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial_sha256(config))
 
@@ -202,7 +195,6 @@ class Run:
     def train(self) -> None:
         """Take the steps that are left."""
         progress, training = self.progress, self.training
-        self.saved_at = time.monotonic()
         bar = tqdm(
             total=self.steps, initial=progress.step, desc="train", unit="step",
             disable=None if self.group.is_main else True,
