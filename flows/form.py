@@ -93,7 +93,7 @@ def make_config(config: str, training: TrainingChoices, run: RunChoices, overrid
     return load_config(find_config(config), [*training.overrides(), *run.overrides(), *overrides])
 
 
-def describe(parameters: dict[str, Any]) -> str:
+def run_name(parameters: dict[str, Any]) -> str:
     """Return a short name for a run with these parameters: the configuration and what differs from it."""
     chosen = [
         f"{name}={value}"

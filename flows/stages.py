@@ -12,12 +12,12 @@ from tasks.drift import drift
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.publish import publish
-from tasks.push import push_champion
 from tasks.report import show_drift, show_model
 from tasks.stage import run_stage
 from tasks.tokenize import tokenize
 from tasks.tracking import track_champion
 from tasks.train import train
+from tasks.upload import upload_champion
 from textgen.config import Config
 from textgen.model.find import read_champion
 from textgen.training.train import train_key
@@ -49,7 +49,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
         "champion": read_champion(published.folder.parent),
-        "hub_commit": push_champion(config, published),
+        "hub_commit": upload_champion(config, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
     show_model(published, metrics)

@@ -17,11 +17,12 @@ from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
 
-from flows.form import ConfigName, Override, RunChoices, TrainingChoices, describe, make_config
+from flows.form import ConfigName, Override, RunChoices, TrainingChoices, make_config, run_name
 from tasks.cancel import cancel_children
 from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
+from textgen.storage import Storage
 from textgen.text.corpus import raw_folder
 from textgen.text.tokenizer import find_gpt2_file
 
@@ -32,7 +33,7 @@ SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts o
 
 def name_run() -> str:
     """Return the name of a run: its configuration and what differs from it."""
-    return describe(flow_run.parameters)
+    return run_name(flow_run.parameters)
 
 
 @flow(
@@ -58,7 +59,7 @@ def train_flow(
         training: How to train. What is left empty is as in the configuration.
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above. textgen/config.py and
-            textgen/sections.py describe the keys.
+            textgen/sections.py run_name the keys.
     """
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
@@ -186,8 +187,9 @@ def check_files(config: Config) -> None:
     Raises:
         InputError: one of them is absent or unusable.
     """
-    raw_folder(config.data, config.root)
-    find_gpt2_file(config.tokenizer, config.root)
+    storage = Storage(config.storage)
+    raw_folder(config.data, storage)
+    find_gpt2_file(config.tokenizer, storage)
 
 
 def check_devices(config: Config) -> None:

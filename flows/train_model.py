@@ -26,7 +26,7 @@ def train_model(config: Config, tokens_key: str, folder: str) -> Any:
         folder: The folder of the training in checkpoints/: the same folder is continued.
     """
     storage = Storage(config.storage)
-    home = config.root / "processed" / tokens_key
+    home = storage.processed(tokens_key)
     storage.bring(home, TokensManifest)
     here = config.model_copy(update={"compute": config.compute.model_copy(update={"gpu_deployment": None})})
     try:

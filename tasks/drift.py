@@ -15,15 +15,13 @@ log = logging.getLogger(__name__)
 @task
 def drift(config: Config, raw: RawManifest) -> Drift | None:
     """Compare the text with the champion's and return the verdict; None where there is nothing new to compare."""
-    storage = Storage(config.storage)
-    storage.bring(raw.folder, RawManifest)
-    found = measure_drift(raw, config, storage)
+    found = measure_drift(raw, config, Storage(config.storage))
     if found is not None:
-        log.info("drift: %s", describe(found))
+        log.info("drift: %s", in_words(found))
     return found
 
 
-def describe(found: Drift) -> str:
+def in_words(found: Drift) -> str:
     """Return the verdict in a line."""
     because = f": {'; '.join(found.reasons)}" if found.reasons else ""
     return f"against the text of {found.champion}, {found.verdict}{because}"

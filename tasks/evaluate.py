@@ -24,9 +24,7 @@ def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManif
     if config.evaluation.protocol == "lm-eval":
         storage.bring(raw.folder, RawManifest)
     bring_training(storage, checkpoint.folder)
-    storage.bring(evaluation.evaluation_folder(checkpoint.folder, key(config, checkpoint, tokens, raw)), Metrics)
     metrics = evaluation.evaluate(checkpoint.folder, tokens, config)
-    storage.push(metrics.folder, metrics)
     with track(config, checkpoint.key, "evaluate") as run:
         run.summarize(
             {

@@ -8,20 +8,11 @@ from textgen.text.corpus import RawManifest
 
 
 def key(config: Config, refresh: bool = False) -> str | None:
-    folder = corpus.raw_folder(config.data, config.root, refresh)
+    folder = corpus.raw_folder(config.data, Storage(config.storage), refresh)
     return folder.name if folder is not None else None
 
 
 @stage(RawManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def fetch(config: Config, refresh: bool = False) -> RawManifest:
     """Freeze the corpus in data/raw and return its manifest; with `refresh`, as it is on the Hub now."""
-    storage, pins = Storage(config.storage), corpus.pin_file(config.data, config.root)
-    if pins is not None:
-        storage.bring_file(pins)
-    if (folder := corpus.raw_folder(config.data, config.root, refresh)) is not None:
-        storage.bring(folder, RawManifest)
-    raw = corpus.fetch(config.data, config.root, refresh)
-    storage.push(raw.folder, raw)
-    if pins is not None:
-        storage.push_file(pins)
-    return raw
+    return corpus.fetch(config.data, Storage(config.storage), refresh)

@@ -65,19 +65,19 @@ class Progress:
 
     def send(self) -> None:
         """Have the server show what was noted since the last time."""
-        if self._sent != (noted := (self.step, self.describe())):
+        if self._sent != (noted := (self.step, self.in_words())):
             percent = 100.0 * self.step / self.steps
             if self._artifact is None:
-                made = create_progress_artifact(percent, f"{self.name}-training", self.describe())
+                made = create_progress_artifact(percent, f"{self.name}-training", self.in_words())
                 self._artifact = cast(UUID, made)  # a coroutine only where it is called in one
             else:
-                update_progress_artifact(self._artifact, percent, self.describe())
+                update_progress_artifact(self._artifact, percent, self.in_words())
             self._sent = noted
         if self._url is not None and not self._linked:
             create_link_artifact(self._url, self._url, key=f"{self.name}-wandb", description="Weights & Biases")
             self._linked = True
 
-    def describe(self) -> str:
+    def in_words(self) -> str:
         """Return the most important figures in words."""
         words = {
             "train/loss_nats": "loss {:.3f}", "validation/loss_nats": "validation {:.3f}",

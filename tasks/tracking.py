@@ -18,6 +18,7 @@ from textgen.errors import FAILURE, USER_MISTAKE, Damaged
 from textgen.files import write_atomic
 from textgen.model.find import read_champion
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
+from textgen.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ def replay(root: Path) -> int:
         pending = Pending.model_validate_json(file.read_bytes())
         outcome = "sent"
         try:
-            if (root / "models" / pending.name / pending.version).is_dir():
+            if (Storage.at(root).models(pending.name) / pending.version).is_dir():
                 _send(pending, root)
             else:
                 outcome = "no longer there"
@@ -218,7 +219,7 @@ def _send(pending: Pending, root: Path) -> None:
     """Record a version, its inputs and its place in the registry. What the server has already is not sent again."""
     import wandb
 
-    home = root / "models" / pending.name
+    home = Storage.at(root).models(pending.name)
     published = PublishedManifest.read(home / pending.version)
     lineage = json.loads((published.folder / LINEAGE_FILE).read_bytes())
     options = _options(pending.tracking, root, pending.training_key, pending.group)
@@ -233,8 +234,8 @@ def _send(pending: Pending, root: Path) -> None:
         raise
     with opened as run:
         for kind in INPUTS:
-            run.use_artifact(describe_input(kind, lineage[kind]))
-        logged = run.log_artifact(describe_model(published, lineage), aliases=aliases)
+            run.use_artifact(input_artifact(kind, lineage[kind]))
+        logged = run.log_artifact(model_artifact(published, lineage), aliases=aliases)
         logged.wait(timeout=UPLOAD_TIMEOUT_SECONDS)
         if is_champion and pending.tracking.registry is not None:
             target = f"wandb-registry-{pending.tracking.registry}/{pending.name}"
@@ -243,7 +244,7 @@ def _send(pending: Pending, root: Path) -> None:
         write_atomic(root / SENT_FOLDER / pending.name, pending.version + "\n")
 
 
-def describe_input(kind: str, record: dict[str, Any]) -> Any:
+def input_artifact(kind: str, record: dict[str, Any]) -> Any:
     """Return an artifact that names the files of a stage by their sha256, and holds none."""
     import wandb
 
@@ -254,7 +255,7 @@ def describe_input(kind: str, record: dict[str, Any]) -> Any:
     return artifact
 
 
-def describe_model(published: PublishedManifest, lineage: dict[str, Any]) -> Any:
+def model_artifact(published: PublishedManifest, lineage: dict[str, Any]) -> Any:
     """Return the artifact of a published version: its folder, and what it comes from."""
     import wandb
 

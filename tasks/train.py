@@ -45,7 +45,7 @@ def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> 
     """Train in data/checkpoints, in `folder` or else that of the training's key; return the best weights' manifest."""
     storage = Storage(config.storage)
     training_key = training.train_key(tokens, config)
-    out = config.root / "checkpoints" / (folder or training_key)
+    out = storage.training(folder or training_key)
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, out)
     if config.compute.gpu_deployment is not None:

@@ -167,7 +167,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> corpus.RawManifest:
         rows = [" ".join(source.choices(WORDS, k=source.randint(4, 12))) + "\n" for _ in range(ROWS[split])]
         (folder / f"{split}.txt").write_text("".join(rows), "utf-8")
     files = {split: str(folder / f"{split}.txt") for split in SPLITS}
-    return corpus.fetch(DataConfig(files=files), folder / "data")
+    return corpus.fetch(DataConfig(files=files), Storage.at(folder / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +177,7 @@ def make_tokens(raw: corpus.RawManifest) -> Callable[[str], TokensManifest]:
     def make(kind: str) -> TokensManifest:
         settings: dict = {"bpe": {"vocab_size": 300}, "word": {}, "gpt2": {"path": str(SHARED / "gpt2-tokenizer")}}
         try:
-            return tokenize(raw, TokenizerConfig(kind=kind, **settings[kind]), raw.folder.parents[2])
+            return tokenize(raw, TokenizerConfig(kind=kind, **settings[kind]), Storage.at(raw.folder.parents[2]))
         except InputError:
             if kind == "gpt2" and not SHARED.exists():
                 pytest.skip(f"{SHARED} is not on this machine")

@@ -25,6 +25,7 @@ from tests.waiting import PATIENCE_SECONDS
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.errors import Damaged, InputError, SourceUnavailable
 from textgen.hub import ask_hub, pin, pinned
+from textgen.storage import Storage
 from textgen.text import corpus, sources, tokenizer
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.sources import CORPUS_WAYS_ON
@@ -99,9 +100,11 @@ def answer_asked() -> None:
         waits.clear()
         try:
             if asked.pop("gpt2", False):
-                answers[name] = {"file": str(fetch_gpt2_file(TokenizerConfig(kind="gpt2"), root))}
+                answers[name] = {"file": str(fetch_gpt2_file(TokenizerConfig(kind="gpt2"), Storage.at(root)))}
             else:
-                answers[name] = {"manifest": corpus.fetch(DataConfig(**asked), root).model_dump(mode="json")}
+                answers[name] = {
+                    "manifest": corpus.fetch(DataConfig(**asked), Storage.at(root)).model_dump(mode="json")
+                }
         except SourceUnavailable as error:
             answers[name] = {"refused": type(error).__name__, "message": str(error), "transient": error.transient}
         except InputError as error:

@@ -14,11 +14,12 @@ from tests.publications import make
 from tests.trainings import refuse
 from textgen.__main__ import main
 from textgen.config import SPLITS, Config, EvaluationConfig, load_config
-from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_folder, evaluation_key
+from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_key
 from textgen.files import content_key
 from textgen.publishing.drift import DRIFT_VERSION
 from textgen.publishing.version import PublishedManifest
 from textgen.sections import ModelConfig, Section, TrainingConfig
+from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
 from textgen.training.checkpoint import CheckpointManifest
@@ -45,12 +46,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_the_content_keys_are_those_of_0e278cf(old_config):
     config = old_config()
-    raw = corpus.fetch(config.data, config.root)
-    tokens = tokenize(raw, config.tokenizer, config.root)
+    raw = corpus.fetch(config.data, Storage(config.storage))
+    tokens = tokenize(raw, config.tokenizer, Storage(config.storage))
     assert (raw.key, tokens.key, train_key(tokens, config)) == (RAW, TOKENS, TRAINING)
     checkpoint = CheckpointManifest.read(config.root / "checkpoints" / TRAINING)
     assert evaluation_key(checkpoint.weights_sha256, tokens, config) == EVALUATION
-    metrics = Metrics.read(evaluation_folder(checkpoint.folder, EVALUATION))
+    metrics = Metrics.read(checkpoint.folder / "evaluations" / EVALUATION)
     assert tasks.publish.key(config, checkpoint, metrics, tokens, raw) == PUBLICATION
     assert content_key(DRIFT_VERSION, checkpoint.weights_sha256, raw.key) == DRIFT
 
@@ -66,8 +67,8 @@ def test_nothing_is_made_anew(old_config, prefect_server):
 
 def test_each_stage_finds_what_is_there(old_config):
     config = old_config()
-    raw = corpus.fetch(config.data, config.root)
-    tokens = tokenize(raw, config.tokenizer, config.root)
+    raw = corpus.fetch(config.data, Storage(config.storage))
+    tokens = tokenize(raw, config.tokenizer, Storage(config.storage))
     checkpoint = train(tokens, config, config.root / "checkpoints" / TRAINING, refuse)
     metrics = evaluate(checkpoint.folder, tokens, config)
     assert [made.built for made in (raw, tokens, checkpoint, metrics)] == [False] * 4
@@ -112,7 +113,7 @@ class StricterEvaluation(EvaluationConfig):
 
 def test_a_field_that_is_added_changes_a_key_only_where_it_differs_from_its_default(old_config):
     config = old_config()
-    tokens = tokenize(corpus.fetch(config.data, config.root), config.tokenizer, config.root)
+    tokens = tokenize(corpus.fetch(config.data, Storage(config.storage)), config.tokenizer, Storage(config.storage))
     training, model, evaluation = (
         config.training.model_dump(),
         config.model.model_dump(),

@@ -35,12 +35,12 @@ def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
             raise
         cause, transient = found
         raise SourceUnavailable(
-            f"{name} could not be had from the Hugging Face Hub ({describe_cause(cause)}). Two ways on: {ways_on}",
+            f"{name} could not be had from the Hugging Face Hub ({cause_in_words(cause)}). Two ways on: {ways_on}",
             transient,
         ) from error
 
 
-def describe_cause(cause: BaseException) -> str:
+def cause_in_words(cause: BaseException) -> str:
     """Return an exception's name and message in a line, without what helps the Hub alone."""
     reason = re.split(r" \(Request ID| For more information check:", " ".join(str(cause).split()))[0]
     return f"{type(cause).__name__}: {reason}"

@@ -1,25 +1,27 @@
-"""Storage for machines that share no disk: folders go to and come from a remote root, whole and verified.
+"""The storage root: the folders of the stages, and, for machines that share no disk, the remote root they mirror.
 
 The remote root (an fsspec URL, `storage.root`) mirrors the local one. Each object is written at once, and a folder's
-manifest after the files it names: who finds a manifest finds what it names. With a local root nothing here does
-anything.
+manifest after the files it names: who finds a manifest finds what it names. With a local root, nothing is brought and
+nothing is pushed.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from filelock import FileLock
 
 from textgen.config import StorageConfig
 from textgen.errors import Damaged, Failure, InputError, StorageUnavailable
-from textgen.files import Manifest, new_folder, set_aside, write_atomic
+from textgen.files import Manifest, build_once, new_folder, set_aside, write_atomic
 
 log = logging.getLogger(__name__)
 
 DOWNLOADS = 2  # of a folder whose files are not what its manifest says, before it is given up
+M = TypeVar("M", bound=Manifest)
 OPTIONS = {"use_listings_cache": False, "skip_instance_cache": True}  # other machines write there too
 
 
@@ -112,7 +114,8 @@ class Remote:
 class Storage:
     """A storage root: `local`, where the stages work, and the remote root that it mirrors, if there is one.
 
-    Every method but `folders` raises StorageUnavailable where the remote root does not answer, or refuses.
+    Every method that brings, pushes, claims, lists or deletes raises StorageUnavailable where the remote root does not
+    answer, or refuses.
     """
 
     def __init__(self, config: StorageConfig) -> None:
@@ -121,12 +124,52 @@ class Storage:
         Raises:
             InputError: fsspec knows no such kind of URL, or lacks the package for it.
         """
-        self.local, self.root = config.local.resolve(), config.root
-        self.remote = Remote(config.root, self.local) if config.is_remote else None
+        self.local, self.root = config.local, config.root
+        self.remote = Remote(config.root, self.local.resolve()) if config.is_remote else None
+
+    @classmethod
+    def at(cls, root: str | Path) -> "Storage":
+        """Open the root at a folder or an fsspec URL.
+
+        Raises:
+            InputError: fsspec knows no such kind of URL, or lacks the package for it.
+        """
+        return cls(StorageConfig(root=str(root)))
 
     @property
     def is_remote(self) -> bool:
         return self.remote is not None
+
+    def raw(self, name: str = "") -> Path:
+        """Return the folder of a corpus, which has a folder for each frozen text; without a name, that of all."""
+        return self.local / "raw" / name
+
+    def processed(self, key: str) -> Path:
+        """Return the folder of the tokens with this key."""
+        return self.local / "processed" / key
+
+    def training(self, name: str) -> Path:
+        """Return the folder of a training."""
+        return self.local / "checkpoints" / name
+
+    def models(self, name: str) -> Path:
+        """Return the folder of the published versions of a model."""
+        return self.local / "models" / name
+
+    def drift(self, key: str) -> Path:
+        """Return the folder of a comparison of two texts."""
+        return self.local / "drift" / key
+
+    def name(self, folder: Path) -> str:
+        """Return a folder's path under the root."""
+        return folder.absolute().relative_to(self.local.absolute()).as_posix()
+
+    def build(self, folder: Path, manifest_type: type[M], build: Callable[[Path], M]) -> M:
+        """Return the manifest of `folder`: brought, or else built by `build` and pushed."""
+        self.bring(folder, manifest_type)
+        manifest = build_once(folder, manifest_type, build)
+        self.push(folder, manifest)
+        return manifest
 
     def bring(self, folder: Path, manifest_type: type[Manifest]) -> None:
         """Have `folder` here, verified, if the remote root has it and this machine does not.

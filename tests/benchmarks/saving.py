@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from textgen.config import load_config
+from textgen.storage import Storage
 from textgen.text.corpus import fetch
 from textgen.text.tokens import tokenize
 from textgen.training.train import train
@@ -20,7 +21,7 @@ def main() -> None:
     config = load_config(CONFIG, OVERRIDES)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        tokens = tokenize(fetch(config.data, root), config.tokenizer, root)
+        tokens = tokenize(fetch(config.data, Storage.at(root)), config.tokenizer, Storage.at(root))
         seconds = train(tokens, config, root / "out", lambda step, figures: None).speed.seconds
     print(json.dumps({"seconds": seconds, "share_of_saving": seconds["saving"] / sum(seconds.values())}))
 

@@ -14,6 +14,7 @@ import pytest
 
 from textgen.config import Config, DataConfig, TokenizerConfig
 from textgen.evaluation.evaluate import evaluate, read_documents
+from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import tokenize
 from textgen.training.train import train
@@ -87,8 +88,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., C
             rows["test"] = hub_rows(shortest)
         for split, texts in rows.items():
             pyarrow.parquet.write_table(pyarrow.table({"text": texts}), home / f"{split}.parquet")
-        raw = corpus.fetch(DataConfig(files={split: str(home / f"{split}.parquet") for split in rows}), home)
-        tokens = tokenize(raw, tokenizer, home)
+        raw = corpus.fetch(
+            DataConfig(files={split: str(home / f"{split}.parquet") for split in rows}), Storage.at(home)
+        )
+        tokens = tokenize(raw, tokenizer, Storage.at(home))
         config = make_config(
             data={"seq_length": context},
             training={"batch_size": max(1, 512 // context), "max_steps": 40, "eval_every": 40, "eval_blocks": 2},

@@ -69,7 +69,7 @@ def keep_one(make_config, root: Path) -> Config:
 
 def check_reader(root: Path, *champions: str) -> None:
     """Check that the champion is one of these, and that it and every other version is what was published."""
-    assert resolve("textgen@champion", root).name in champions
+    assert resolve("textgen@champion", Storage.at(root)).name in champions
     for folder in (root / "models" / "textgen").glob("v*"):
         PublishedManifest.read(folder)
 

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import textgen.evaluation.evaluate
+import textgen.evaluation.scoring
 from textgen.__main__ import main
 from textgen.config import EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.evaluate import Metrics, evaluate, evaluate_text, read_documents, score, summarize
+from textgen.evaluation.evaluate import Metrics, evaluate, evaluate_text, read_documents
 from textgen.evaluation.protocols import DEFINITIONS, blocks, sliding_windows
+from textgen.evaluation.scoring import score, summarize
 from textgen.files import sha256_file
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import METRICS_FILE
@@ -196,7 +197,7 @@ def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeyp
     def refuse(*arguments: object) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(textgen.evaluation.evaluate, "score_tokens", refuse)
+    monkeypatch.setattr(textgen.evaluation.scoring, "score_tokens", refuse)
     assert evaluate(checkpoint.folder, tokens, config) == metrics
     with pytest.raises(AssertionError, match="scored again"):
         evaluate(checkpoint.folder, tokens, make_config(evaluation={"stride": 6}))
@@ -319,4 +320,5 @@ def test_on_another_machine_the_task_brings_the_raw_text(checkpoint, tokens, raw
     )
     metrics = task.fn(config, checkpoint.model_copy(update={"path": str(trained)}), *arrived)
     assert metrics.folder.is_relative_to(there.local)
-    assert metrics.splits == evaluate(checkpoint.folder, tokens, config).splits
+    here_config = make_config(evaluation={"protocol": "lm-eval"})
+    assert metrics.splits == evaluate(checkpoint.folder, tokens, here_config).splits

@@ -10,7 +10,7 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from textgen.config import EvaluationConfig
-from textgen.evaluation.evaluate import evaluate_rows, scored_positions
+from textgen.evaluation.evaluate import evaluate_rows
 from textgen.evaluation.protocols import (
     DEFINITIONS,
     WINDOWS,
@@ -20,6 +20,7 @@ from textgen.evaluation.protocols import (
     sliding_windows,
     wikitext_pages,
 )
+from textgen.evaluation.scoring import scored_positions
 from textgen.model.pretrained import LoadedModel
 from textgen.text import documents
 from textgen.text.tokenizer import collect_words, train_bpe

@@ -9,6 +9,7 @@ from flows.train_flow import summarize
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.errors import InputError
 from textgen.model.find import resolve
+from textgen.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -45,10 +46,10 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
     assert (better["version"], better["promoted"]) == ("v2", True)
     worse = run_flow(tiny(folder, training={"max_steps": 3}, publish={"policy": "gate"}))["published"]
     assert (worse["version"], worse["promoted"]) == ("v3", False)
-    assert resolve("textgen@champion", folder / "data").name == "v2"
-    assert resolve("textgen@v3", folder / "data").name == "v3"
+    assert resolve("textgen@champion", Storage.at(folder / "data")).name == "v2"
+    assert resolve("textgen@v3", Storage.at(folder / "data")).name == "v3"
     with pytest.raises(InputError, match="v1, v2, v3"):
-        resolve("textgen@v9", folder / "data")
+        resolve("textgen@v9", Storage.at(folder / "data"))
 
 
 def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):

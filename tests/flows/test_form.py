@@ -8,7 +8,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
-from flows.form import NAME_LENGTH, RunChoices, TrainingChoices, describe, make_config
+from flows.form import NAME_LENGTH, RunChoices, TrainingChoices, make_config, run_name
 from flows.train_flow import train_flow
 from textgen.config import Config, known_keys, load_config
 from textgen.errors import InputError
@@ -164,11 +164,11 @@ def test_every_key_of_the_configuration_may_be_overridden(schema):
     ],
 )
 def test_a_run_is_named_by_what_was_chosen(parameters, name):
-    assert describe(parameters) == name
+    assert run_name(parameters) == name
 
 
 def test_a_long_name_is_cut():
-    name = describe({"overrides": [f"training.batch_size={number}" for number in range(100)]})
+    name = run_name({"overrides": [f"training.batch_size={number}" for number in range(100)]})
     assert name.startswith("default training.batch_size=0 ")
     assert name.endswith(" …")
     assert len(name) <= NAME_LENGTH

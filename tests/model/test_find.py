@@ -12,6 +12,7 @@ from textgen.errors import Damaged, InputError
 from textgen.files import canonical_json
 from textgen.model.find import resolve
 from textgen.model.pretrained import WEIGHTS_FILE
+from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training.warm_start import initial_sha256
 
@@ -26,7 +27,7 @@ def changed(checkpoint, tmp_path, flip_bit) -> Path:
 
 def test_a_training_whose_weights_were_changed_is_not_used(changed, make_config, capsys):
     with pytest.raises(Damaged, match=WEIGHTS_FILE):
-        resolve(str(changed), changed.parent)
+        resolve(str(changed), Storage.at(changed.parent))
     assert main(["generate", str(changed), "--prompt", "a"]) == 1
     assert f"{changed / WEIGHTS_FILE} is damaged" in capsys.readouterr().err
     with pytest.raises(Damaged, match=WEIGHTS_FILE):
@@ -36,14 +37,14 @@ def test_a_training_whose_weights_were_changed_is_not_used(changed, make_config,
 def test_a_training_that_goes_on_has_no_manifest_and_is_found(checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "training"))
     (folder / "manifest.json").unlink()
-    assert resolve(str(folder), tmp_path) == folder
+    assert resolve(str(folder), Storage.at(tmp_path)) == folder
 
 
 def test_a_name_that_is_no_model_is_the_users_mistake(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        resolve("nothing", tmp_path)
+        resolve("nothing", Storage.at(tmp_path))
     with pytest.raises(InputError, match="no such model"):
-        resolve("textgen@v1", tmp_path)
+        resolve("textgen@v1", Storage.at(tmp_path))
 
 
 def test_tokens_of_an_older_format_are_called_that(publication, tmp_path, capsys):

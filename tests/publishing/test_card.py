@@ -15,9 +15,9 @@ from textgen.publishing.card import (
     CARD_FILE,
     DATA_PLOT,
     TRAINING_PLOT,
-    describe_decision,
-    describe_training,
+    decision_table,
     quote,
+    training_in_words,
     write_card,
 )
 from textgen.publishing.version import LINEAGE_FILE, METRICS_FILE, Decision, Guard
@@ -174,11 +174,11 @@ def test_the_speed_of_a_training_is_that_of_the_seconds_it_names(publication):
         update={"seconds": {"train": 0.5, "validation": 5.5}, "tokens_per_second": 5120}
     )
     update = {"speed": speed, "steps": 20, "tokens_trained": 2560, "train_seconds": 6.0, "device": "AMD EPYC 7B13"}
-    assert describe_training(checkpoint.model_copy(update=update)).startswith(
+    assert training_in_words(checkpoint.model_copy(update=update)).startswith(
         "20 steps, 2,560 tokens, 6.0 seconds on AMD EPYC 7B13 in fp32, 0.5 of them in steps: "
         "5,120 tokens a second in these, "
     )
-    assert "7B13, 0.5 of" in describe_training(checkpoint.model_copy(update={**update, "precision": None}))
+    assert "7B13, 0.5 of" in training_in_words(checkpoint.model_copy(update={**update, "precision": None}))
 
 
 def test_a_decision_is_shown_with_all_its_figures():
@@ -191,7 +191,7 @@ def test_a_decision_is_shown_with_all_its_figures():
             Guard(name="repetition", passed=False, value=None, bound=0.5),
         ],
     )  # fmt: skip
-    shown = describe_decision(decision)
+    shown = decision_table(decision)
     assert shown.startswith("Not promoted: not better by enough.\n")
     for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
         assert f"| {figure} |" in shown
@@ -200,7 +200,7 @@ def test_a_decision_is_shown_with_all_its_figures():
 
 
 def test_a_decision_without_a_comparison_is_one_sentence():
-    assert describe_decision(Decision(promoted=True, reason="publish.policy=always")) == (
+    assert decision_table(Decision(promoted=True, reason="publish.policy=always")) == (
         "Promoted: publish.policy=always."
     )
 

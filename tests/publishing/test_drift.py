@@ -40,7 +40,7 @@ def measure(publication, root, draw_row, seed=1):
     storage = publication.config.storage.model_copy(update={"root": str(root)})
     data = publication.config.data.model_copy(update={"files": write_text(root.parent / f"text-{seed}", text)})
     config = publication.config.model_copy(update={"storage": storage, "data": data})
-    return measure_drift(corpus.fetch(data, config.root), config, Storage(storage))
+    return measure_drift(corpus.fetch(data, Storage(config.storage)), config, Storage(storage))
 
 
 def alike(source):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from textgen.config import PublishConfig
-from textgen.evaluation.evaluate import Documents
+from textgen.evaluation.scoring import Documents
 from textgen.publishing.gate import Scores, compare, decide, guard_finite, guard_generation, guard_whole, rates
 from textgen.publishing.version import Decision
 

@@ -10,8 +10,8 @@ import pytest
 
 from textgen.config import SPLITS
 from textgen.files import Manifest, canonical_json, sha256_file
-from textgen.publishing.card import describe_environment
-from textgen.publishing.lineage import describe_lineage
+from textgen.publishing.card import environment_in_words
+from textgen.publishing.lineage import lineage_of
 from textgen.publishing.version import LINEAGE_FILE, Decision
 from textgen.training import environment
 from textgen.training.checkpoint import CheckpointManifest
@@ -70,7 +70,7 @@ def test_the_lineage_names_the_run_the_decision_the_configuration_and_the_packag
 def test_code_and_packages_are_those_of_the_training_whenever_it_is_published(publication, monkeypatch):
     def describe(checkpoint: CheckpointManifest) -> dict:
         candidate = replace(publication.candidate, checkpoint=checkpoint)
-        return describe_lineage(candidate, Decision(promoted=True, reason="publish.policy=always"), None)
+        return lineage_of(candidate, Decision(promoted=True, reason="publish.policy=always"), None)
 
     before = describe(publication.checkpoint)
     assert before["git_commit"] == publication.checkpoint.environment.git_commit
@@ -88,9 +88,9 @@ def test_a_training_that_recorded_no_environment_is_read_and_published_without_o
     (tmp_path / Manifest.FILE).write_text(json.dumps({**content, "manifest_sha256": digest}))
     old = CheckpointManifest.parse(tmp_path)
     candidate = replace(publication.candidate, checkpoint=old)
-    lineage = describe_lineage(candidate, publication.published.decision, None)
+    lineage = lineage_of(candidate, publication.published.decision, None)
     assert (lineage["git_commit"], lineage["python"], lineage["packages"]) == (None, None, {})
-    assert describe_environment(lineage) == "What the training ran with was not recorded."
+    assert environment_in_words(lineage) == "What the training ran with was not recorded."
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch):

@@ -174,11 +174,19 @@ def test_machines_that_share_a_root_promote_roll_back_and_delete_for_each_other(
     assert (ours / "champion").read_text() == "v2\n"  # until it asks
 
 
+def test_a_machine_finds_the_models_of_a_shared_root(remote):
+    _, (second, theirs) = remote
+    assert resolve("base@champion", second) == theirs / "v4"
+    assert resolve("base@v1", second) == theirs / "v1"
+    with pytest.raises(InputError, match="no such model"):
+        resolve("base@v9", second)
+
+
 def test_a_champion_before_the_first_promotion_is_said_not_to_be_there(home, tmp_path, capsys):
     (home / "champion").unlink()
     said = f"base@champion: no version was promoted yet; {home} has v1, v2, v3, v4"
     with pytest.raises(InputError) as caught:
-        resolve("base@champion", tmp_path)
+        resolve("base@champion", Storage.at(tmp_path))
     assert str(caught.value) == said
     assert run_models(capsys, "show", "--name", "base", "--root", str(tmp_path)) == (2, "", said + "\n")
 
@@ -281,7 +289,7 @@ def test_a_flipped_byte_in_any_published_file_is_named_wherever_the_model_is_use
         assert (code, out) == (1, "") and err.startswith(f"{home / 'v1' / file.name} is damaged"), file.name
         for model in ("textgen@champion", "textgen@v1", str(home / "v1")):
             with pytest.raises(Damaged, match=f"{file.name} is damaged"):
-                resolve(model, tmp_path)
+                resolve(model, Storage.at(tmp_path))
         assert main(["generate", "textgen@v1", "--prompt", "the", "--root", str(tmp_path)]) == 1
 
 

@@ -6,12 +6,12 @@ import huggingface_hub
 import pytest
 
 import textgen.publishing.upload
-from tasks import push as task
+from tasks import upload as task
 from tests.fake_uploads import FIRST, UploadHub
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import PublishConfig
 from textgen.errors import Damaged, PushFailed
-from textgen.publishing.upload import RECORD_FILE, push
+from textgen.publishing.upload import RECORD_FILE, upload
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
@@ -49,7 +49,7 @@ def contents(published):
 
 
 def test_a_version_is_one_commit_of_a_private_repository_with_the_files_as_they_are(hub, published, storage):
-    pushed = push(published, REPO, storage)
+    pushed = upload(published, REPO, storage)
     assert hub.files(REPO) == {**FIRST, **contents(published)}
     assert hub.commits(REPO) == 1
     assert pushed.commit == hub.repositories[f"models/{REPO}"].main
@@ -58,16 +58,16 @@ def test_a_version_is_one_commit_of_a_private_repository_with_the_files_as_they_
 
 
 def test_the_version_last_pushed_asks_no_network(hub, published, storage):
-    first = push(published, REPO, storage)
+    first = upload(published, REPO, storage)
     asked = len(hub.requests)
-    assert push(published, REPO, storage) == first
+    assert upload(published, REPO, storage) == first
     assert len(hub.requests) == asked
 
 
 def test_without_its_record_a_version_that_is_there_makes_no_second_commit(hub, published, storage):
-    first = push(published, REPO, storage)
+    first = upload(published, REPO, storage)
     (published.folder.parent / RECORD_FILE).unlink()
-    assert push(published, REPO, storage) == first
+    assert upload(published, REPO, storage) == first
     assert (hub.commits(REPO), hub.uploads()) == (1, 1)
 
 
@@ -77,14 +77,14 @@ def test_a_failure_at_any_request_shows_readers_nothing_and_the_next_push_ends_t
 ):
     hub.failures = {request_kind: 503}
     with pytest.raises(PushFailed, match=REPO) as caught:
-        push(published, REPO, storage)
+        upload(published, REPO, storage)
     assert caught.value.transient
     if f"models/{REPO}" in hub.repositories:
         assert hub.files(REPO) == FIRST
     uploaded = hub.uploads() if request_kind == "commit" else 0
     hub.failures = {}
     hub.requests.clear()
-    push(published, REPO, storage)
+    upload(published, REPO, storage)
     assert hub.files(REPO) == {**FIRST, **contents(published)}
     assert hub.uploads() == 1 - uploaded
 
@@ -93,27 +93,27 @@ def test_a_failure_at_any_request_shows_readers_nothing_and_the_next_push_ends_t
 def test_a_refusal_is_not_worth_another_try(hub, published, storage, status):
     hub.failures = {"create": status}
     with pytest.raises(PushFailed) as caught:
-        push(published, REPO, storage)
+        upload(published, REPO, storage)
     assert not caught.value.transient
     assert "hf_test" not in str(caught.value)
 
 
 def test_a_repository_that_somebody_else_changed_meanwhile_is_not_overwritten(hub, published, storage, monkeypatch):
-    upload = huggingface_hub.HfApi.preupload_lfs_files
+    send = huggingface_hub.HfApi.preupload_lfs_files
 
     def change_meanwhile(*arguments, **options):
-        upload(*arguments, **options)
+        send(*arguments, **options)
         hub.push(f"models/{REPO}", {**FIRST, "theirs.txt": b"theirs"})
 
     monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", change_meanwhile)
     with pytest.raises(PushFailed, match="412"):
-        push(published, REPO, storage)
+        upload(published, REPO, storage)
     monkeypatch.undo()
 
 
 def test_files_of_others_in_the_repository_stay(hub, published, storage):
     hub.push(f"models/{REPO}", {**FIRST, "LICENSE": b"theirs"})
-    push(published, REPO, storage)
+    upload(published, REPO, storage)
     assert hub.files(REPO)["LICENSE"] == b"theirs"
 
 
@@ -125,7 +125,7 @@ def test_a_reader_sees_the_old_version_or_the_new_one(hub, published, storage):
         seen.append({data == b"old" for name, data in hub.files(REPO).items() if name not in FIRST})
 
     hub.look = read  # as often as something can have changed
-    push(published, REPO, storage)
+    upload(published, REPO, storage)
     read()
     *before, after = seen
     assert len(before) == sum(request.startswith(("POST", "PUT")) for request in hub.requests) >= 4
@@ -136,39 +136,39 @@ def test_a_reader_sees_the_old_version_or_the_new_one(hub, published, storage):
 def test_a_damaged_version_is_not_pushed(hub, published, storage, flip_bit):
     flip_bit(published.folder / "model.safetensors")
     with pytest.raises(Damaged):
-        push(published, REPO, storage)
+        upload(published, REPO, storage)
     assert hub.requests == []
 
 
 def test_the_champion_is_pushed_whichever_version_a_run_published(publication, published, monkeypatch):
     home, pushed = published.folder.parent, []
-    monkeypatch.setattr(task, "push", lambda config, published: pushed.append(published.version) or "commit")
+    monkeypatch.setattr(task, "upload", lambda config, published: pushed.append(published.version) or "commit")
     config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
     shutil.copytree(published.folder, home / "v2")
     newest = published.model_copy(update={"version": "v2", "promoted": False, "path": str(home / "v2")})
     newest.write(home / "v2")
-    assert task.push_champion(config, newest) == "commit"
+    assert task.upload_champion(config, newest) == "commit"
     (home / "champion").write_text("v2\n")
-    assert task.push_champion(config, published) == "commit"
+    assert task.upload_champion(config, published) == "commit"
     assert pushed == ["v1", "v2"]
 
 
 @pytest.mark.parametrize("champion", [None, "v2"])
 def test_without_a_champion_that_is_there_nothing_is_pushed(champion, publication, published, monkeypatch):
-    monkeypatch.setattr(task, "push", None)
+    monkeypatch.setattr(task, "upload", None)
     config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
     file = published.folder.parent / "champion"
     file.unlink() if champion is None else file.write_text(f"{champion}\n")
-    assert task.push_champion(config, published) is None
+    assert task.upload_champion(config, published) is None
 
 
 def test_a_failed_push_is_a_warning(publication, published, monkeypatch, caplog):
     def fail(config, published):
         raise PushFailed("publish.hub_repo=owner/tiny: no answer", True)
 
-    monkeypatch.setattr(task, "push", fail)
-    assert task.push_champion(publication.config, published) is None
+    monkeypatch.setattr(task, "upload", fail)
+    assert task.upload_champion(publication.config, published) is None
     assert caplog.text == ""
     config = publication.config.model_copy(update={"publish": PublishConfig(hub_repo=REPO)})
-    assert task.push_champion(config, published) is None
+    assert task.upload_champion(config, published) is None
     assert "owner/tiny: no answer; the next run tries again" in caplog.text

@@ -106,11 +106,11 @@ def sent(monkeypatch) -> list[tuple[float, str]]:
 
 def test_progress_says_the_figures_that_there_are():
     progress = Progress("tiny", 2000)
-    assert progress.describe() == "step 0 of 2,000"
+    assert progress.in_words() == "step 0 of 2,000"
     progress.log(10, {"train/loss_nats": 2.3456, "train/tokens": 640.0})
-    assert progress.describe() == "step 10 of 2,000, loss 2.346"
+    assert progress.in_words() == "step 10 of 2,000, loss 2.346"
     progress.log(1000, {"validation/loss_nats": 2.5, "train/tokens_per_second": 12345.6, "train/mfu": 0.654})
-    assert progress.describe() == (
+    assert progress.in_words() == (
         "step 1,000 of 2,000, loss 2.346, validation 2.500, 12,346 tokens/s, 65% of the matrix peak"
     )
 

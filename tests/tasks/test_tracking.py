@@ -13,7 +13,7 @@ import pytest
 import wandb
 
 from tasks import tracking
-from tasks.tracking import choose_mode, describe_model, main, track, track_champion, track_model
+from tasks.tracking import choose_mode, main, model_artifact, track, track_champion, track_model
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import Config, TrackingConfig, parse_config
 from textgen.publishing.version import LINEAGE_FILE
@@ -211,16 +211,16 @@ def test_a_version_is_sent_with_its_inputs_its_aliases_and_its_place_in_the_regi
 
 def test_the_same_inputs_give_the_same_digest_and_others_another(publication):
     lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
-    first, again = (tracking.describe_input("raw", lineage["raw"]) for _ in range(2))
+    first, again = (tracking.input_artifact("raw", lineage["raw"]) for _ in range(2))
     changed = {**lineage["raw"], "sha256": {**lineage["raw"]["sha256"], "train.parquet": "0" * 64}}
-    assert first.digest == again.digest != tracking.describe_input("raw", changed).digest
+    assert first.digest == again.digest != tracking.input_artifact("raw", changed).digest
 
 
 def test_the_client_takes_the_artifacts_as_they_are_described(publication, tmp_path):
     lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
     with track(config(tmp_path), "k6", "publish") as run:
-        run.run.log_artifact(tracking.describe_input("raw", lineage["raw"]))
-        run.run.log_artifact(describe_model(publication.published, lineage), aliases=["textgen-v1", "champion"])
+        run.run.log_artifact(tracking.input_artifact("raw", lineage["raw"]))
+        run.run.log_artifact(model_artifact(publication.published, lineage), aliases=["textgen-v1", "champion"])
     data = b"".join(path.read_bytes() for path in recorded_in(tmp_path).glob("*.wandb"))
     assert b"champion" in data
     assert publication.raw.key.encode() in data

@@ -9,6 +9,7 @@ import pytest
 
 from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
+from textgen.storage import Storage
 from textgen.text import sources
 from textgen.text.corpus import fetch, raw_folder, read_rows
 from textgen.text.python_docs import python_docs
@@ -30,7 +31,7 @@ def docs() -> dict[str, list[str]]:
 
 
 def test_text_files_are_frozen_a_row_a_line_with_nothing_lost(text_files, tmp_path):
-    manifest = fetch(text_files, tmp_path / "data")
+    manifest = fetch(text_files, Storage.at(tmp_path / "data"))
     assert read_rows(manifest, "test") == [" = test = \n", "\n", "some words of test\n", "zuletzt: Übung\n"]
     split = manifest.splits["test"]
     assert (split.rows, split.words, split.text_bytes) == (
@@ -46,26 +47,26 @@ def test_parquet_files_and_a_folder_in_hub_layout_are_read_alike(tmp_path):
     folder.mkdir()
     for split in SPLITS:
         pyarrow.parquet.write_table(pyarrow.table({"text": [f"{split} one\n", ""]}), folder / f"{split}.parquet")
-    of_folder = fetch(DataConfig(path=str(folder)), tmp_path / "data")
-    of_files = fetch(DataConfig(files={s: f"{folder}/{s}.parquet" for s in SPLITS}), tmp_path / "data")
+    of_folder = fetch(DataConfig(path=str(folder)), Storage.at(tmp_path / "data"))
+    of_files = fetch(DataConfig(files={s: f"{folder}/{s}.parquet" for s in SPLITS}), Storage.at(tmp_path / "data"))
     assert read_rows(of_folder, "validation") == read_rows(of_files, "validation") == ["validation one\n", ""]
     assert of_folder.folder.parent.name == "mine"
 
 
 def test_a_second_fetch_only_reads(text_files, tmp_path):
-    first = fetch(text_files, tmp_path / "data")
+    first = fetch(text_files, Storage.at(tmp_path / "data"))
     written = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    assert fetch(text_files, tmp_path / "data") == first
+    assert fetch(text_files, Storage.at(tmp_path / "data")) == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == written
     assert all(path.stat().st_mode & 0o222 == 0 for path in first.folder.glob("*.parquet"))
 
 
 def test_a_changed_source_gets_a_folder_of_its_own_and_the_old_one_stays(text_files, tmp_path):
-    first = fetch(text_files, tmp_path / "data")
+    first = fetch(text_files, Storage.at(tmp_path / "data"))
     path = tmp_path / "train.txt"
     path.write_text(path.read_text().replace("some", "more"))
     os.utime(path, ns=(1, 1))
-    second = fetch(text_files, tmp_path / "data")
+    second = fetch(text_files, Storage.at(tmp_path / "data"))
     assert first.key != second.key
     assert "more words" in "".join(read_rows(second, "train"))
     assert "some words" in "".join(read_rows(first, "train"))
@@ -73,21 +74,21 @@ def test_a_changed_source_gets_a_folder_of_its_own_and_the_old_one_stays(text_fi
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_flipped_byte_is_named_set_aside_and_rebuilt(text_files, tmp_path, caplog, split):
-    manifest = fetch(text_files, tmp_path / "data")
+    manifest = fetch(text_files, Storage.at(tmp_path / "data"))
     path = manifest.folder / f"{split}.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    assert fetch(text_files, tmp_path / "data") == manifest
+    assert fetch(text_files, Storage.at(tmp_path / "data")) == manifest
     assert str(path) in caplog.text
     aside = manifest.folder.with_name(f"{manifest.key}.damaged-1")
     assert (aside / path.name).read_bytes() == bytes(data)
 
 
 def test_the_key_asks_no_network_and_needs_no_fetch(text_files, tmp_path):
-    assert raw_folder(text_files, tmp_path) == fetch(text_files, tmp_path).folder
-    assert raw_folder(DataConfig(), tmp_path) is None
+    assert raw_folder(text_files, Storage.at(tmp_path)) == fetch(text_files, Storage.at(tmp_path)).folder
+    assert raw_folder(DataConfig(), Storage.at(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_the_key_asks_no_network_and_needs_no_fetch(text_files, tmp_path):
 def test_a_bad_text_file_is_refused_before_anything_is_written(text_files, tmp_path, damage, words):
     damage(tmp_path / "train.txt")
     with pytest.raises(InputError) as error:
-        fetch(text_files, tmp_path / "data")
+        fetch(text_files, Storage.at(tmp_path / "data"))
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -111,12 +112,12 @@ def test_a_bad_text_file_is_refused_before_anything_is_written(text_files, tmp_p
 
 def test_a_character_across_two_reads_is_no_mistake(text_files, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "READ_BYTES", 1)
-    fetch(text_files, tmp_path / "data")
+    fetch(text_files, Storage.at(tmp_path / "data"))
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        fetch(DataConfig(path=str(tmp_path / "nowhere")), tmp_path / "data")
+        fetch(DataConfig(path=str(tmp_path / "nowhere")), Storage.at(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_dataset_without_a_split_or_the_column_is_refused(tmp_path, columns, s
     for split in splits:
         pyarrow.parquet.write_table(pyarrow.table({columns: ["a row"]}), folder / f"{split}.parquet")
     with pytest.raises(InputError, match=word):
-        fetch(DataConfig(path=str(folder)), tmp_path / "data")
+        fetch(DataConfig(path=str(folder)), Storage.at(tmp_path / "data"))
     assert not list((tmp_path / "data").rglob("*.parquet"))
 
 
@@ -139,7 +140,10 @@ def test_a_split_of_empty_rows_is_refused(tmp_path):
             pyarrow.table({"text": ["" if split == "test" else "a"]}), tmp_path / f"{split}.parquet"
         )
     with pytest.raises(InputError, match="test split is empty"):
-        fetch(DataConfig(files={split: str(tmp_path / f"{split}.parquet") for split in SPLITS}), tmp_path / "data")
+        fetch(
+            DataConfig(files={split: str(tmp_path / f"{split}.parquet") for split in SPLITS}),
+            Storage.at(tmp_path / "data"),
+        )
 
 
 def test_the_embedded_corpus_is_a_document_a_module_in_three_splits(docs):
@@ -166,7 +170,7 @@ def test_the_embedded_corpus_is_the_same_every_time(docs, monkeypatch):
 
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="needs ../shared/wikitext")
 def test_wikitext_2_has_the_published_counts(tmp_path):
-    manifest = fetch(DataConfig(path=str(WIKITEXT), dataset_config="wikitext-2-v1"), tmp_path)
+    manifest = fetch(DataConfig(path=str(WIKITEXT), dataset_config="wikitext-2-v1"), Storage.at(tmp_path))
     counts = {name: (split.rows, split.words) for name, split in manifest.splits.items()}
     assert counts == {"train": (36_718, 2_051_910), "validation": (3_760, 213_886), "test": (4_358, 241_211)}
 
@@ -174,4 +178,4 @@ def test_wikitext_2_has_the_published_counts(tmp_path):
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="needs ../shared/wikitext")
 def test_an_unknown_configuration_is_named_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match="wikitext-2-v1"):
-        fetch(DataConfig(path=str(WIKITEXT), dataset_config="wikitext-3"), tmp_path)
+        fetch(DataConfig(path=str(WIKITEXT), dataset_config="wikitext-3"), Storage.at(tmp_path))

@@ -9,6 +9,7 @@ import torch
 
 from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.errors import InputError
+from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows
 from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, load_tokenizer, train_bpe
@@ -38,7 +39,7 @@ def write_corpus(folder: Path, seed: int = 0) -> DataConfig:
 
 @pytest.fixture
 def raw(tmp_path) -> RawManifest:
-    return fetch(write_corpus(tmp_path), tmp_path)
+    return fetch(write_corpus(tmp_path), Storage.at(tmp_path))
 
 
 @pytest.mark.parametrize("seq_length", [1, 2, 7])
@@ -80,7 +81,7 @@ def test_the_highest_id_survives_the_stream(tmp_path):
 
 
 def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):
-    manifest = tokenize(raw, BPE, tmp_path)
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
     tokenizer = load_manifest_tokenizer(manifest)
     rows = read_rows(raw, "test")
     stream = load_stream(manifest, "test")
@@ -91,7 +92,7 @@ def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):
 
 
 def test_the_documents_of_a_split_are_the_whole_of_its_stream(raw, tmp_path):
-    manifest = tokenize(raw, BPE, tmp_path)
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
     for name, split in manifest.splits.items():
         found = load_documents(manifest, name)
         assert found["tokens"].sum() == split.tokens
@@ -106,14 +107,14 @@ def test_the_documents_of_a_split_are_the_whole_of_its_stream(raw, tmp_path):
 
 
 def test_the_same_text_gives_the_same_bytes(raw, tmp_path):
-    first = tokenize(raw, BPE, tmp_path / "a")
-    second = tokenize(raw, BPE, tmp_path / "b")
+    first = tokenize(raw, BPE, Storage.at(tmp_path / "a"))
+    second = tokenize(raw, BPE, Storage.at(tmp_path / "b"))
     assert first.folder != second.folder
     assert first.sha256_by_file() == second.sha256_by_file()
 
 
 def test_bpe_learns_from_the_train_split_alone(raw, tmp_path):
-    tokenizer = load_manifest_tokenizer(tokenize(raw, BPE, tmp_path))
+    tokenizer = load_manifest_tokenizer(tokenize(raw, BPE, Storage.at(tmp_path)))
     assert tokenizer.to_str() == train_bpe(read_rows(raw, "train"), BPE.vocab_size).to_str()
 
 
@@ -136,47 +137,49 @@ def test_words_are_ranked_by_frequency_and_each_row_ends():
 def test_only_words_outside_the_vocabulary_count_as_unknown(tmp_path):
     for split, text in {"train": "a b <unk>\n", "validation": "a <unk>\n", "test": "a <unk> new newer\n"}.items():
         (tmp_path / f"{split}.txt").write_text(text)
-    raw = fetch(DataConfig(files={split: str(tmp_path / f"{split}.txt") for split in SPLITS}), tmp_path)
-    manifest = tokenize(raw, TokenizerConfig(kind="word"), tmp_path)
+    raw = fetch(DataConfig(files={split: str(tmp_path / f"{split}.txt") for split in SPLITS}), Storage.at(tmp_path))
+    manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
     assert {name: split.unknown for name, split in manifest.splits.items()} == {"train": 0, "validation": 0, "test": 2}
 
 
 def test_nothing_changed_nothing_is_built(raw, tmp_path, monkeypatch):
-    first = tokenize(raw, BPE, tmp_path)
+    first = tokenize(raw, BPE, Storage.at(tmp_path))
     monkeypatch.setattr(tokens, "build_tokenizer", None)
-    assert tokenize(raw, BPE, tmp_path) == first
+    assert tokenize(raw, BPE, Storage.at(tmp_path)) == first
 
 
 def test_a_change_of_the_text_the_tokenizer_or_the_algorithm_alone_is_a_miss(raw, tmp_path, monkeypatch):
-    keys = [tokenize(raw, BPE, tmp_path).key]
+    keys = [tokenize(raw, BPE, Storage.at(tmp_path)).key]
     (tmp_path / "other").mkdir()
-    keys.append(tokenize(fetch(write_corpus(tmp_path / "other", seed=1), tmp_path), BPE, tmp_path).key)
-    keys.append(tokenize(raw, TokenizerConfig(kind="bpe", vocab_size=301), tmp_path).key)
-    keys.append(tokenize(raw, TokenizerConfig(kind="word"), tmp_path).key)
+    keys.append(
+        tokenize(fetch(write_corpus(tmp_path / "other", seed=1), Storage.at(tmp_path)), BPE, Storage.at(tmp_path)).key
+    )
+    keys.append(tokenize(raw, TokenizerConfig(kind="bpe", vocab_size=301), Storage.at(tmp_path)).key)
+    keys.append(tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path)).key)
     monkeypatch.setattr(tokens, "TOKENS_VERSION", tokens.TOKENS_VERSION + 1)
-    keys.append(tokenize(raw, BPE, tmp_path).key)
+    keys.append(tokenize(raw, BPE, Storage.at(tmp_path)).key)
     assert len(set(keys)) == len(keys)
 
 
 def test_a_setting_that_does_not_change_the_tokens_is_no_miss(raw, tmp_path):
     a, b = (TokenizerConfig(kind="word", vocab_size=size) for size in (300, 400))
-    assert tokenize(raw, a, tmp_path) == tokenize(raw, b, tmp_path)
+    assert tokenize(raw, a, Storage.at(tmp_path)) == tokenize(raw, b, Storage.at(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["train.pt", "test.pt", "tokenizer.json"])
 def test_a_flipped_byte_is_named_set_aside_and_rebuilt(raw, tmp_path, caplog, file):
-    manifest = tokenize(raw, BPE, tmp_path)
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
     path = manifest.folder / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert tokenize(raw, BPE, tmp_path) == manifest
+    assert tokenize(raw, BPE, Storage.at(tmp_path)) == manifest
     assert str(path) in caplog.text
     assert (manifest.folder.with_name(f"{manifest.key}.damaged-1") / file).read_bytes() == bytes(data)
 
 
 def test_a_sequence_longer_than_a_split_is_refused(raw, tmp_path):
-    manifest = tokenize(raw, BPE, tmp_path)
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
     shortest = min(split.tokens for split in manifest.splits.values())
     check_length(manifest, shortest - 1)
     with pytest.raises(InputError, match=f"data.seq_length={shortest}"):
@@ -188,13 +191,13 @@ def test_a_tokenizer_file_that_is_none_is_refused(raw, tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json"):
-        tokenize(raw, TokenizerConfig(kind="gpt2", path=str(tmp_path)), tmp_path / "data")
+        tokenize(raw, TokenizerConfig(kind="gpt2", path=str(tmp_path)), Storage.at(tmp_path / "data"))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
 def test_wikitext_2_has_the_published_counts_of_words(tmp_path):
-    raw = fetch(DataConfig(path=str(SHARED / "wikitext"), dataset_config="wikitext-2-v1"), tmp_path)
-    word = tokenize(raw, TokenizerConfig(kind="word"), tmp_path)
+    raw = fetch(DataConfig(path=str(SHARED / "wikitext"), dataset_config="wikitext-2-v1"), Storage.at(tmp_path))
+    word = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
     assert word.vocab_size == 33_278
     counts = {name: (split.tokens, split.unknown) for name, split in word.splits.items()}
     assert counts == {"train": (2_088_628, 0), "validation": (217_646, 0), "test": (245_569, 0)}
@@ -204,7 +207,10 @@ def test_wikitext_2_has_the_published_counts_of_words(tmp_path):
 def test_a_text_is_tokenized_about_as_fast_as_the_tokenizer_can(tmp_path):
     held_out = {"train": "test", "validation": "validation", "test": "validation"}  # the train split takes 6 seconds
     folder = SHARED / "wikitext" / "wikitext-2-v1"
-    raw = fetch(DataConfig(files={name: f"{folder}/{split}-*.parquet" for name, split in held_out.items()}), tmp_path)
+    raw = fetch(
+        DataConfig(files={name: f"{folder}/{split}-*.parquet" for name, split in held_out.items()}),
+        Storage.at(tmp_path),
+    )
     tokenizer, rows = load_tokenizer(SHARED / "gpt2-tokenizer" / "tokenizer.json"), read_rows(raw, "validation")
 
     def tokenizer_seconds() -> float:
@@ -215,7 +221,7 @@ def test_a_text_is_tokenized_about_as_fast_as_the_tokenizer_can(tmp_path):
         return (time.perf_counter() - started) / share
 
     before, started = tokenizer_seconds(), time.perf_counter()
-    gpt2 = tokenize(raw, TokenizerConfig(path=str(SHARED / "gpt2-tokenizer")), tmp_path)
+    gpt2 = tokenize(raw, TokenizerConfig(path=str(SHARED / "gpt2-tokenizer")), Storage.at(tmp_path))
     seconds = time.perf_counter() - started
     assert (gpt2.vocab_size, gpt2.dtype) == (50_257, "uint16")
     assert seconds < 10 * max(before, tokenizer_seconds()), "reading, counting and writing included"

@@ -14,8 +14,8 @@ import textgen.training.train
 import textgen.training.validation
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.config import Config
-from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
+from textgen.evaluation.scoring import score
 from textgen.files import Manifest
 from textgen.model.loss import NextTokenLoss
 from textgen.model.pretrained import WEIGHTS_FILE, load_model, read_weights

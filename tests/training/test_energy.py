@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from textgen.publishing.card import describe_training
+from textgen.publishing.card import training_in_words
 from textgen.training import energy
 from textgen.training.energy import EnergyMeter
 from textgen.training.train import train
@@ -108,9 +108,9 @@ def test_a_training_and_its_card_give_the_energy(powercap, tokens, make_config, 
     config = make_config(training={"log_every": 10, "eval_every": 20})
     checkpoint = train(tokens, config, tmp_path / "out", use_two_kilojoules)
     assert checkpoint.speed.joules == {"cpu": pytest.approx(2000 * len(begun))}
-    assert f"Energy: {2 * len(begun)} kJ of its CPUs." in describe_training(checkpoint)
+    assert f"Energy: {2 * len(begun)} kJ of its CPUs." in training_in_words(checkpoint)
 
 
 def test_the_card_says_where_no_energy_could_be_read(checkpoint):
     without = checkpoint.model_copy(update={"speed": checkpoint.speed.model_copy(update={"joules": {}})})
-    assert "Energy: its host has no counter that could be read." in describe_training(without)
+    assert "Energy: its host has no counter that could be read." in training_in_words(without)

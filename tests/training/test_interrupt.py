@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-import textgen.evaluation.evaluate
+import textgen.evaluation.scoring
 import textgen.training.step
 import textgen.training.train
 from tests.trainings import ignore
@@ -143,7 +143,7 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     owner = {
         "batch": Stepper,
         "take_step": textgen.training.step,
-        "next_token_nats": textgen.evaluation.evaluate,
+        "next_token_nats": textgen.evaluation.scoring,
     }.get(name, textgen.training.train)
     if name == "next_token_nats":  # called as often in each of the three validations
         batches = -(-min(config.training.eval_blocks, (tokens.splits["validation"].tokens - 1) // 16) // 4)
@@ -169,7 +169,7 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
 
 def test_a_signal_does_not_wait_for_the_end_of_a_validation(number, tokens, config, tmp_path, monkeypatch):
     calls: list[int] = []
-    next_token_nats = textgen.evaluation.evaluate.next_token_nats
+    next_token_nats = textgen.evaluation.scoring.next_token_nats
 
     def signalled(*arguments) -> Tensor:
         calls.append(1)
@@ -177,7 +177,7 @@ def test_a_signal_does_not_wait_for_the_end_of_a_validation(number, tokens, conf
             signal.raise_signal(number)
         return next_token_nats(*arguments)
 
-    monkeypatch.setattr(textgen.evaluation.evaluate, "next_token_nats", signalled)
+    monkeypatch.setattr(textgen.evaluation.scoring, "next_token_nats", signalled)
     with pytest.raises(Termination):
         train(tokens, config, tmp_path / "out", ignore)
     assert len(calls) == 2

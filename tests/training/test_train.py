@@ -14,11 +14,12 @@ import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
 from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig
 from textgen.errors import Diverged, InputError
-from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
+from textgen.evaluation.scoring import score
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.sections import TrainingConfig
+from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
 from textgen.training.checkpoint import CheckpointManifest
@@ -54,8 +55,8 @@ def uninterrupted(tokens, config, tmp_path_factory) -> CheckpointManifest:
 def test_a_single_block_is_learned_by_heart(make_config, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("An optimist proclaims that we live in the best of all possible worlds.\n")
-    raw = corpus.fetch(DataConfig(files=dict.fromkeys(SPLITS, str(text))), tmp_path)
-    tokens = tokenize(raw, TokenizerConfig(kind="bpe", vocab_size=280), tmp_path)
+    raw = corpus.fetch(DataConfig(files=dict.fromkeys(SPLITS, str(text))), Storage.at(tmp_path))
+    tokens = tokenize(raw, TokenizerConfig(kind="bpe", vocab_size=280), Storage.at(tmp_path))
     length = tokens.splits["train"].tokens - 1
     config = make_config(
         data={"seq_length": length}, training={"batch_size": 1, "max_steps": 100, "eval_every": 100, "log_every": 100}

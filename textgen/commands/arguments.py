@@ -6,5 +6,4 @@ from typing import TypeAlias
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 MODEL_HELP = "a published or a training folder, NAME@champion or NAME@v3"
-ROOT_HELP = "the storage folder that has models/"
-ROOT_URL_HELP = "the storage root that has models/: a folder or an fsspec URL"
+ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
-from textgen.config import Config, EvaluationConfig
+from textgen.config import Config, EvaluationConfig, StorageConfig
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -16,7 +16,7 @@ def add_evaluate(commands: Commands) -> None:
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
     parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
-    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_run)
 
@@ -28,8 +28,10 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_model
     from textgen.publishing.version import published_stride
+    from textgen.storage import Storage
 
-    folder = resolve(options.model, options.root)
+    storage = Storage.at(options.root)
+    folder = resolve(options.model, storage)
     loaded = load_model(folder, choose_device("auto"))
     half = max(1, loaded.seq_length // 2)
     stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
@@ -37,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.text is not None:
         measured = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        measured = evaluate_splits(loaded, read_tokens(folder, options.root), evaluation, stride)
+        measured = evaluate_splits(loaded, read_tokens(folder, storage), evaluation, stride)
     splits = {name: split.metrics for name, split in measured.items()}
     if options.json:
         measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}

@@ -1,12 +1,11 @@
 """`textgen generate`: a prompt is continued."""
 
 import argparse
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
-from textgen.config import Config
+from textgen.config import StorageConfig
 from textgen.errors import InputError
 
 
@@ -23,7 +22,7 @@ def add_generate(commands: Commands) -> None:
         "--min-p", type=float, default=0.0, help="draw from tokens at least P times as likely as the first"
     )
     parser.add_argument("--seed", type=int, help="the same seed draws the same text")
-    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.set_defaults(run=_run)
 
 
@@ -31,6 +30,7 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.inference.generate import SamplingConfig, generate
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_model
+    from textgen.storage import Storage
 
     try:
         sampling = SamplingConfig(**{name: getattr(options, name) for name in SamplingConfig.model_fields})
@@ -38,5 +38,5 @@ def _run(options: argparse.Namespace) -> None:
         details = error.errors()[0]
         flag = str(details["loc"][0]).replace("_", "-")
         raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
-    loaded = load_model(resolve(options.model, options.root))
+    loaded = load_model(resolve(options.model, Storage.at(options.root)))
     print(options.prompt + generate(loaded, options.prompt, sampling))

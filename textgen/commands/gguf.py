@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
-from textgen.config import Config
+from textgen.config import StorageConfig
 
 
 def add_gguf(commands: Commands) -> None:
@@ -13,7 +13,7 @@ def add_gguf(commands: Commands) -> None:
     parser = commands.add_parser("gguf", help="write a model as llama.cpp runs it")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("out", metavar="OUT.gguf", type=Path, help="the file; one that is there is replaced")
-    parser.add_argument("--root", type=Path, default=Config().root, help=ROOT_HELP)
+    parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.set_defaults(run=_run)
 
 
@@ -21,7 +21,8 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.model.find import resolve
     from textgen.model.gguf import write_gguf
     from textgen.model.pretrained import load_model
+    from textgen.storage import Storage
 
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file
-    write_gguf(load_model(resolve(options.model, options.root)), options.out)
+    write_gguf(load_model(resolve(options.model, Storage.at(options.root))), options.out)
     print(options.out)

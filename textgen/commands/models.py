@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textgen.commands.arguments import ROOT_URL_HELP, Commands
+from textgen.commands.arguments import ROOT_HELP, Commands
 from textgen.config import StorageConfig, parse_config
 from textgen.errors import Damaged, InputError
 
@@ -26,7 +26,7 @@ def add_models(commands: Commands) -> None:
         if name == "promote":
             command.add_argument("version", metavar="VERSION", help="as v3")
         command.add_argument("--name", default="textgen", help="the model's name in the registry")
-        command.add_argument("--root", default=StorageConfig().root, help=ROOT_URL_HELP)
+        command.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 
@@ -112,8 +112,8 @@ def _open(options: argparse.Namespace) -> tuple[Any, Path]:
         parse_config({"name": options.name})
     except InputError as error:
         raise InputError(f"--{error}") from None
-    config = StorageConfig(root=options.root)
-    storage, home = Storage(config), config.local / "models" / options.name
+    storage = Storage.at(options.root)
+    home = storage.models(options.name)
     if not home.is_dir() and not storage.folders(home, "v*"):
         raise InputError(f"--name {options.name}: there is no such model in {options.root}")
     return storage, home

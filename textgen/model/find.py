@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 
 from textgen.errors import InputError
 from textgen.files import Manifest
+from textgen.storage import Storage
 
 CHAMPION_FILE = "champion"
 VERSION = re.compile(r"v([1-9][0-9]*)")
@@ -55,11 +56,12 @@ def find_version(home: Path, version: str | None) -> Path:
     return home / version
 
 
-def resolve(name: str, root: Path) -> Path:
+def resolve(name: str, storage: Storage) -> Path:
     """Return the folder of MODEL: a published or a training folder, `NAME@champion` or `NAME@v3`.
 
     Raises:
         InputError: there is no such model.
+        StorageUnavailable: the remote root did not answer.
         Damaged: a file differs from its manifest. A training has a manifest only when it is finished.
     """
     folder = Path(name)
@@ -67,8 +69,12 @@ def resolve(name: str, root: Path) -> Path:
         base, at, wanted = name.rpartition("@")
         if not at:
             raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
-        home = root / "models" / base
-        folder = find_version(home, read_champion(home) if wanted == "champion" else wanted)
+        home = storage.models(base)
+        storage.bring_file(home / CHAMPION_FILE)
+        version = read_champion(home) if wanted == "champion" else wanted
+        if version is not None and VERSION.fullmatch(version):
+            storage.bring(home / version, ModelManifest)
+        folder = find_version(home, version)
     if (folder / ModelManifest.FILE).exists():
         ModelManifest.read(folder)
     return folder

@@ -5,12 +5,11 @@ A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and 
 (with SDPA and no cache: the stock cache lays keys out otherwise, which can move the last bits).
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textgen.model.ops import rms_norm, swiglu
 from textgen.sections import ModelConfig
 
 
@@ -23,28 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """The norm, and its gradient from its input alone: autograd would keep what lies between them too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # Written out: F.rms_norm rounds otherwise, and in bf16 the logits would leave the stock class's by 0.5.
-        x_fp32 = x.float()
-        scale = torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, scale)
-        return weight * (x_fp32 * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        grad, normed = grad.float(), x.float() * scale
-        along = grad * normed
-        weight_grad = along.flatten(0, -2).sum(0)
-        x_grad = (grad * weight).addcmul_(normed, (along * weight).mean(-1, keepdim=True), value=-1).mul_(scale)
-        return x_grad.to(x.dtype), weight_grad, None
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotary_tables(config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -107,21 +85,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-class _SwiGLU(torch.autograd.Function):
-    """`silu(gate) * up`, of which `silu(gate)` is not kept for the gradient but made again."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

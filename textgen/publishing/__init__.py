@@ -6,5 +6,5 @@
 - `registry`: the versions, the champion file, promotion and rollback by hand.
 - `card`, `plots`, `lineage`: the model card and what is in it.
 - `drift`: how far a new text is from that of the champion.
-- `upload`: pushes the champion to a Hugging Face Hub repository.
+- `upload`: uploads the champion to a Hugging Face Hub repository.
 """

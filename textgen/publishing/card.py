@@ -47,12 +47,12 @@ def write_card(
         version=version,
         parameters=checkpoint.parameters,
         seq_length=metrics.seq_length,
-        tokenizer=describe_tokenizer(tokens),
+        tokenizer=tokenizer_in_words(tokens),
         source=corpus.sentence,
         licence=corpus.licence,
         data_rows="\n".join(_data_row(split, raw, tokens) for split in raw.splits),
         data_plot=DATA_PLOT,
-        training=describe_training(checkpoint),
+        training=training_in_words(checkpoint),
         hyperparameters=table(("setting", "value"), hyperparameters(checkpoint)),
         training_plot=TRAINING_PLOT,
         protocol=metrics.protocol,
@@ -61,9 +61,9 @@ def write_card(
         context=metrics.definition.context,
         denominators=metrics.definition.denominators,
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
-        decision=describe_decision(decision),
+        decision=decision_table(decision),
         samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
-        environment=describe_environment(lineage),
+        environment=environment_in_words(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
     write_atomic(folder / CARD_FILE, f"---\n{_header(version, candidate)}\n---\n\n{body}")
@@ -137,7 +137,7 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
     return results
 
 
-def describe_tokenizer(tokens: TokensManifest) -> str:
+def tokenizer_in_words(tokens: TokensManifest) -> str:
     """Return in words which tokenizer it is."""
     match tokens.tokenizer.kind:
         case "gpt2":
@@ -148,7 +148,7 @@ def describe_tokenizer(tokens: TokensManifest) -> str:
             return f"the {tokens.vocab_size:,} words of the train split as its vocabulary"
 
 
-def describe_training(checkpoint: CheckpointManifest) -> str:
+def training_in_words(checkpoint: CheckpointManifest) -> str:
     """Return in words how long the training was and what the hardware gave."""
     speed = checkpoint.speed
     devices = checkpoint.device if checkpoint.devices == 1 else f"{checkpoint.devices} of {checkpoint.device}"
@@ -165,7 +165,7 @@ def describe_training(checkpoint: CheckpointManifest) -> str:
     )
 
 
-def describe_decision(decision: Decision) -> str:
+def decision_table(decision: Decision) -> str:
     """Return whether the version became the champion, the figures that said so, and the guards."""
     figures = {
         "compared with": decision.opponent,
@@ -210,7 +210,7 @@ def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
     return [(f"`{key}`", f"`{value}`") for key, value in rows if value is not None]
 
 
-def describe_environment(lineage: dict[str, Any]) -> str:
+def environment_in_words(lineage: dict[str, Any]) -> str:
     """Return in words what the training ran with."""
     if lineage["python"] is None:
         return "What the training ran with was not recorded."

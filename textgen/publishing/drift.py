@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence, Set
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged
 from textgen.evaluation.evaluate import evaluate_rows
-from textgen.files import Manifest, build_once, content_key
+from textgen.files import Manifest, content_key
 from textgen.model.device import choose_device
-from textgen.model.find import read_champion
+from textgen.model.find import CHAMPION_FILE, read_champion
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 from textgen.storage import Storage
@@ -73,8 +72,9 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
 
     A comparison is made once and kept in data/drift.
     """
-    home = config.root / "models" / config.name
-    storage.bring_file(home / "champion")
+    storage.bring(raw.folder, RawManifest)
+    home = storage.models(config.name)
+    storage.bring_file(home / CHAMPION_FILE)
     if (version := read_champion(home)) is None:
         return None
     storage.bring(home / version, PublishedManifest)
@@ -85,21 +85,17 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
     if champion.raw_sha256 == {split: text.sha256 for split, text in raw.splits.items()}:
         return None
     key = content_key(DRIFT_VERSION, champion.checkpoint_sha256, raw.key)
-    folder = config.root / "drift" / key
-    storage.bring(folder, Drift)
-    drift = build_once(folder, Drift, lambda _: _compare(key, champion, raw, config.root, storage))
-    storage.push(folder, drift)
-    return drift
+    return storage.build(storage.drift(key), Drift, lambda _: _compare(key, champion, raw, storage))
 
 
-def _compare(key: str, champion: PublishedManifest, raw: RawManifest, root: Path, storage: Storage) -> Drift:
+def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Drift:
     try:
-        last_raw = _find_text(champion, root, storage)
+        last_raw = _find_text(champion, storage)
         loaded = load_model(champion.folder, choose_device("auto"))
     except Damaged as damage:
         return Drift(key=key, champion=champion.version, raw_key=raw.key, verdict="not compared", reasons=[str(damage)])
     known = {word for row in read_rows(last_raw, "train") for word in row.split()}
-    last, new = (describe_text(text, known, loaded) for text in (last_raw, raw))
+    last, new = (text_figures(text, known, loaded) for text in (last_raw, raw))
     reasons = judge(last, new)
     return Drift(
         key=key, champion=champion.version, raw_key=raw.key, verdict="shifted" if reasons else "same", reasons=reasons,
@@ -107,19 +103,19 @@ def _compare(key: str, champion: PublishedManifest, raw: RawManifest, root: Path
     )  # fmt: skip
 
 
-def _find_text(champion: PublishedManifest, root: Path, storage: Storage) -> RawManifest:
+def _find_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
     """Return the text that the champion was trained on.
 
     Raises:
         Damaged: it is no longer there, or is not what it was.
     """
     lineage = json.loads((champion.folder / LINEAGE_FILE).read_bytes())
-    folder = root / lineage["raw"]["folder"]
+    folder = storage.local / lineage["raw"]["folder"]
     storage.bring(folder, RawManifest)
     return RawManifest.read(folder)
 
 
-def describe_text(raw: RawManifest, known: Set[str], loaded: LoadedModel) -> TextFigures:
+def text_figures(raw: RawManifest, known: Set[str], loaded: LoadedModel) -> TextFigures:
     """Return what a text is like; `known` are the words of the text that the model was trained on."""
     lengths = [len(words) for words in _words_by_document(read_rows(raw, "train"))]
     validation = read_rows(raw, "validation")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textgen.config import PublishConfig
-from textgen.evaluation.evaluate import Documents
+from textgen.evaluation.scoring import Documents
 from textgen.publishing.version import Decision, Guard
 
 RESAMPLES = 10_000
@@ -114,7 +114,7 @@ def _halves(groups: int) -> Tensor:
 def decide_without_comparison(policy: PublishConfig, guards: list[Guard]) -> Decision:
     """Return whether a challenger is promoted under the policies `always` and `never`."""
     failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
-    reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.describe()}" for guard in failed[:1])
+    reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.in_words()}" for guard in failed[:1])
     return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
 
 
@@ -150,7 +150,7 @@ def decide(
     total = found.weight_D.sum()
     return Decision(
         promoted=better and not failed,
-        reason="; ".join([reason, *(guard.describe() for guard in failed)]),
+        reason="; ".join([reason, *(guard.in_words() for guard in failed)]),
         opponent=opponent.name,
         protocol=protocol,
         unit=found.unit,

@@ -5,9 +5,10 @@ from typing import Any
 from textgen.files import Manifest
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import Decision
+from textgen.storage import Storage
 
 
-def describe_lineage(candidate: Candidate, decision: Decision, flow_run_id: str | None) -> dict[str, Any]:
+def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None) -> dict[str, Any]:
     """Return where a model comes from: data, tokens, weights, configuration, code, packages, run and decision.
 
     Code and packages are the training's: null and empty if it did not record them. The run is the one that published.
@@ -15,17 +16,18 @@ def describe_lineage(candidate: Candidate, decision: Decision, flow_run_id: str 
     A `folder` is under the storage root; its `sha256` are of the files in it, and its `key` is that of its manifest.
     """
     checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
-    trained, environment = f"checkpoints/{checkpoint.folder.name}", checkpoint.environment
+    storage, environment = Storage(candidate.config.storage), checkpoint.environment
+    trained = storage.training(checkpoint.folder.name)
     return {
-        "raw": {**_record(f"raw/{raw.name}/{raw.key}", raw), "source": raw.source},
-        "tokens": _record(f"processed/{tokens.key}", tokens),
+        "raw": {**_record(raw, storage.name(storage.raw(raw.name) / raw.key)), "source": raw.source},
+        "tokens": _record(tokens, storage.name(storage.processed(tokens.key))),
         "checkpoint": {
-            **_record(trained, checkpoint),
+            **_record(checkpoint, storage.name(trained)),
             "step": checkpoint.best_step,
             "initial_sha256": checkpoint.initial_sha256,
         },
         "evaluation": {
-            **_record(f"{trained}/evaluations/{metrics.key}", metrics),
+            **_record(metrics, storage.name(trained / "evaluations" / metrics.key)),
             **metrics.model_dump(include={"protocol", "seq_length", "stride"}),
         },
         "config": checkpoint.config,
@@ -37,5 +39,5 @@ def describe_lineage(candidate: Candidate, decision: Decision, flow_run_id: str 
     }
 
 
-def _record(folder: str, manifest: Manifest) -> dict[str, Any]:
+def _record(manifest: Manifest, folder: str) -> dict[str, Any]:
     return {"folder": folder, "key": manifest.key, "sha256": manifest.sha256_by_file()}

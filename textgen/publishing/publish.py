@@ -25,7 +25,7 @@ from textgen.publishing.gate import (
     guard_generation,
     guard_whole,
 )
-from textgen.publishing.lineage import describe_lineage
+from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
@@ -54,7 +54,7 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
         Damaged: a file of the checkpoint is not what the training left.
     """
     checkpoint, config = candidate.checkpoint, candidate.config
-    home = config.root / "models" / config.name
+    home = storage.models(config.name)
     with opened(home, storage):
         published, champion = read_sound(home, storage)
         for manifest in published:
@@ -90,7 +90,7 @@ def _publish(
     checkpoint, metrics, config = candidate.checkpoint, candidate.metrics, candidate.config
     scores = score_challenger(metrics, checkpoint.sha256[TOKENIZER_FILE])
     if not (finite := guard_finite(scores)).passed:
-        raise Refused(f"{checkpoint.folder} is not published: {finite.describe()}")
+        raise Refused(f"{checkpoint.folder} is not published: {finite.in_words()}")
     samples, continuations = draw_samples(checkpoint, candidate.raw, config.seed)
     guards = [
         finite,
@@ -107,7 +107,7 @@ def _publish(
         verify(temporary, checkpoint.sha256)
         write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
         write_scores(scores, temporary / DOCUMENTS_FILE)
-        lineage = describe_lineage(candidate, decision, flow_run_id)
+        lineage = lineage_of(candidate, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
         write_card(temporary, folder.name, candidate, samples, decision, lineage)
         rows = [row for row in read_rows(candidate.raw, "validation") if row]

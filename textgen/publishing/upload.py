@@ -9,16 +9,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.errors import Damaged, PushFailed
 from textgen.files import set_aside, verify, write_atomic
-from textgen.hub import ANSWER_SECONDS, describe_cause, find_cause
+from textgen.hub import ANSWER_SECONDS, cause_in_words, find_cause
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
-RECORD_FILE = "hub.json"  # beside the versions: what was last pushed
+RECORD_FILE = "hub.json"  # beside the versions: what was last uploaded
 
 T = TypeVar("T")
 
 
-class Pushed(BaseModel):
+class Uploaded(BaseModel):
     """The version that a repository holds, and its commit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,8 +29,8 @@ class Pushed(BaseModel):
     commit: str
 
 
-def push(published: PublishedManifest, repo: str, storage: Storage) -> Pushed:
-    """Have the branch main of `repo` hold a published version; asks no network where it was the last one pushed.
+def upload(published: PublishedManifest, repo: str, storage: Storage) -> Uploaded:
+    """Have the branch main of `repo` hold a published version; asks no network where it was the last one uploaded.
 
     A repository that does not exist is made, private. What was uploaded before a failure is not uploaded again, and
     a commit that would change nothing is not made. The token is huggingface_hub's: HF_TOKEN, or that of a login.
@@ -46,10 +46,10 @@ def push(published: PublishedManifest, repo: str, storage: Storage) -> Pushed:
         return last
     verify(published.folder, published.sha256)
     commit = _telling(repo, lambda: _commit(published, repo))
-    pushed = Pushed(repo=repo, version=published.version, key=published.key, commit=commit)
-    write_atomic(file, pushed.model_dump_json(indent=2) + "\n")
+    uploaded = Uploaded(repo=repo, version=published.version, key=published.key, commit=commit)
+    write_atomic(file, uploaded.model_dump_json(indent=2) + "\n")
     storage.push_file(file)
-    return pushed
+    return uploaded
 
 
 def _commit(published: PublishedManifest, repo: str) -> str:
@@ -77,14 +77,14 @@ def _telling(repo: str, tell: Callable[[], T]) -> T:
             cause, transient = error, False
         else:
             raise
-        raise PushFailed(f"publish.hub_repo={repo}: {describe_cause(cause)}", transient) from error
+        raise PushFailed(f"publish.hub_repo={repo}: {cause_in_words(cause)}", transient) from error
 
 
-def _read(file: Path) -> Pushed | None:
+def _read(file: Path) -> Uploaded | None:
     if not file.exists():
         return None
     try:
-        return Pushed.model_validate(json.loads(file.read_bytes()))
+        return Uploaded.model_validate(json.loads(file.read_bytes()))
     except (ValueError, ValidationError) as error:
         set_aside(file, Damaged(f"{file} is damaged: {error}"))
         return None

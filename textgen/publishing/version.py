@@ -23,7 +23,7 @@ class Guard(BaseModel):
     value: float | None  # None where it is no finite number, or there was nothing to measure
     bound: float
 
-    def describe(self) -> str:
+    def in_words(self) -> str:
         """Return the guard's outcome in words."""
         value = "no figure" if self.value is None else f"{self.value:.4g}"
         return f"{self.name}: {value}, bound {self.bound:.4g}"

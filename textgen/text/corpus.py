@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.config import SPLITS, DataConfig
 from textgen.errors import Damaged, InputError
-from textgen.files import Manifest, build_once, sha256_file
+from textgen.files import Manifest, sha256_file
 from textgen.hub import PIN_FILE, pin
+from textgen.storage import Storage
 from textgen.text.sources import HubDataset, choose_source, raw_home
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class RawManifest(Manifest):
         return self.source.get("revision")
 
 
-def fetch(data: DataConfig, root: Path, refresh: bool = False) -> RawManifest:
-    """Freeze the corpus under `root`/raw and return its manifest; a corpus that is there already is only verified.
+def fetch(data: DataConfig, storage: Storage, refresh: bool = False) -> RawManifest:
+    """Freeze the corpus in data/raw and return its manifest; a corpus that is there already is only verified.
 
     With `refresh` the Hub is asked which commit a branch or a tag is at now, and that one is pinned.
 
@@ -57,52 +58,49 @@ def fetch(data: DataConfig, root: Path, refresh: bool = False) -> RawManifest:
         InputError: the local source is absent, empty, not UTF-8, or lacks a split or the column `text`.
         SourceUnavailable: the Hub did not give it.
     """
-    source = choose_source(data, root, refresh)
+    source = choose_source(data, storage, refresh)
+    if isinstance(source, HubDataset):
+        storage.bring_file(source.home / PIN_FILE)
     identity = source.identity()
     if isinstance(source, HubDataset) and identity["revision"] is None:
         identity = {**identity, "revision": source.resolve_commit()}
-    folder = raw_home(identity, root)
+    folder = raw_home(identity, storage)
 
     def freeze(temporary: Path) -> RawManifest:
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
             splits = _freeze_splits(source.load(identity, cache), temporary)
         return RawManifest(key=folder.name, name=folder.parent.name, source=identity, splits=splits)
 
-    manifest = build_once(folder, RawManifest, freeze)
+    manifest = storage.build(folder, RawManifest, freeze)
     if isinstance(source, HubDataset):
         pin(source.home, data.revision, identity["revision"])
+        storage.push_file(source.home / PIN_FILE)
     return manifest
 
 
-def raw_folder(data: DataConfig, root: Path, refresh: bool = False) -> Path | None:
+def raw_folder(data: DataConfig, storage: Storage, refresh: bool = False) -> Path | None:
     """Return where `fetch` freezes the corpus, asking no network: None where the Hub has to be asked for its commit.
 
     Raises:
         InputError: a local file is absent, empty or not UTF-8.
     """
-    source = choose_source(data, root, refresh)
+    source = choose_source(data, storage, refresh)
     identity = source.identity()
-    return None if isinstance(source, HubDataset) and identity["revision"] is None else raw_home(identity, root)
+    return None if isinstance(source, HubDataset) and identity["revision"] is None else raw_home(identity, storage)
 
 
-def pin_file(data: DataConfig, root: Path) -> Path | None:
-    """Return the file that pins the commits of a Hub dataset, None for text that is not from the Hub."""
-    source = choose_source(data, root)
-    return source.home / PIN_FILE if isinstance(source, HubDataset) else None
-
-
-def find_raw(root: Path, sha256: dict[str, str]) -> RawManifest:
-    """Return the frozen corpus under `root`/raw whose splits have these sha256, verified.
+def find_raw(storage: Storage, sha256: dict[str, str]) -> RawManifest:
+    """Return the frozen corpus whose splits have these sha256, verified.
 
     Raises:
         InputError: there is none.
     """
-    for file in sorted(root.glob(f"raw/*/*/{RawManifest.FILE}")):
+    for file in sorted(storage.raw().glob(f"*/*/{RawManifest.FILE}")):
         with suppress(Damaged):  # or of another kind, as GPT-2's tokenizer
             manifest = RawManifest.parse(file.parent)
             if {name: split.sha256 for name, split in manifest.splits.items()} == sha256:
                 return RawManifest.read(file.parent)
-    raise InputError(f"{root / 'raw'}: the raw text of the tokens is not there, or no longer what it was")
+    raise InputError(f"{storage.raw()}: the raw text of the tokens is not there, or no longer what it was")
 
 
 def read_rows(manifest: RawManifest, split: str) -> list[str]:

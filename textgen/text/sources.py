@@ -15,6 +15,7 @@ from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
+from textgen.storage import Storage
 from textgen.text.python_docs import python_docs, standard_library
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class HubDataset:
     dataset_name: str
     dataset_config: str | None
     revision: str | None
-    root: Path
+    storage: Storage
     refresh: bool = False  # no pin counts but a commit that the configuration names
 
     def identity(self) -> Identity:
@@ -169,7 +170,7 @@ class HubDataset:
     @property
     def home(self) -> Path:
         """The folder of the dataset's commits, which has the pins too."""
-        return self.root / "raw" / _folder_name(self.dataset_name)
+        return self.storage.raw(_folder_name(self.dataset_name))
 
     def resolve_commit(self) -> str:
         """Return the commit that the revision is at now, as the Hub says.
@@ -199,15 +200,15 @@ class HubDataset:
         return About(name, sentence, "CC BY-SA 3.0 and GFDL", "en") if name == WIKITEXT else About(name, sentence)
 
 
-def choose_source(data: DataConfig, root: Path, refresh: bool = False) -> Source:
-    """Return the source that the configuration names, whose pins are under `root`."""
+def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> Source:
+    """Return the source that the configuration names."""
     if data.files is not None:
         return Files(dict(data.files))
     if data.path is not None:
         return HubFolder(data.path, data.dataset_config)
     if data.dataset_name == EMBEDDED_CORPUS:
         return PythonDocs()
-    return HubDataset(data.dataset_name, data.dataset_config, data.revision, root, refresh)
+    return HubDataset(data.dataset_name, data.dataset_config, data.revision, storage, refresh)
 
 
 def about(identity: Identity) -> About:
@@ -216,10 +217,10 @@ def about(identity: Identity) -> About:
     return {kind.KIND: kind for kind in kinds}[identity["kind"]].about(identity)
 
 
-def raw_home(identity: Identity, root: Path) -> Path:
-    """Return the folder of the frozen corpus under `root`."""
+def raw_home(identity: Identity, storage: Storage) -> Path:
+    """Return the folder of the frozen corpus."""
     name = identity.get("dataset_name") or identity.get("folder") or identity["kind"]
-    return root / "raw" / _folder_name(name) / content_key(RAW_VERSION, identity)
+    return storage.raw(_folder_name(name)) / content_key(RAW_VERSION, identity)
 
 
 def _folder_name(name: str) -> str:

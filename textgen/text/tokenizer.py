@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from textgen.config import TokenizerConfig
 from textgen.errors import InputError
-from textgen.files import Manifest, build_once, sha256_file, write_atomic
-from textgen.hub import ANSWER_SECONDS, ask_hub, pin, pinned
+from textgen.files import Manifest, sha256_file, write_atomic
+from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
+from textgen.storage import Storage
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_ROW = "<eos>"
@@ -19,6 +20,7 @@ UNKNOWN = "<unk>"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GPT2_REPO = "openai-community/gpt2"
+GPT2_FOLDER = "gpt2"  # of data/raw, a folder a commit
 GPT2_WAYS_ON = "tokenizer.path=FOLDER for a local copy of its tokenizer.json, or tokenizer.kind=bpe for your own"
 
 
@@ -32,7 +34,7 @@ class GPT2Manifest(Manifest):
         return {TOKENIZER_FILE: self.sha256}
 
 
-def find_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
+def find_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
     """Return the GPT-2 tokenizer.json that is on this disk: the user's own, or the one frozen at the first fetch."""
     if config.kind != "gpt2":
         return None
@@ -41,27 +43,24 @@ def find_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
         path = path / TOKENIZER_FILE if path.is_dir() else path
         load_tokenizer(path)
         return path
-    commit = pinned(gpt2_home(root), None)
-    return gpt2_home(root) / commit / TOKENIZER_FILE if commit is not None else None
+    home = storage.raw(GPT2_FOLDER)
+    commit = pinned(home, None)
+    return home / commit / TOKENIZER_FILE if commit is not None else None
 
 
-def gpt2_home(root: Path) -> Path:
-    """Return where GPT-2's tokenizer is kept, a folder a commit."""
-    return root / "raw" / "gpt2"
-
-
-def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
-    """Return GPT-2's tokenizer.json, frozen in `root`/raw/gpt2, or the user's own; None where `config` wants neither.
+def fetch_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
+    """Return GPT-2's tokenizer.json, frozen in data/raw/gpt2, or the user's own; None where `config` wants neither.
 
     Raises:
         SourceUnavailable: the Hub did not give it.
         InputError: the user's own is absent or no tokenizer.
     """
     if config.kind != "gpt2" or config.path is not None:
-        return find_gpt2_file(config, root)
+        return find_gpt2_file(config, storage)
     from huggingface_hub import HfApi, hf_hub_download
 
-    home = gpt2_home(root)
+    home = storage.raw(GPT2_FOLDER)
+    storage.bring_file(home / PIN_FILE)
     commit = pinned(home, None) or ask_hub(
         GPT2_REPO, GPT2_WAYS_ON, lambda: HfApi().model_info(GPT2_REPO, timeout=ANSWER_SECONDS).sha
     )
@@ -77,8 +76,9 @@ def fetch_gpt2_file(config: TokenizerConfig, root: Path) -> Path | None:
             write_atomic(temporary / TOKENIZER_FILE, Path(file).read_bytes())
         return GPT2Manifest(key=commit, revision=commit, sha256=sha256_file(temporary / TOKENIZER_FILE))
 
-    folder = build_once(home / commit, GPT2Manifest, freeze).folder
+    folder = storage.build(home / commit, GPT2Manifest, freeze).folder
     pin(home, None, commit)
+    storage.push_file(home / PIN_FILE)
     return folder / TOKENIZER_FILE
 
 

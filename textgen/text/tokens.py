@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
 from textgen.errors import InputError
-from textgen.files import Manifest, build_once, content_key, sha256_file, write_atomic
+from textgen.files import Manifest, content_key, sha256_file, write_atomic
+from textgen.storage import Storage
 from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.tokenizer import (
@@ -99,15 +100,16 @@ def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None
     return content_key(TOKENS_VERSION, text, definition)
 
 
-def tokenize(raw: RawManifest, config: TokenizerConfig, root: Path) -> TokensManifest:
-    """Tokenize the corpus into `root`/processed and return its manifest; tokens that are there are only verified.
+def tokenize(raw: RawManifest, config: TokenizerConfig, storage: Storage) -> TokensManifest:
+    """Tokenize the corpus into data/processed and return its manifest; tokens that are there are only verified.
 
     Raises:
         InputError: the tokenizer file is absent or no tokenizer.
         SourceUnavailable: GPT-2's tokenizer could not be had from the Hub.
     """
-    gpt2_file = fetch_gpt2_file(config, root)
-    folder = root / "processed" / tokens_key(raw, config, gpt2_file)
+    storage.bring(raw.folder, RawManifest)
+    gpt2_file = fetch_gpt2_file(config, storage)
+    folder = storage.processed(tokens_key(raw, config, gpt2_file))
 
     def build(temporary: Path) -> TokensManifest:
         rows_by_split = {split: read_rows(raw, split) for split in SPLITS}
@@ -144,7 +146,7 @@ def tokenize(raw: RawManifest, config: TokenizerConfig, root: Path) -> TokensMan
             splits=splits,
         )
 
-    return build_once(folder, TokensManifest, build)
+    return storage.build(folder, TokensManifest, build)
 
 
 def dtype_for(vocab_size: int) -> torch.dtype:

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import torch
 
 from textgen.config import Config
-from textgen.evaluation.evaluate import score
 from textgen.evaluation.protocols import blocks
+from textgen.evaluation.scoring import score
 from textgen.model.device import autocast
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import TokensManifest, load_stream

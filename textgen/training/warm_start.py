@@ -6,6 +6,7 @@ from textgen.files import sha256_file
 from textgen.model.find import resolve
 from textgen.model.pretrained import WEIGHTS_FILE, load_model, qwen3_config
 from textgen.model.transformer import LanguageModel
+from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
 
 MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's description
@@ -20,7 +21,7 @@ def initial_sha256(config: Config) -> str | None:
     """
     if config.training.init_from is None:
         return None
-    weights = resolve(config.training.init_from, config.root) / WEIGHTS_FILE
+    weights = resolve(config.training.init_from, Storage(config.storage)) / WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"training.init_from={config.training.init_from!r}: there is no {weights}")
     return sha256_file(weights)
@@ -35,7 +36,7 @@ def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> 
     """
     if config.training.init_from is None:
         return
-    folder = resolve(config.training.init_from, config.root)
+    folder = resolve(config.training.init_from, Storage(config.storage))
     loaded = load_model(folder)
     theirs, ours = (
         qwen3_config(one.config, one.vocab_size, config.data.seq_length, end_id=0) for one in (loaded.model, model)

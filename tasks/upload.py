@@ -1,4 +1,4 @@
-"""The task that pushes the champion to a Hub repository, if one is configured. It is no reason for a run to fail."""
+"""The task that uploads the champion to a Hub repository, if one is configured. It is no reason for a run to fail."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ from tasks.stage import NETWORK_RETRY_SECONDS
 from textgen.config import Config
 from textgen.errors import Failure, PushFailed
 from textgen.model.find import CHAMPION_FILE, read_champion
-from textgen.publishing import upload as pushing
+from textgen.publishing import upload as uploading
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether to try a failed push again."""
+    """Return whether to try a failed upload again."""
     try:
         state.result()
     except PushFailed as error:
@@ -31,16 +31,16 @@ def can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 @task(retries=len(NETWORK_RETRY_SECONDS), retry_delay_seconds=NETWORK_RETRY_SECONDS, retry_condition_fn=can_pass)
 @redacted()
-def push(config: Config, published: PublishedManifest) -> str:
+def upload(config: Config, published: PublishedManifest) -> str:
     """Have the Hub repository hold a published version and return the commit."""
     assert config.publish.hub_repo is not None
-    return pushing.push(published, config.publish.hub_repo, Storage(config.storage)).commit
+    return uploading.upload(published, config.publish.hub_repo, Storage(config.storage)).commit
 
 
-def push_champion(config: Config, published: PublishedManifest) -> str | None:
+def upload_champion(config: Config, published: PublishedManifest) -> str | None:
     """Have the Hub hold the champion and return the commit; what fails, the next run tries again.
 
-    The champion may be another version than the `published` one: an earlier run failed to push it, or somebody
+    The champion may be another version than the `published` one: an earlier run failed to upload it, or somebody
     promoted it or rolled back to it.
     """
     if config.publish.hub_repo is None:
@@ -51,7 +51,7 @@ def push_champion(config: Config, published: PublishedManifest) -> str | None:
         if (champion := read_champion(home)) is None:
             return None
         storage.bring(home / champion, PublishedManifest)
-        return push(config, PublishedManifest.read(home / champion))
+        return upload(config, PublishedManifest.read(home / champion))
     except Failure as error:
         log.warning("%s@champion is not on the Hub: %s; the next run tries again", published.name, error)
         return None
