@@ -4,7 +4,7 @@ from tasks.stage import stage
 from tasks.tracking import track
 from textgen.config import Config
 from textgen.evaluation import evaluate as evaluation
-from textgen.evaluation.evaluate import Metrics
+from textgen.evaluation.scoring import Metrics
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest

@@ -3,7 +3,7 @@
 from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
 from tasks.tracking import flow_run_id, track_model
 from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics
+from textgen.evaluation.scoring import Metrics
 from textgen.files import content_key
 from textgen.publishing import publish as publishing
 from textgen.publishing.candidate import Candidate

@@ -22,7 +22,7 @@ from prefect.artifacts import (
 )
 
 from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics
+from textgen.evaluation.scoring import Metrics
 from textgen.model.find import read_champion
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tests.trainings import ignore
 from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics, evaluate
+from textgen.evaluation.evaluate import evaluate
+from textgen.evaluation.scoring import Metrics
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.publish import publish
 from textgen.publishing.version import PublishedManifest

@@ -14,7 +14,8 @@ from tests.publications import make
 from tests.trainings import refuse
 from textgen.__main__ import main
 from textgen.config import SPLITS, Config, EvaluationConfig, load_config
-from textgen.evaluation.evaluate import Metrics, evaluate, evaluation_key
+from textgen.evaluation.evaluate import evaluate, evaluation_key
+from textgen.evaluation.scoring import Metrics
 from textgen.files import content_key
 from textgen.publishing.drift import DRIFT_VERSION
 from textgen.publishing.version import PublishedManifest

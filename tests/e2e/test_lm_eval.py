@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from textgen.config import Config, DataConfig, TokenizerConfig
-from textgen.evaluation.evaluate import evaluate, read_documents
+from textgen.evaluation.evaluate import evaluate
+from textgen.evaluation.scoring import read_documents
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import tokenize

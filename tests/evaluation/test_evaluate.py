@@ -14,9 +14,9 @@ import textgen.evaluation.scoring
 from textgen.__main__ import main
 from textgen.config import EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.evaluate import Metrics, evaluate, evaluate_text, read_documents
+from textgen.evaluation.evaluate import evaluate, evaluate_text
 from textgen.evaluation.protocols import DEFINITIONS, blocks, sliding_windows
-from textgen.evaluation.scoring import score, summarize
+from textgen.evaluation.scoring import Metrics, read_documents, score, summarize
 from textgen.files import sha256_file
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import METRICS_FILE

@@ -19,7 +19,8 @@ from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
-from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_rows, read_documents
+from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_rows
+from textgen.evaluation.scoring import read_documents
 from textgen.files import sha256_file, write_atomic
 from textgen.model.find import read_champion, resolve
 from textgen.model.pretrained import WEIGHTS_FILE, load_model

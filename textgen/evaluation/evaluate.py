@@ -3,13 +3,11 @@
 import io
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Definition, Text, read_as_lm_eval, read_as_stream
-from textgen.evaluation.scoring import Documents, Measured, SplitMetrics, measure
-from textgen.files import Manifest, content_key, sha256_file
+from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Text, read_as_lm_eval, read_as_stream
+from textgen.evaluation.scoring import Measured, Metrics, arrays_file, measure
+from textgen.files import content_key, sha256_file
 from textgen.model.device import autocast, choose_device
 from textgen.model.find import ModelManifest
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
@@ -19,37 +17,6 @@ from textgen.text.tokens import TokensManifest, load_documents, load_stream
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 EVALUATED = ("validation", "test")
-
-
-class Metrics(Manifest):
-    """The evaluation of one checkpoint on one corpus by one protocol.
-
-    Beside it, a file for each split has the arrays: `token_nats` (of each scored token, in the order of the text),
-    `document_nats`, `document_tokens` (scored), `document_words` and `document_bytes`.
-    """
-
-    checkpoint_sha256: str
-    tokens_key: str
-    protocol: str
-    definition: Definition
-    seq_length: int
-    stride: int
-    splits: dict[str, SplitMetrics]
-    sha256: dict[str, str]
-
-    def sha256_by_file(self) -> dict[str, str]:
-        return self.sha256
-
-
-def arrays_file(split: str) -> str:
-    """Return the name of the file with a split's arrays."""
-    return f"{split}.safetensors"
-
-
-def read_documents(metrics: Metrics, split: str) -> Documents:
-    """Return what the model makes of each document of a split."""
-    arrays = load_file(metrics.folder / arrays_file(split))
-    return Documents(**{name: arrays[f"document_{name}"] for name in Documents._fields})
 
 
 def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metrics:

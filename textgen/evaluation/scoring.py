@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen.evaluation.protocols import Text, Window
-from textgen.files import write_atomic
+from textgen.evaluation.protocols import Definition, Text, Window
+from textgen.files import Manifest, write_atomic
 from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import TextCounts
@@ -65,6 +65,37 @@ class Measured(NamedTuple):
         """Write the arrays with safetensors, as `token_nats`, `document_nats`, `document_tokens` and so on."""
         arrays = {f"document_{name}": array for name, array in self.documents._asdict().items()}
         write_atomic(path, save({"token_nats": self.token_nats, **arrays}))
+
+
+class Metrics(Manifest):
+    """The evaluation of one checkpoint on one corpus by one protocol.
+
+    Beside it, a file for each split has the arrays: `token_nats` (of each scored token, in the order of the text),
+    `document_nats`, `document_tokens` (scored), `document_words` and `document_bytes`.
+    """
+
+    checkpoint_sha256: str
+    tokens_key: str
+    protocol: str
+    definition: Definition
+    seq_length: int
+    stride: int
+    splits: dict[str, SplitMetrics]
+    sha256: dict[str, str]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return self.sha256
+
+
+def arrays_file(split: str) -> str:
+    """Return the name of the file with a split's arrays."""
+    return f"{split}.safetensors"
+
+
+def read_documents(metrics: Metrics, split: str) -> Documents:
+    """Return what the model makes of each document of a split."""
+    arrays = load_file(metrics.folder / arrays_file(split))
+    return Documents(**{name: arrays[f"document_{name}"] for name in Documents._fields})
 
 
 def measure(model: LanguageModel, text: Text, batch_size: int, label: str | None = None) -> Measured:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from textgen.config import Config
-from textgen.evaluation.evaluate import Metrics
+from textgen.evaluation.scoring import Metrics
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest

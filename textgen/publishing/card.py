@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textgen.evaluation.evaluate import Metrics
+from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.plots import plot_data, plot_training, words_by_row

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from textgen.evaluation.evaluate import EVALUATED, Metrics, evaluate_rows, evaluation_key, read_documents
+from textgen.evaluation.evaluate import EVALUATED, evaluate_rows, evaluation_key
 from textgen.evaluation.protocols import WINDOWS, read_as_lm_eval, read_as_stream
-from textgen.evaluation.scoring import Documents, SplitMetrics, scored_positions
+from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_positions
 from textgen.files import write_atomic
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
