@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Part(NamedTuple):
+    """A piece of a document: a whole document, unless it is so long that it is read in several pieces."""
+
+    text: str
+    begins: bool  # whether a document begins here
 
 
 def cut(rows: Sequence[str]) -> list[slice]:
