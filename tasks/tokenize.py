@@ -13,10 +13,10 @@ def key(config: Config, raw: RawManifest) -> str | None:
     gpt2_file = find_gpt2_file(config.tokenizer, Storage(config.storage))
     if config.tokenizer.kind == "gpt2" and gpt2_file is None:
         return None  # not fetched yet
-    return tokens.tokens_key(raw, config.tokenizer, gpt2_file)
+    return tokens.tokens_key(raw, config.tokenizer, gpt2_file, config.data.end_of_document)
 
 
 @stage(TokensManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def tokenize(config: Config, raw: RawManifest) -> TokensManifest:
     """Tokenize the corpus into data/processed and return the manifest of its tokens."""
-    return tokens.tokenize(raw, config.tokenizer, Storage(config.storage))
+    return tokens.tokenize(raw, config.tokenizer, Storage(config.storage), config.data.end_of_document)

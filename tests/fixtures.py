@@ -167,7 +167,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> corpus.RawManifest:
         rows = [" ".join(source.choices(WORDS, k=source.randint(4, 12))) + "\n" for _ in range(ROWS[split])]
         (folder / f"{split}.txt").write_text("".join(rows), "utf-8")
     files = {split: str(folder / f"{split}.txt") for split in SPLITS}
-    return corpus.fetch(DataConfig(files=files), Storage.at(folder / "data"))
+    return corpus.fetch(DataConfig(files=files, document="line"), Storage.at(folder / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +202,7 @@ def publication(raw: corpus.RawManifest, tmp_path_factory: pytest.TempPathFactor
     """Return a published model and what it was made of, in a root of its own; tests change nothing in it."""
     root = tmp_path_factory.mktemp("publication")
     text = {split: "".join(corpus.read_rows(raw, split)) for split in SPLITS}
-    data = {"files": write_text(root / "text", text), "seq_length": 16}
+    data = {"files": write_text(root / "text", text), "document": "line", "seq_length": 16}
     tokenizer, storage = {"kind": "bpe", "vocab_size": 300}, {"root": str(root / "data")}
     return make(tiny_config(data=data, tokenizer=tokenizer, storage=storage), flow_run_id="run-1")
 

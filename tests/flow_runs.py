@@ -20,7 +20,11 @@ def tiny(folder: Path, **changes: Any) -> Config:
         if not path.exists():
             path.write_text("\n".join(" ".join(draw.choices(WORDS, k=20)) for _ in range(60)) + "\n")
     values = {
-        "data": {"files": {split: str(folder / f"{split}.txt") for split in SPLITS}, "seq_length": 16},
+        "data": {
+            "files": {split: str(folder / f"{split}.txt") for split in SPLITS},
+            "document": "line",
+            "seq_length": 16,
+        },
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
         "model": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
         "training": {"batch_size": 4, "max_steps": 6, "warmup_steps": 2, "eval_every": 3},

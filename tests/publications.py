@@ -37,7 +37,7 @@ class Publication:
 def make(config: Config, flow_run_id: str | None = None) -> Publication:
     """Run the stages, each as the flow runs it, and return what they made."""
     raw = corpus.fetch(config.data, Storage(config.storage))
-    tokens = tokenize(raw, config.tokenizer, Storage(config.storage))
+    tokens = tokenize(raw, config.tokenizer, Storage(config.storage), config.data.end_of_document)
     checkpoint = train(tokens, config, config.root / "checkpoints" / "training", ignore)
     metrics = evaluate(checkpoint.folder, tokens, config)
     published = publish(Candidate(checkpoint, metrics, tokens, raw, config), Storage(config.storage), flow_run_id)

@@ -28,8 +28,24 @@ class DataConfig(Section):
     dataset_config: str | None = Field(None, description="the configuration of a Hub dataset or a local folder")
     revision: str | None = Field(None, description="a Hub commit, branch or tag; pinned to a commit at the first fetch")
     path: str | None = Field(None, description="a local folder in Hub layout, in place of the Hub")
-    files: dict[Split, str] | None = Field(
-        None, description="a glob of text or parquet files for each split, in place of the Hub"
+    files: str | list[str] | dict[Split, str | list[str]] | None = Field(
+        None,
+        description="your own files, in place of the Hub: a folder, a file, a glob, a list of these, or a split each",
+    )
+    text_column: str = Field("text", min_length=1, description="the column of tables that holds the text")
+    document: str = Field(
+        "file", min_length=1, description="what a document of plain text is: file, paragraphs, line, or a separator"
+    )
+    end_of_document: bool = Field(True, description="whether an end-of-text id follows each document")
+    validation_fraction: float = Field(
+        0.05, gt=0, lt=1, description="of the documents, where one set of files is split"
+    )
+    test_fraction: float = Field(0.05, gt=0, lt=1, description="of the documents, where one set of files is split")
+    max_overlap: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of test's words in runs of 13 that stand in train, above which no promotion",
     )
     seq_length: int = Field(128, ge=1, description="tokens in a training sequence: the model's context")
 
@@ -42,8 +58,10 @@ class DataConfig(Section):
     def one_source(self) -> Self:
         if self.files is not None and self.path is not None:
             raise rule("data.files and data.path are both set; give one source")
-        if self.files is not None and (missing := [split for split in SPLITS if split not in self.files]):
+        if isinstance(self.files, dict) and (missing := [split for split in SPLITS if split not in self.files]):
             raise rule(f"data.files has no glob for {', '.join(missing)}; it needs {', '.join(SPLITS)}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise rule("data.validation_fraction and data.test_fraction leave nothing to train on")
         return self
 
 

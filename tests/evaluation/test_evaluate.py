@@ -22,7 +22,7 @@ from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import METRICS_FILE
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
-from textgen.text.tokens import TextCounts, load_stream
+from textgen.text.tokens import TextCounts, load_stream, tokenize
 
 # length of the stream, of a sequence, stride
 STREAMS = [(2, 16, 8), (10, 16, 4), (16, 16, 8), (17, 16, 8), (18, 16, 8), (50, 16, 8), (45, 16, 5), (49, 16, 16),
@@ -171,8 +171,9 @@ def test_an_evaluation_keeps_the_nats_of_every_token_and_document(protocol, chec
         assert documents.nats.dtype == torch.float64
         assert documents.nats.sum().item() / split.tokens_scored == split.loss_nats
         assert documents.tokens.sum() == split.tokens_scored == len(token_nats)
-        rows = read_rows(raw, name)
-        ends = torch.tensor([len(tokenizer.encode(row).ids) for row in rows]).cumsum(0) - 1  # the first is not scored
+        rows = list(read_rows(raw, name))
+        lengths = [len(tokenizer.encode(row).ids) + 1 for row in rows]  # an end of text follows each
+        ends = torch.tensor(lengths).cumsum(0) - 1  # the first is not scored
         for row, nats in enumerate(token_nats.double().tensor_split(ends[:-1])):
             assert documents.nats[row].item() == pytest.approx(nats.sum().item())
             assert documents.tokens[row] == len(nats)
@@ -206,7 +207,8 @@ def test_an_evaluation_is_measured_once(checkpoint, tokens, make_config, monkeyp
 def test_a_text_file_is_measured_as_the_split_of_its_rows(checkpoint, tokens, raw, make_config, tmp_path):
     (tmp_path / "text.txt").write_text("".join(read_rows(raw, "validation")), "utf-8")
     measured = evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig())
-    metrics = evaluate(checkpoint.folder, tokens, make_config())
+    without_ends = tokenize(raw, tokens.tokenizer, Storage.at(tokens.root), end_of_document=False)
+    metrics = evaluate(checkpoint.folder, without_ends, make_config())
     assert measured.metrics.model_dump() == pytest.approx(metrics.splits["validation"].model_dump(), rel=1e-12)
     for array, expected in zip(measured.documents, read_documents(metrics, "validation"), strict=True):
         torch.testing.assert_close(array, expected)
@@ -244,7 +246,7 @@ def test_a_corpus_is_measured_as_lm_eval_does_from_its_raw_text(checkpoint, toke
     assert metrics.definition == DEFINITIONS["lm-eval"]
     loaded = load_model(checkpoint.folder)
     for name, split in metrics.splits.items():
-        rows = read_rows(raw, name)
+        rows = list(read_rows(raw, name))
         nats, words = score_rows(loaded, rows), sum(len(row.split()) + 1 for row in rows)  # a line feed ends each
         assert read_documents(metrics, name).nats.tolist() == pytest.approx(nats, rel=1e-5)
         assert split.word_perplexity == pytest.approx(math.exp(sum(nats) / words), rel=1e-5)
@@ -288,7 +290,10 @@ def test_the_command_measures_a_published_model_with_the_stride_it_was_published
     (tmp_path / "text.txt").write_text("".join(read_rows(publication.raw, "test")), "utf-8")
     measured = run("--text", str(tmp_path / "text.txt"))
     assert measured["stride"] == 5
-    assert measured["text"] == pytest.approx(metrics.splits["test"].model_dump())
+    storage = Storage.at(publication.tokens.root)
+    without_ends = tokenize(publication.raw, publication.tokens.tokenizer, storage, end_of_document=False)
+    there = evaluate(publication.checkpoint.folder, without_ends, config)
+    assert measured["text"] == pytest.approx(there.splits["test"].model_dump())
     assert run("--protocol", "blocks")["stride"] == 16
 
 

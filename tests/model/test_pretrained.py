@@ -51,7 +51,7 @@ def test_transformers_opens_what_training_leaves_and_gives_the_same(
         training={"max_steps": 2, "warmup_steps": 0},
     )
     folder = train(tokens, config, tmp_path / "out", lambda step, figures: None).folder
-    rows, ours = read_rows(raw, "validation"), load_model(folder)
+    rows, ours = list(read_rows(raw, "validation")), load_model(folder)
     check_with_transformers(folder, rows)
 
     tokenizer, stock = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -77,7 +77,7 @@ def test_another_rotary_base_in_the_stock_copy_is_refused(checkpoint, raw, tmp_p
     folder = copy(checkpoint.folder, tmp_path / "model")
     change_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 9999.0})
     with pytest.raises(Refused, match="logits differ by up to"):
-        check_with_transformers(folder, read_rows(raw, "validation"))
+        check_with_transformers(folder, list(read_rows(raw, "validation")))
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.self_attn.k_norm.weight"])
@@ -90,7 +90,7 @@ def test_a_weight_that_differs_in_the_stock_copy_is_refused(name, checkpoint, ra
 
     monkeypatch.setattr(pretrained, "load_model", load_another)
     with pytest.raises(Refused, match="logits differ by up to"):
-        check_with_transformers(checkpoint.folder, read_rows(raw, "validation"))
+        check_with_transformers(checkpoint.folder, list(read_rows(raw, "validation")))
 
 
 def test_a_stock_tokenizer_that_gives_other_ids_is_refused(checkpoint, raw, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_stock_tokenizer_that_gives_other_ids_is_refused(checkpoint, raw, monk
 
     monkeypatch.setattr(pretrained, "load_model", load_another)
     with pytest.raises(Refused, match="tokenizes"):
-        check_with_transformers(checkpoint.folder, read_rows(raw, "validation"))
+        check_with_transformers(checkpoint.folder, list(read_rows(raw, "validation")))
 
 
 def test_the_same_weights_give_the_same_bytes(opinionated, tmp_path):

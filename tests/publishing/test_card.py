@@ -140,9 +140,9 @@ def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_pa
 )
 def test_the_numbers_on_a_logarithmic_axis_are_written_in_full(words, labels, publication, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "words_by_row", lambda rows: np.array(words))
+    monkeypatch.setattr(plots, "load_documents", lambda tokens, split: {"words": torch.tensor(words)})
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    plots.plot_data(publication.raw, publication.tokens, None)
+    plots.plot_data(publication.tokens, None)
     figures[0].canvas.draw()
     lengths, ranks = figures[0].axes
     assert labels <= {label.get_text() for label in lengths.get_xticklabels(which="both")}

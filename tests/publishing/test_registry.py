@@ -19,7 +19,7 @@ from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
-from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_rows
+from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_split
 from textgen.evaluation.scoring import read_documents
 from textgen.files import sha256_file, write_atomic
 from textgen.model.find import read_champion, resolve
@@ -29,9 +29,8 @@ from textgen.publishing.publish import publish
 from textgen.publishing.registry import promote, prune, read_history, read_sound, rollback
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
-from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
-from textgen.text.tokens import load_stream
+from textgen.text.tokens import load_manifest_tokenizer, load_stream
 from textgen.training.train import train
 
 
@@ -487,7 +486,7 @@ def test_the_champion_is_scored_again_where_the_protocol_differs(publication, ma
     for split in EVALUATED:
         stored = read_documents(publication.metrics, split)
         assert all(torch.equal(*pair) for pair in zip(kept.splits[split], stored, strict=True))
-        expected = evaluate_rows(loaded, read_rows(publication.raw, split), evaluation).documents
+        expected = evaluate_split(loaded, publication.raw, split, True, evaluation).documents
         assert all(torch.equal(*pair) for pair in zip(other.splits[split], expected, strict=True))
 
 
@@ -503,6 +502,8 @@ def test_the_unigram_model_gives_each_token_its_smoothed_frequency(publication, 
     train_ids, ids = (load_stream(publication.tokens, split).tolist() for split in ("train", "test"))
     total = len(train_ids) + publication.tokens.vocab_size
     nats = [-torch.tensor((train_ids.count(id) + 1) / total, dtype=torch.float64).log().item() for id in ids]
-    scored = {"sliding": nats[1:], "blocks": nats[1 : (len(nats) - 1) // 16 * 16 + 1], "lm-eval": nats}[protocol]
+    end = load_manifest_tokenizer(publication.tokens).token_to_id("<|endoftext|>")
+    inside = [nat for nat, id in zip(nats, ids, strict=True) if id != end]
+    scored = {"sliding": nats[1:], "blocks": nats[1 : (len(nats) - 1) // 16 * 16 + 1], "lm-eval": inside}[protocol]
     assert unigram.splits["test"].nats.sum().item() == pytest.approx(sum(scored))
     assert (unigram.splits["test"].nats > 0).all()

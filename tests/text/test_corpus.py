@@ -10,8 +10,8 @@ import pytest
 from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
 from textgen.storage import Storage
-from textgen.text import sources
-from textgen.text.corpus import fetch, raw_folder, read_rows
+from textgen.text import readers, sources
+from textgen.text.corpus import fetch, raw_folder, read_parts, read_rows
 from textgen.text.python_docs import python_docs
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "wikitext"
@@ -30,15 +30,12 @@ def docs() -> dict[str, list[str]]:
     return python_docs()
 
 
-def test_text_files_are_frozen_a_row_a_line_with_nothing_lost(text_files, tmp_path):
+def test_text_files_are_frozen_a_document_a_file_with_nothing_lost(text_files, tmp_path):
     manifest = fetch(text_files, Storage.at(tmp_path / "data"))
-    assert read_rows(manifest, "test") == [" = test = \n", "\n", "some words of test\n", "zuletzt: Übung\n"]
+    text = " = test = \n\nsome words of test\nzuletzt: Übung\n"
+    assert list(read_rows(manifest, "test")) == [text]
     split = manifest.splits["test"]
-    assert (split.rows, split.words, split.text_bytes) == (
-        4,
-        9,
-        len(" = test = \n\nsome words of test\nzuletzt: Übung\n") + 1,
-    )
+    assert (split.rows, split.documents, split.words, split.text_bytes) == (1, 1, 9, len(text.encode()))
     assert manifest.folder.is_relative_to(tmp_path / "data" / "raw" / "files")
 
 
@@ -49,7 +46,9 @@ def test_parquet_files_and_a_folder_in_hub_layout_are_read_alike(tmp_path):
         pyarrow.parquet.write_table(pyarrow.table({"text": [f"{split} one\n", ""]}), folder / f"{split}.parquet")
     of_folder = fetch(DataConfig(path=str(folder)), Storage.at(tmp_path / "data"))
     of_files = fetch(DataConfig(files={s: f"{folder}/{s}.parquet" for s in SPLITS}), Storage.at(tmp_path / "data"))
-    assert read_rows(of_folder, "validation") == read_rows(of_files, "validation") == ["validation one\n", ""]
+    of_folder_rows, of_files_rows = (list(read_rows(raw, "validation")) for raw in (of_folder, of_files))
+    assert of_folder_rows == of_files_rows == ["validation one\n", ""]
+    assert list(read_parts(of_folder, "validation")) == list(read_parts(of_files, "validation"))
     assert of_folder.folder.parent.name == "mine"
 
 
@@ -111,7 +110,7 @@ def test_a_bad_text_file_is_refused_before_anything_is_written(text_files, tmp_p
 
 
 def test_a_character_across_two_reads_is_no_mistake(text_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "READ_BYTES", 1)
+    monkeypatch.setattr(readers, "READ_BYTES", 1)
     fetch(text_files, Storage.at(tmp_path / "data"))
 
 
@@ -139,7 +138,7 @@ def test_a_split_of_empty_rows_is_refused(tmp_path):
         pyarrow.parquet.write_table(
             pyarrow.table({"text": ["" if split == "test" else "a"]}), tmp_path / f"{split}.parquet"
         )
-    with pytest.raises(InputError, match="test split is empty"):
+    with pytest.raises(InputError, match=r"data\.files\.test: the split is empty"):
         fetch(
             DataConfig(files={split: str(tmp_path / f"{split}.parquet") for split in SPLITS}),
             Storage.at(tmp_path / "data"),

@@ -4,6 +4,8 @@ import random
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from textgen.config import SPLITS, DataConfig, TokenizerConfig
 from textgen.errors import InputError
 from textgen.storage import Storage
 from textgen.text import tokens
-from textgen.text.corpus import RawManifest, fetch, read_rows
-from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, encode_rows, load_tokenizer, train_bpe
+from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
+from textgen.text.encoding import encode_units
+from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, load_tokenizer, train_bpe
 from textgen.text.tokens import (
     block_count,
     check_length,
@@ -34,7 +37,7 @@ def write_corpus(folder: Path, seed: int = 0) -> DataConfig:
     for split in SPLITS:
         rows = [" ".join(draw.choices(WORDS, k=12)) for _ in range(40)]
         (folder / f"{split}.txt").write_text("\n\n".join(rows) + "\n")
-    return DataConfig(files={split: str(folder / f"{split}.txt") for split in SPLITS})
+    return DataConfig(files={split: str(folder / f"{split}.txt") for split in SPLITS}, document="paragraphs")
 
 
 @pytest.fixture
@@ -80,15 +83,42 @@ def test_the_highest_id_survives_the_stream(tmp_path):
     assert take_sequences(loaded, 2, torch.tensor([0]))[0].tolist() == [[0, 2**16 - 1]]
 
 
-def test_a_stream_is_its_rows_each_tokenized_on_its_own(raw, tmp_path):
-    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
+@pytest.mark.parametrize("end_of_document", [True, False])
+def test_a_stream_is_its_documents_each_tokenized_on_its_own(raw, tmp_path, end_of_document):
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path), end_of_document)
     tokenizer = load_manifest_tokenizer(manifest)
-    rows = read_rows(raw, "test")
+    documents = list(read_units(raw, "test"))
+    assert len(documents) == 40
     stream = load_stream(manifest, "test")
     assert stream.dim() == 1
-    assert stream.tolist() == [id for row in rows for id in tokenizer.encode(row).ids]
-    assert tokenizer.decode(stream.tolist()) == "".join(rows)
+    ends = [tokenizer.token_to_id(END_OF_TEXT)] * end_of_document
+    assert stream.tolist() == [id for text in documents for id in [*tokenizer.encode(text).ids, *ends]]
+    assert tokenizer.decode(stream.tolist(), skip_special_tokens=True) == "".join(documents)
     assert manifest.splits["test"].tokens == len(stream)
+
+
+def test_the_rows_of_a_table_are_tokenized_each_on_its_own_and_an_end_follows_each_article(tmp_path):
+    rows = ["", " = A = \n", " one \n", " = B = \n", " two \n"]
+    for split in SPLITS:
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / f"{split}.parquet")
+    raw = fetch(DataConfig(files={split: str(tmp_path / f"{split}.parquet") for split in SPLITS}), Storage.at(tmp_path))
+    manifest = tokenize(raw, BPE, Storage.at(tmp_path))
+    tokenizer = load_manifest_tokenizer(manifest)
+    ids, end = [tokenizer.encode(row).ids for row in rows], [tokenizer.token_to_id(END_OF_TEXT)]
+    assert load_stream(manifest, "test").tolist() == [*ids[0], *ids[1], *ids[2], *end, *ids[3], *ids[4], *end]
+    assert load_documents(manifest, "test")["tokens"].tolist() == [
+        len(ids[0] + ids[1] + ids[2]) + 1, len(ids[3] + ids[4]) + 1,
+    ]  # fmt: skip
+
+
+def test_the_word_tokenizer_ends_each_line_of_a_document_and_nothing_more(tmp_path):
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text("b a\n\nb")
+    raw = fetch(DataConfig(files={split: str(tmp_path / f"{split}.txt") for split in SPLITS}), Storage.at(tmp_path))
+    manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
+    b, a = (load_manifest_tokenizer(manifest).token_to_id(word) for word in "ba")
+    assert load_stream(manifest, "test").tolist() == [b, a, 1, 1, b, 1]
+    assert not manifest.end_of_document
 
 
 def test_the_documents_of_a_split_are_the_whole_of_its_stream(raw, tmp_path):
@@ -98,12 +128,9 @@ def test_the_documents_of_a_split_are_the_whole_of_its_stream(raw, tmp_path):
         assert found["tokens"].sum() == split.tokens
         assert found["words"].sum() == split.words
         assert found["bytes"].sum() == split.text_bytes
-        rows = read_rows(raw, name)
-        assert len(found["tokens"]) == sum(bool(row.strip()) for row in rows)
-        second = load_manifest_tokenizer(manifest).encode_batch(
-            rows[2:4]
-        )  # each row with text has one without after it
-        assert found["tokens"][1] == sum(len(row.ids) for row in second)
+        documents = list(read_units(raw, name))
+        assert len(found["tokens"]) == len(documents) == split.rows
+        assert found["tokens"][1] == len(load_manifest_tokenizer(manifest).encode(documents[1]).ids) + 1
 
 
 def test_the_same_text_gives_the_same_bytes(raw, tmp_path):
@@ -130,7 +157,7 @@ def test_words_are_ranked_by_frequency_and_each_row_ends():
     tokenizer = collect_words(["b a b\n", "", "c <unk>\n"])
     vocabulary = tokenizer.get_vocab()
     assert sorted(vocabulary, key=vocabulary.get) == ["<unk>", END_OF_ROW, "b", "a", "c"]
-    ids = list(encode_rows(tokenizer, ["a d\n", "", "<unk> c"]))
+    ids = list(encode_units(tokenizer, ["a d\n", "", "<unk> c"]))
     assert ids == [[3, 0, 1], [1], [0, 4, 1]]
 
 
@@ -211,7 +238,7 @@ def test_a_text_is_tokenized_about_as_fast_as_the_tokenizer_can(tmp_path):
         DataConfig(files={name: f"{folder}/{split}-*.parquet" for name, split in held_out.items()}),
         Storage.at(tmp_path),
     )
-    tokenizer, rows = load_tokenizer(SHARED / "gpt2-tokenizer" / "tokenizer.json"), read_rows(raw, "validation")
+    tokenizer, rows = load_tokenizer(SHARED / "gpt2-tokenizer" / "tokenizer.json"), list(read_rows(raw, "validation"))
 
     def tokenizer_seconds() -> float:
         """Return how long the tokenizer itself takes now for as many bytes as the corpus has."""

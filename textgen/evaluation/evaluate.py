@@ -3,17 +3,20 @@
 import io
 from pathlib import Path
 
+import torch
+
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Text, read_as_lm_eval, read_as_stream
+from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Text, read_as_lm_eval, read_as_stream, read_split
 from textgen.evaluation.scoring import Measured, Metrics, arrays_file, measure
 from textgen.files import content_key, sha256_file
 from textgen.model.device import autocast, choose_device
 from textgen.model.find import ModelManifest
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.storage import Storage
-from textgen.text.corpus import find_raw, read_rows
-from textgen.text.tokens import TokensManifest, load_documents, load_stream
+from textgen.text.corpus import RawManifest, find_raw, read_units
+from textgen.text.documents import mark_rows
+from textgen.text.tokens import TokensManifest, encode_stream, load_documents, load_stream
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 EVALUATED = ("validation", "test")
@@ -58,7 +61,7 @@ def evaluate_splits(
     measured = {}
     for name in EVALUATED:
         if raw is not None:
-            text = read_as_lm_eval(loaded.tokenizer, read_rows(raw, name), loaded.seq_length)
+            text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:
             counts = tokens.splits[name]
             windows = WINDOWS[evaluation.protocol](counts.tokens, loaded.seq_length, stride)
@@ -111,6 +114,14 @@ def evaluate_text(loaded: LoadedModel, text_file: Path, evaluation: EvaluationCo
         raise InputError(f"--text {text_file}: {error}") from None
 
 
+def evaluate_split(
+    loaded: LoadedModel, raw: RawManifest, split: str, ends: bool, evaluation: EvaluationConfig
+) -> Measured:
+    """Measure a model on a split; `ends`: whether it was trained with an end of text after each document."""
+    text = read_split(loaded.tokenizer, raw, split, ends, evaluation, loaded.seq_length)
+    return measure(loaded.model, text, evaluation.batch_size, f"evaluate {split}")
+
+
 def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationConfig) -> Measured:
     """Measure a model on a text, with the stride of `evaluation` or half of the model's context.
 
@@ -120,7 +131,9 @@ def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationCo
     if evaluation.protocol == "lm-eval":
         text = read_as_lm_eval(loaded.tokenizer, rows, loaded.seq_length)
     else:
-        text = read_as_stream(loaded.tokenizer, rows, evaluation, loaded.seq_length)
+        text = read_as_stream(
+            encode_stream(loaded.tokenizer, mark_rows(rows), torch.int32), evaluation, loaded.seq_length
+        )
     if text.counts.tokens < 2:
         raise InputError(f"{text.counts.tokens} tokens; perplexity needs two")
     return measure(loaded.model, text, evaluation.batch_size, "evaluate text")

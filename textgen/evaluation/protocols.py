@@ -12,12 +12,14 @@ from torch import Tensor
 
 from textgen.config import EvaluationConfig
 from textgen.text import documents
-from textgen.text.tokenizer import UNKNOWN, encode_rows, end_id
-from textgen.text.tokens import TextCounts, block_count, encode_stream
+from textgen.text.corpus import RawManifest, read_parts, read_units
+from textgen.text.encoding import encode_units
+from textgen.text.tokenizer import UNKNOWN, end_id
+from textgen.text.tokens import Stream, TextCounts, block_count, encode_stream
 
 Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 
-ROWS = "the rows as they are, each tokenized on its own, in one stream"
+ROWS = "the rows as they are, or the documents of local files, each tokenized on its own, in one stream"
 ROW_DENOMINATORS = "words between white space and a row's end as one more; bytes of the rows in UTF-8"
 
 
@@ -84,21 +86,22 @@ def sliding_windows(tokens: int, seq_length: int, stride: int) -> Iterator[Windo
 WINDOWS = {"sliding": sliding_windows, "blocks": blocks}
 
 
-def read_as_stream(tokenizer: Tokenizer, rows: Sequence[str], evaluation: EvaluationConfig, seq_length: int) -> Text:
+def read_as_stream(stream: Stream, evaluation: EvaluationConfig, seq_length: int) -> Text:
     """Return a text as `sliding` and `blocks` read it, with the stride of `evaluation` or half of `seq_length`."""
-    stream = encode_stream(tokenizer, rows, torch.int32, "text")
-    length = len(stream.ids_N)
+    length = stream.counts.tokens
     seq_length = max(1, min(seq_length, length - 1))
     windows = WINDOWS[evaluation.protocol](length, seq_length, evaluation.stride or max(1, seq_length // 2))
-    found = documents.count(rows, stream.row_tokens)
-    counts = TextCounts(
-        tokens=length,
-        unknown=stream.unknown,
-        rows=len(rows),
-        words=int(found["words"].sum()),
-        text_bytes=int(found["bytes"].sum()),
-    )
-    return Text(stream.ids_N, list(windows), found, counts)
+    return Text(stream.ids_N, list(windows), stream.documents, stream.counts)
+
+
+def read_split(
+    tokenizer: Tokenizer, raw: RawManifest, split: str, ends: bool, evaluation: EvaluationConfig, seq_length: int
+) -> Text:
+    """Return a split as the protocol reads it; `ends`: whether an end of text follows each document in a stream."""
+    if evaluation.protocol == "lm-eval":
+        return read_as_lm_eval(tokenizer, list(read_units(raw, split)), seq_length)
+    stream = encode_stream(tokenizer, read_parts(raw, split), torch.int32, raw.has_units, ends)
+    return read_as_stream(stream, evaluation, seq_length)
 
 
 def read_as_lm_eval(tokenizer: Tokenizer, rows: Sequence[str], seq_length: int) -> Text:
@@ -115,7 +118,7 @@ def read_as_lm_eval(tokenizer: Tokenizer, rows: Sequence[str], seq_length: int) 
     scored = [detokenize(page) for page in pages] if is_wikitext else pages
     end = end_id(tokenizer)
     stream, windows, tokens = array("i"), [], []
-    for ids in encode_rows(tokenizer, scored):
+    for ids in encode_units(tokenizer, scored):
         rolling = sliding_windows(len(ids) + 1, seq_length, seq_length) if ids else []
         windows += [(len(stream) + start, inputs, count) for start, inputs, count in rolling]
         stream.extend([end, *ids])

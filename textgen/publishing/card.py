@@ -6,16 +6,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.plots import plot_data, plot_training, words_by_row
+from textgen.publishing.plots import plot_data, plot_training
 from textgen.publishing.version import Decision, Sample
-from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.corpus import RawManifest
 from textgen.text.sources import about
-from textgen.text.tokens import TokensManifest
+from textgen.text.tokens import TokensManifest, load_documents
 from textgen.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def write_card(
     """Write the card and its plots into `folder`."""
     checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
     plot_training(checkpoint, folder / TRAINING_PLOT)
-    plot_data(raw, tokens, folder / DATA_PLOT)
+    plot_data(tokens, folder / DATA_PLOT)
     template = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
     corpus = about(raw.source)
     body = template.format(
@@ -88,7 +86,7 @@ def _header(version: str, candidate: Candidate) -> str:
 
 def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
     text, counts = raw.splits[split], tokens.splits[split]
-    median = np.median(words_by_row(read_rows(raw, split)) if text.words else [0])
+    median = load_documents(tokens, split)["words"].double().quantile(0.5).item()
     return (
         f"| {split} | {text.rows:,} | {text.words:,} | {text.text_bytes:,} | {counts.tokens:,} | {counts.unknown:,} "
         f"| {text.text_bytes / max(1, counts.tokens):.3f} | {median:,.0f} |"

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import torch
 
-from textgen.evaluation.evaluate import EVALUATED, evaluate_rows, evaluation_key
-from textgen.evaluation.protocols import WINDOWS, read_as_lm_eval, read_as_stream
+from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_key
+from textgen.evaluation.protocols import WINDOWS, read_split
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_positions
 from textgen.files import write_atomic
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import Scores
-from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, PublishedManifest
-from textgen.text.corpus import read_rows
+from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest
 from textgen.text.tokenizer import TOKENIZER_FILE
-from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream
+from textgen.text.tokens import TokensManifest, count_ids, load_manifest_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,10 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
     device = choose_device(config.training.device)
     loaded = load_model(folder, device)
     with autocast(device, config.training.precision):
-        measured = {split: evaluate_rows(loaded, read_rows(candidate.raw, split), evaluation) for split in EVALUATED}
+        measured = {
+            split: evaluate_split(loaded, candidate.raw, split, trained_with_ends(champion), evaluation)
+            for split in EVALUATED
+        }
     documents = {split: one.documents for split, one in measured.items()}
     spread = {split: _spread(one.metrics) for split, one in measured.items()}
     return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
@@ -62,15 +64,13 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
 def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
     """Return the scores of a unigram model of the train split, add-one smoothed, on the challenger's tokens."""
     tokens, metrics = candidate.tokens, candidate.metrics
-    counts_V = load_stream(tokens, "train").long().bincount(minlength=tokens.vocab_size).double() + 1
+    counts_V = count_ids(tokens, "train").double() + 1
     nats_V = counts_V.sum().log() - counts_V.log()
     tokenizer, documents = load_manifest_tokenizer(tokens), {}
     for split in EVALUATED:
-        rows = read_rows(candidate.raw, split)
-        if metrics.protocol == "lm-eval":
-            text = read_as_lm_eval(tokenizer, rows, metrics.seq_length)
-        else:
-            text = read_as_stream(tokenizer, rows, candidate.config.evaluation, metrics.seq_length)
+        text = read_split(
+            tokenizer, candidate.raw, split, tokens.end_of_document, candidate.config.evaluation, metrics.seq_length
+        )
         positions_S = scored_positions(text.windows)
         document_N = torch.arange(len(text.documents["tokens"])).repeat_interleave(text.documents["tokens"])
         nats_S = nats_V[text.ids_N[positions_S].long()]
@@ -78,6 +78,12 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
         nats_D.index_add_(0, document_N[positions_S], nats_S)
         documents[split] = challenger.splits[split]._replace(nats=nats_D)
     return challenger._replace(name="unigram", splits=documents)
+
+
+def trained_with_ends(champion: PublishedManifest) -> bool:
+    """Return whether a published model was trained with an end of text after each document."""
+    lineage = json.loads((champion.folder / LINEAGE_FILE).read_bytes())
+    return bool(lineage["tokens"].get("end_of_document", False))
 
 
 def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:

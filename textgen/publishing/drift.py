@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,8 @@ from textgen.model.find import CHAMPION_FILE, read_champion
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 from textgen.storage import Storage
-from textgen.text import documents
-from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.corpus import RawManifest, read_parts, read_rows
+from textgen.text.documents import Part, by_document
 
 DRIFT_VERSION = 1  # of the figures; a change makes every drift key new
 SAMPLE_BYTES = 1 << 17  # of a validation split, spread over its documents, that the champion reads
@@ -94,7 +95,7 @@ def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: S
         loaded = load_model(champion.folder, choose_device("auto"))
     except Damaged as damage:
         return Drift(key=key, champion=champion.version, raw_key=raw.key, verdict="not compared", reasons=[str(damage)])
-    known = {word for row in read_rows(last_raw, "train") for word in row.split()}
+    known = known_words(last_raw, (last_raw, raw))
     last, new = (text_figures(text, known, loaded) for text in (last_raw, raw))
     reasons = judge(last, new)
     return Drift(
@@ -115,18 +116,30 @@ def _find_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
     return RawManifest.read(folder)
 
 
+def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:
+    """Return the words of the validation splits of `texts` that stand in the train split of `last`."""
+    wanted = {word for raw in texts for row in read_rows(raw, "validation") for word in row.split()}
+    known: set[str] = set()
+    for row in read_rows(last, "train"):
+        known |= wanted.intersection(row.split())
+    return known
+
+
 def text_figures(raw: RawManifest, known: Set[str], loaded: LoadedModel) -> TextFigures:
-    """Return what a text is like; `known` are the words of the text that the model was trained on."""
-    lengths = [len(words) for words in _words_by_document(read_rows(raw, "train"))]
-    validation = read_rows(raw, "validation")
-    words = _words_by_document(validation)
+    """Return what a text is like; `known` are the words of its validation that the model was trained on."""
+    lengths = [sum(len(text.split()) for text in texts) for texts in by_document(read_parts(raw, "train"))]
+    total, covered = [], []
+    for texts in by_document(read_parts(raw, "validation")):
+        words = [word for text in texts for word in text.split()]
+        total.append(len(words))
+        covered.append(sum(word in known for word in words))
     windows = EvaluationConfig(protocol="sliding", stride=loaded.seq_length, batch_size=BATCH_SIZE)
-    read = evaluate_rows(loaded, sample(validation), windows)
+    read = evaluate_rows(loaded, sample(read_parts(raw, "validation"), raw.splits["validation"].text_bytes), windows)
     bits_D = read.documents.nats / math.log(2)
     has_bits = read.metrics.bits_per_byte is not None
     return TextFigures(
         words_per_document=estimate(lengths, [1] * len(lengths)),
-        word_coverage=estimate([sum(word in known for word in some) for some in words], [len(some) for some in words]),
+        word_coverage=estimate(covered, total),
         bytes_per_token=estimate(read.documents.bytes, read.documents.tokens),
         bits_per_byte=estimate(bits_D, read.documents.bytes) if has_bits else None,
     )
@@ -140,16 +153,12 @@ def estimate(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
     return Estimate(value=value, standard_error=math.sqrt(spread) / max(1.0, below_D.sum()))
 
 
-def _words_by_document(rows: Sequence[str]) -> list[list[str]]:
-    return [[word for row in rows[document] for word in row.split()] for document in documents.cut(rows)]
-
-
-def sample(rows: Sequence[str]) -> list[str]:
-    """Return rows of documents spread over a text, of SAMPLE_BYTES at most."""
-    every = math.ceil(sum(len(row.encode()) for row in rows) / SAMPLE_BYTES)
+def sample(parts: Iterable[Part], text_bytes: int) -> list[str]:
+    """Return parts of documents spread over a text of `text_bytes`, of SAMPLE_BYTES at most."""
+    every = max(1, math.ceil(text_bytes / SAMPLE_BYTES))
     taken, left = [], SAMPLE_BYTES
-    for document in documents.cut(rows)[:: max(1, every)]:
-        for row in rows[document]:
+    for texts in islice(by_document(parts), 0, None, every):
+        for row in texts:
             part = row.encode()[:left].decode(errors="ignore")
             taken.append(part)
             left -= len(part.encode())

@@ -20,7 +20,10 @@ def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None
     trained = storage.training(checkpoint.folder.name)
     return {
         "raw": {**_record(raw, storage.name(storage.raw(raw.name) / raw.key)), "source": raw.source},
-        "tokens": _record(tokens, storage.name(storage.processed(tokens.key))),
+        "tokens": {
+            **_record(tokens, storage.name(storage.processed(tokens.key))),
+            "end_of_document": tokens.end_of_document,
+        },
         "checkpoint": {
             **_record(checkpoint, storage.name(trained)),
             "step": checkpoint.best_step,

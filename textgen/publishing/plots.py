@@ -3,15 +3,12 @@
 They have a background of their own, so that they read alike on a light page and on a dark one.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from textgen.text.corpus import RawManifest, read_rows
-from textgen.text.tokens import TokensManifest, load_stream
+from textgen.text.tokens import TokensManifest, count_ids, load_documents
 from textgen.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
@@ -51,18 +48,16 @@ def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_data(raw: RawManifest, tokens: TokensManifest, path: Path) -> None:
-    """Draw how many words the rows of each split have, and how often the tokens of train occur, by their rank."""
+def plot_data(tokens: TokensManifest, path: Path) -> None:
+    """Draw how many words the documents of each split have, and how often the tokens of train occur, by their rank."""
     figure, (lengths, ranks) = _figure(WIDE_INCHES, 2)
-    for split in raw.splits:
-        counts = words_by_row(read_rows(raw, split))
-        if len(counts):
-            lengths.ecdf(counts, color=COLORS[split], label=f"{split}, {len(counts):,} rows")
-    lengths.set(
-        title="Words in a row", xlabel="words (blank rows left out)", ylabel="share of rows with no more", xscale="log"
-    )
+    for split in tokens.splits:
+        words_D = load_documents(tokens, split)["words"].numpy()
+        if (some := words_D[words_D > 0]).size:
+            lengths.ecdf(some, color=COLORS[split], label=f"{split}, {len(some):,} documents")
+    lengths.set(title="Words in a document", xlabel="words", ylabel="share of documents with no more", xscale="log")
     lengths.legend(frameon=False)
-    counts_V = torch.bincount(load_stream(tokens, "train").long(), minlength=tokens.vocab_size)
+    counts_V = count_ids(tokens, "train")
     sorted_V = np.sort(counts_V.numpy())[::-1]
     seen = sorted_V[sorted_V > 0]
     ranks.plot(np.arange(1, len(seen) + 1), seen, color=COLORS["train"])
@@ -70,12 +65,6 @@ def plot_data(raw: RawManifest, tokens: TokensManifest, path: Path) -> None:
     for axis in (lengths.xaxis, ranks.xaxis, ranks.yaxis):
         _label_in_full(axis)
     _save(figure, path)
-
-
-def words_by_row(rows: Sequence[str]) -> np.ndarray:
-    """Return how many words each row has that has any."""
-    counts = np.array([len(row.split()) for row in rows], dtype=np.int64)
-    return counts[counts > 0]
 
 
 def _label_in_full(axis: "Axis") -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from textgen.errors import Damaged, Refused
@@ -29,7 +30,7 @@ from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_rows
+from textgen.text.corpus import RawManifest, read_rows, read_units
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.training.checkpoint import CheckpointManifest
 
@@ -110,8 +111,8 @@ def _publish(
         lineage = lineage_of(candidate, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
         write_card(temporary, folder.name, candidate, samples, decision, lineage)
-        rows = [row for row in read_rows(candidate.raw, "validation") if row]
-        check_with_transformers(temporary, rows[:SAMPLE_CHECK_ROWS])
+        rows = filter(None, read_rows(candidate.raw, "validation"))
+        check_with_transformers(temporary, list(islice(rows, SAMPLE_CHECK_ROWS)))
         PublishedManifest(
             key=checkpoint.weights_sha256,
             name=config.name,
@@ -153,13 +154,17 @@ def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:
     """Return what the model writes after the first words of rows spread over the validation split, and that as ids."""
-    rows = [row for row in read_rows(raw, "validation") if row.strip()]
-    rows = [row for row in rows if len(row.split()) >= 2 * SAMPLE_PROMPT_WORDS] or rows or [""]
+    beginnings = [
+        words
+        for unit in read_units(raw, "validation")
+        if (words := unit.split(maxsplit=2 * SAMPLE_PROMPT_WORDS)[: 2 * SAMPLE_PROMPT_WORDS])
+    ]
+    beginnings = [words for words in beginnings if len(words) >= 2 * SAMPLE_PROMPT_WORDS] or beginnings or [[]]
+    prompts = [" ".join(words[:SAMPLE_PROMPT_WORDS]) for words in beginnings]
     loaded = load_model(checkpoint.folder)
     samples, continuations = [], []
     for number in range(SAMPLES):
-        words = rows[number * len(rows) // SAMPLES].split()[:SAMPLE_PROMPT_WORDS]
-        prompt = " ".join(words)
+        prompt = prompts[number * len(prompts) // SAMPLES]
         prompt_ids = encode_prompt(loaded, prompt)
         ids = generate_ids(loaded, prompt_ids, SAMPLING.model_copy(update={"seed": seed + number}))
         samples.append(Sample(prompt=prompt, continuation=decode_continuation(loaded, prompt_ids, ids)))

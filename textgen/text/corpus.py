@@ -1,36 +1,20 @@
 """Raw text: fetch it from the Hub, a folder, files or Python's own docstrings; freeze it in data/raw; verify it."""
 
-import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from textgen.config import SPLITS, DataConfig
+from textgen.config import DataConfig
 from textgen.errors import Damaged, InputError
-from textgen.files import Manifest, sha256_file
+from textgen.files import Manifest
 from textgen.hub import PIN_FILE, pin
 from textgen.storage import Storage
+from textgen.text.documents import Part, mark_rows
+from textgen.text.freezing import RawSplit, Reading
 from textgen.text.sources import HubDataset, choose_source, raw_home
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
-READ_ROWS = 10_000
-
-
-class RawSplit(BaseModel):
-    """One split of the frozen text: a parquet file with a `text` column, and what it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str
-    sha256: str
-    bytes: int  # of the file
-    rows: int
-    words: int  # separated by whitespace
-    text_bytes: int  # of the text in UTF-8
+READ_ROWS = 1000
 
 
 class RawManifest(Manifest):
@@ -39,9 +23,17 @@ class RawManifest(Manifest):
     name: str
     source: dict[str, Any]
     splits: dict[str, RawSplit]
+    reading: Reading | None = None  # of local files
 
     def sha256_by_file(self) -> dict[str, str]:
-        return {split.file: split.sha256 for split in self.splits.values()}
+        texts = {split.file: split.sha256 for split in self.splits.values()}
+        lists = {split.documents_file: split.documents_sha256 for split in self.splits.values()}
+        return texts | {file: sha256 for file, sha256 in lists.items() if file is not None and sha256 is not None}
+
+    @property
+    def has_units(self) -> bool:
+        """Whether a document is tokenized as a whole, and not each of its rows on its own."""
+        return self.reading is not None and not self.reading.by_row
 
     @property
     def revision(self) -> str | None:
@@ -67,9 +59,8 @@ def fetch(data: DataConfig, storage: Storage, refresh: bool = False) -> RawManif
     folder = raw_home(identity, storage)
 
     def freeze(temporary: Path) -> RawManifest:
-        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
-            splits = _freeze_splits(source.load(identity, cache), temporary)
-        return RawManifest(key=folder.name, name=folder.parent.name, source=identity, splits=splits)
+        splits, reading = source.freeze(identity, temporary)
+        return RawManifest(key=folder.name, name=folder.parent.name, source=identity, splits=splits, reading=reading)
 
     manifest = storage.build(folder, RawManifest, freeze)
     if isinstance(source, HubDataset):
@@ -103,34 +94,38 @@ def find_raw(storage: Storage, sha256: dict[str, str]) -> RawManifest:
     raise InputError(f"{storage.raw()}: the raw text of the tokens is not there, or no longer what it was")
 
 
-def read_rows(manifest: RawManifest, split: str) -> list[str]:
-    """Return the rows of a split, in order."""
+def read_rows(manifest: RawManifest, split: str) -> Iterator[str]:
+    """Yield the rows of a split's file, in order; of local files, the parts of documents."""
+    for row, _ in _read(manifest, split):
+        yield row
+
+
+def read_parts(manifest: RawManifest, split: str) -> Iterator[Part]:
+    """Yield the text of a split in parts, in order, each with whether a document begins there."""
+    if manifest.reading is None:
+        yield from mark_rows(read_rows(manifest, split))
+    else:
+        yield from (Part(row, bool(begins)) for row, begins in _read(manifest, split))
+
+
+def read_units(manifest: RawManifest, split: str) -> Iterator[str]:
+    """Yield what is tokenized as a whole: of local files a document, otherwise a row."""
+    unit: list[str] = []
+    for row, begins in _read(manifest, split):
+        if unit and not (manifest.has_units and begins is False):
+            yield "".join(unit)
+            unit = []
+        unit.append(row)
+    if unit:
+        yield "".join(unit)
+
+
+def _read(manifest: RawManifest, split: str) -> Iterator[tuple[str, bool | None]]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(manifest.folder / manifest.splits[split].file, columns=["text"])
-    return table.column("text").to_pylist()
-
-
-def _freeze_splits(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
-    """Write each split as a read-only parquet file with its counts."""
-    if missing := [split for split in SPLITS if split not in dataset]:
-        raise InputError(f"data: no {' and no '.join(missing)} split; there are {', '.join(dataset)}")
-    splits: dict[str, RawSplit] = {}
-    for split in SPLITS:
-        rows = dataset[split]
-        if "text" not in rows.column_names:
-            raise InputError(f"data: the {split} split has no column `text`; it has {', '.join(rows.column_names)}")
-        path = folder / f"{split}.parquet"
-        rows.select_columns("text").to_parquet(path)
-        words = text_bytes = 0
-        for batch in rows.select_columns("text").iter(READ_ROWS):
-            words += sum(len(text.split()) for text in batch["text"])
-            text_bytes += sum(len(text.encode()) for text in batch["text"])
-        if text_bytes == 0:
-            raise InputError(f"data: the {split} split is empty")
-        path.chmod(0o444)
-        splits[split] = RawSplit(
-            file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size, rows=len(rows), words=words,
-            text_bytes=text_bytes,
-        )  # fmt: skip
-    return splits
+    columns = ["text", "begins"] if manifest.reading is not None else ["text"]
+    with pyarrow.parquet.ParquetFile(manifest.folder / manifest.splits[split].file) as file:
+        for group in range(file.num_row_groups):
+            for batch in file.read_row_group(group, columns=columns).to_batches(max_chunksize=READ_ROWS):
+                values = [batch.column(name).to_pylist() for name in columns]
+                yield from zip(*values, strict=True) if len(values) == 2 else ((text, None) for text in values[0])

@@ -1,11 +1,16 @@
-"""The documents of a text: articles where it is WikiText, otherwise rows, and how much each holds."""
+"""Documents: how plain text is cut into them, which rows begin one, and the content by which one is known."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+PART_CHARACTERS = 1 << 18  # of a piece of a document, whatever the document's size
+LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small,
+CUT_WORDS = 1000  # at the next blank line after so many words,
+CUT_LINE_WORDS = 2000  # or, where there is no blank line, at the next line end after so many
+CONTENT_PERSON = b"textgen split 1"  # salts the hash that splits: with another one, every document moves
 
 
 class Part(NamedTuple):
@@ -15,16 +20,183 @@ class Part(NamedTuple):
     begins: bool  # whether a document begins here
 
 
-def cut(rows: Sequence[str]) -> list[slice]:
-    """Return the documents of a text, in order, as slices of its rows; together they are all of its rows.
+class WordCount:
+    """The words of a document, between white space, and its bytes in UTF-8, as its pieces come."""
 
-    Where the first row with text is a top-level heading, each such heading begins a document, an article. Otherwise
-    each row with text does. Rows without text belong to the document before them.
+    def __init__(self) -> None:
+        self.words = self.bytes = 0
+        self._inside = False  # whether the text so far ends within a word
+
+    def add(self, text: str) -> str:
+        """Count the next piece and return its words, one space apart, with a space before a word that begins."""
+        words = " ".join(text.split())
+        if words:
+            goes_on = self._inside and not text[0].isspace()
+            if self.words and not goes_on:
+                words = f" {words}"
+            self.words += words.lstrip(" ").count(" ") + 1 - goes_on
+        if text:
+            self._inside = not text[-1].isspace()
+            self.bytes += len(text) if text.isascii() else len(text.encode())
+        return words
+
+
+class Content(WordCount):
+    """What identifies a document: its words, one space apart, as a 64-bit hash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hash = hashlib.blake2b(digest_size=8, person=CONTENT_PERSON)
+
+    def add(self, text: str) -> str:
+        """Take in the next piece of the document."""
+        words = super().add(text)
+        self._hash.update(words.encode())
+        return words
+
+    @property
+    def hash(self) -> int:
+        return int.from_bytes(self._hash.digest(), "big")
+
+
+def parts_of(text: str, begins: bool = True) -> Iterator[Part]:
+    """Yield a document's text in parts of PART_CHARACTERS."""
+    for start in range(0, max(1, len(text)), PART_CHARACTERS):
+        yield Part(text[start : start + PART_CHARACTERS], begins and start == 0)
+
+
+def lines_of(pieces: Iterable[str], longest: int | None = None) -> Iterator[str]:
+    """Yield the lines of a text with their ends, line feeds alone; lines over about `longest` come in pieces."""
+    rest: list[str] = []
+    for piece in pieces:
+        *whole, last = piece.split("\n")
+        if whole:
+            yield "".join([*rest, whole[0], "\n"])
+            yield from (f"{line}\n" for line in whole[1:])
+            rest = []
+        rest.append(last)
+        if longest is not None and len(last) >= longest:
+            yield "".join(rest)
+            rest = []
+    if last := "".join(rest):
+        yield last
+
+
+def cut_text(pieces: Iterable[str], document: str, cut_long: bool) -> Iterator[Part]:
+    """Yield the documents of plain text, in parts.
+
+    Args:
+        pieces: The text, in pieces of PART_CHARACTERS.
+        document: `file`, `paragraphs`, `line`, or the separator between documents, which is in none of them.
+        cut_long: Whether a file of more than LONG_WORDS is cut, where a document is a file.
     """
-    starts = [number for number, row in enumerate(rows) if row.strip()]
-    if is_wikitext(rows):
-        starts = [number for number in starts if is_heading(rows[number])]
-    return [slice(start, end) for start, end in pairwise([0, *starts[1:], len(rows)])]
+    match document:
+        case "file":
+            return _cut_long(pieces) if cut_long else _whole(pieces)
+        case "line":
+            return _cut_lines(lines_of(pieces, PART_CHARACTERS), lambda after_blank, words: True)
+        case "paragraphs":
+            return _cut_lines(lines_of(pieces, PART_CHARACTERS), lambda after_blank, words: after_blank)
+    return _cut_at(pieces, document)
+
+
+def _whole(pieces: Iterable[str]) -> Iterator[Part]:
+    for number, piece in enumerate(pieces):
+        yield Part(piece, number == 0)
+
+
+def _cut_long(pieces: Iterable[str]) -> Iterator[Part]:
+    """Yield a file as one document, or, if it is long, cut at blank lines, else at line ends, else at white space."""
+    pieces, first, words = iter(pieces), [], 0
+    for piece in pieces:
+        first.append(piece)
+        if (words := words + len(piece.split())) > LONG_WORDS:
+            lines = chain.from_iterable(map(_shorter, lines_of(chain(first, pieces), PART_CHARACTERS)))
+            yield from _cut_lines(
+                lines, lambda after_blank, words: words >= (CUT_WORDS if after_blank else CUT_LINE_WORDS), mid_line=True
+            )
+            return
+    yield from _whole(first)
+
+
+def _shorter(line: str) -> list[str]:
+    """Return a line in pieces of CUT_WORDS words, if it has more than CUT_LINE_WORDS."""
+    if len(line) <= CUT_LINE_WORDS or len(line.split()) <= CUT_LINE_WORDS:
+        return [line]
+    return re.findall(rf"(?:\s*\S+){{1,{CUT_WORDS}}}\s*", line)
+
+
+def _cut_lines(lines: Iterable[str], begins: Callable[[bool, int], bool], mid_line: bool = False) -> Iterator[Part]:
+    """Yield documents that are cut before lines with text.
+
+    `begins(after_blank, words)` says whether one begins at such a line, by whether the line before is blank, and by the
+    words of the document so far. With `mid_line` a document may begin at a piece of a line.
+    """
+    kept: list[str] = []
+    size = words = 0
+    first, after_blank, at_line = True, False, True
+    for line in lines:
+        count = len(line.split())
+        if count and words and (at_line or mid_line) and begins(after_blank, words):
+            yield Part("".join(kept), first)
+            kept, size, words, first = [], 0, 0, True
+        elif size >= PART_CHARACTERS:
+            yield Part("".join(kept), first)
+            kept, size, first = [], 0, False
+        kept.append(line)
+        size, words, after_blank, at_line = size + len(line), words + count, not count, line.endswith("\n")
+    if kept:
+        yield Part("".join(kept), first)
+
+
+def _cut_at(pieces: Iterable[str], separator: str) -> Iterator[Part]:
+    """Yield documents that are cut at each `separator`."""
+    rest, begins, reach = "", True, len(separator) - 1
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(separator)
+        for text in whole:
+            yield from parts_of(text, begins)
+            begins = True
+        if (ready := len(rest) - reach) > 0:  # what is left may end with the beginning of a separator
+            yield Part(rest[:ready], begins)
+            rest, begins = rest[ready:], False
+    yield Part(rest, begins)
+
+
+def by_document(parts: Iterable[Part]) -> Iterator[Iterator[str]]:
+    """Yield the texts of the parts of each document; each is to be read before the next is asked for."""
+    number = 0
+
+    def number_of(part: Part) -> int:
+        nonlocal number
+        number += part.begins
+        return number
+
+    for _, document in groupby(parts, number_of):
+        yield (part.text for part in document)
+
+
+def mark_rows(rows: Iterable[str]) -> Iterator[Part]:
+    """Yield each row of a text as a part, and whether a document begins there.
+
+    Where the first row with text is a top-level heading, as in WikiText, each such heading begins a document, an
+    article. Otherwise each row with text does. Rows without text belong to the document before them, those at the
+    beginning to the first.
+    """
+    wikitext: bool | None = None
+    for number, row in enumerate(rows):
+        starts = bool(row.strip())
+        if starts and wikitext is None:
+            wikitext, starts = is_heading(row), False  # the first document began at the first row
+        elif wikitext:
+            starts = starts and is_heading(row)
+        yield Part(row, starts or number == 0)
+
+
+def cut(rows: Sequence[str]) -> list[slice]:
+    """Return the documents of a text, in order, as slices of its rows, by the rule of `mark_rows`."""
+    starts = [number for number, part in enumerate(mark_rows(rows)) if part.begins]
+    return [slice(start, end) for start, end in pairwise([*starts, len(rows)])] or [slice(0, 0)]
 
 
 def is_wikitext(rows: Sequence[str]) -> bool:
@@ -39,13 +211,3 @@ def is_heading(line: str) -> bool:
     """
     line = line.replace("= = =", "===").replace("= =", "==").strip()
     return line.startswith("= ") and line.endswith(" =") and "\n" not in line
-
-
-def count(rows: Sequence[str], row_tokens: Sequence[int]) -> dict[str, Tensor]:
-    """Return the `tokens`, the `words` between white space and the `bytes` in UTF-8 of each document: int64 [D]."""
-    documents = cut(rows)
-    return {
-        "tokens": torch.tensor([sum(row_tokens[document]) for document in documents]),
-        "words": torch.tensor([sum(len(row.split()) for row in rows[document]) for document in documents]),
-        "bytes": torch.tensor([sum(len(row.encode()) for row in rows[document]) for document in documents]),
-    }

@@ -1,22 +1,24 @@
 """Where a corpus comes from, a class a kind: what identifies it, how it is read, and what there is to say of it."""
 
-import codecs
 import functools
-import glob
-import hashlib
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
 from textgen.storage import Storage
+from textgen.text.freezing import RawSplit, Reading, SplitFile, freeze_files
+from textgen.text.local_files import LocalFile, find_files, read_kind
 from textgen.text.python_docs import python_docs, standard_library
+from textgen.text.readers import check_row, check_start
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -26,11 +28,12 @@ CORPUS_WAYS_ON = (
     "data.path=FOLDER for a local copy in Hub layout, "
     f"or data.dataset_name={EMBEDDED_CORPUS} for the embedded corpus, which needs no network"
 )
-READ_BYTES = 1 << 20
-TEXT_ENDINGS = (".txt", ".text", ".md")
+FILES_VERSION = 2  # of how local files are read; a change makes the raw keys of local files new
+READ_ROWS = 10_000
 WIKITEXT = "Salesforce/wikitext"
 UNKNOWN_LICENCE = "not known to textgen; see its source"
 
+Frozen: TypeAlias = "tuple[dict[str, RawSplit], Reading | None]"  # the splits, and what was read of local files
 Identity = dict[str, Any]  # what a raw key is made of; a frozen corpus keeps it as its `source`
 T = TypeVar("T")
 
@@ -58,11 +61,11 @@ class Source(Protocol):
         """
         ...
 
-    def load(self, identity: Identity, cache: str) -> "DatasetDict":
-        """Read the text through `datasets`; `cache` is a folder of its own, so that no stale copy can answer.
+    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+        """Write the text into `folder`, a parquet file a split.
 
         Raises:
-            InputError: what is there cannot be read.
+            InputError: what is there cannot be read, is no longer what it was, or a split is empty.
             SourceUnavailable: the Hub did not give it.
         """
         ...
@@ -83,10 +86,11 @@ class PythonDocs:
         modules = {name: sha256_file(path) for name, path in standard_library().items()}
         return {"kind": self.KIND, "python": sys.version.split()[0], "modules_sha256": content_key(modules)}
 
-    def load(self, identity: Identity, cache: str) -> "DatasetDict":
+    def freeze(self, identity: Identity, folder: Path) -> Frozen:
         from datasets import Dataset, DatasetDict
 
-        return DatasetDict({split: Dataset.from_dict({"text": rows}) for split, rows in python_docs().items()})
+        rows = {split: Dataset.from_dict({"text": rows}) for split, rows in python_docs().items()}
+        return freeze_dataset(DatasetDict(rows), folder), None
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -96,25 +100,53 @@ class PythonDocs:
 
 @dataclass(frozen=True)
 class Files:
-    """A person's own files: a glob of text or parquet files a split."""
+    """A person's own files: one set that is split here, or a set a split."""
 
     KIND: ClassVar[str] = "files"
-    patterns: dict[Split, str]
+    data: DataConfig
 
     def identity(self) -> Identity:
-        found = {split: _match(split, self.patterns[split]) for split in SPLITS}
-        sha256s = {split: [_sha256_source(path) for path in paths] for split, paths in found.items()}
-        return {"kind": self.KIND, "files": sha256s}
+        data, (files, _) = self.data, self._find()
+        source: Identity = {
+            "kind": self.KIND, "version": FILES_VERSION, "files": {}, "endings": {},
+        }  # fmt: skip
+        for one in files:
+            split = one.split or "all"
+            source["files"].setdefault(split, []).append(one.sha256)
+            source["endings"].setdefault(split, []).append(f"{one.file.kind}{one.file.compression or ''}")
+        if any(one.file.has_rows for one in files):
+            source["text_column"] = data.text_column
+        if not all(one.file.has_rows for one in files):
+            source["document"] = data.document
+        if not isinstance(data.files, dict):
+            source |= {"validation_fraction": data.validation_fraction, "test_fraction": data.test_fraction}
+        return source
 
-    def load(self, identity: Identity, cache: str) -> "DatasetDict":
-        from datasets import load_dataset
+    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+        files, left_out = self._find()
+        if [one.sha256 for one in files] != [sha256 for sha256s in identity["files"].values() for sha256 in sha256s]:
+            raise InputError("data.files: the files were changed while they were read; start again")
+        splits, reading = freeze_files(files, self.data, folder)
+        return splits, reading.model_copy(update={"left_out": dict(left_out)})
 
-        files: dict[str, list[str]] = {
-            split: [str(path) for path in _match(split, self.patterns[split])] for split in SPLITS
-        }
-        if all(path.endswith(".parquet") for paths in files.values() for path in paths):
-            return _read(lambda: load_dataset("parquet", data_files=files, cache_dir=cache))
-        return _read(lambda: load_dataset("text", data_files=files, keep_linebreaks=True, cache_dir=cache))
+    def _find(self) -> tuple[list[SplitFile], Counter[str]]:
+        named = self.data.files
+        assert named is not None
+        by_split: dict[Split | None, str | list[str]] = {None: named} if not isinstance(named, dict) else {}
+        if isinstance(named, dict):
+            by_split |= {split: named[split] for split in SPLITS}
+        files: list[SplitFile] = []
+        left_out: Counter[str] = Counter()
+        for split, values in by_split.items():
+            key = "data.files" if split is None else f"data.files.{split}"
+            found = find_files(key, [values] if isinstance(values, str) else values)
+            if not any(file.path.stat().st_size for file in found.files):
+                raise InputError(f"{key}={values!r}: the split is empty")
+            for file in found.files:
+                files.append(SplitFile(file, _sha256_source(file.path), split))
+                _check_start(file, self.data.text_column, files[-1].sha256)
+            left_out += found.left_out
+        return files, left_out
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -128,22 +160,62 @@ class HubFolder:
     KIND: ClassVar[str] = "folder"
     path: str
     dataset_config: str | None
+    data: DataConfig
 
     def identity(self) -> Identity:
         folder = Path(self.path)
         if not folder.is_dir():
             raise InputError(f"data.path={self.path!r}: there is no such folder")
-        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not any(s.startswith(".") for s in p.parts[1:]))
-        sha256s = {path.relative_to(folder).as_posix(): _sha256_source(path) for path in paths}
-        return {
+        sha256s = {path.relative_to(folder).as_posix(): _sha256_source(path) for path in self._files()}
+        source: Identity = {
             "kind": self.KIND, "folder": folder.resolve().name, "dataset_config": self.dataset_config,
             "files": sha256s,
         }  # fmt: skip
+        kinds = {found[0] for path in self._files() if path.suffix != ".md" and (found := read_kind(path))}
+        if kinds == {"text"}:  # which is read here
+            source |= {"version": FILES_VERSION, "document": self.data.document}
+        return source
 
-    def load(self, identity: Identity, cache: str) -> "DatasetDict":
-        from datasets import load_dataset
+    def _files(self) -> list[Path]:
+        folder = Path(self.path)
+        return sorted(
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
 
-        return _read(lambda: load_dataset(self.path, self.dataset_config, cache_dir=cache))
+    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+        from datasets import load_dataset, load_dataset_builder
+
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as cache:
+            builder = _read(lambda: load_dataset_builder(self.path, self.dataset_config, cache_dir=cache))
+            read = self._check_files(builder.config.data_files or {}, identity)
+            if builder.name == "text":
+                return freeze_files(read, self.data, folder)
+            splits = freeze_dataset(
+                _read(lambda: load_dataset(self.path, self.dataset_config, cache_dir=cache)), folder
+            )
+            self._check_files(builder.config.data_files or {}, identity)
+            return splits, None
+
+    def _check_files(self, data_files: Mapping[Any, Sequence[str]], identity: Identity) -> list[SplitFile]:
+        """Return the files of the splits, as `datasets` found them.
+
+        Raises:
+            InputError: one of them is not in the key, or is no longer what it was.
+        """
+        known = {(Path(self.path) / name).resolve(): sha256 for name, sha256 in identity["files"].items()}
+        for path in (Path(name) for names in data_files.values() for name in names):
+            if (sha256 := known.get(path.resolve())) is None:
+                raise InputError(f"data.path={self.path!r}: {path} is read, but is hidden or outside of the folder")
+            if sha256_file(path) != sha256:
+                raise InputError(f"{path}: the file was changed while it was read; start again")
+        found = {str(split): list(map(Path, names)) for split, names in data_files.items()}
+        return [
+            SplitFile(LocalFile(path, *(read_kind(path) or ("text", None))), known[path.resolve()], split)
+            for split in SPLITS
+            for path in found.get(split, [])
+        ]
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -187,11 +259,15 @@ class HubDataset:
         assert commit is not None
         return commit
 
-    def load(self, identity: Identity, cache: str) -> "DatasetDict":
+    def freeze(self, identity: Identity, folder: Path) -> Frozen:
         from datasets import load_dataset
 
         name, config, commit = self.dataset_name, self.dataset_config, identity["revision"]
-        return ask_hub(name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache))
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as cache:
+            dataset = ask_hub(
+                name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache)
+            )
+            return freeze_dataset(dataset, folder), None
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -203,9 +279,9 @@ class HubDataset:
 def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> Source:
     """Return the source that the configuration names."""
     if data.files is not None:
-        return Files(dict(data.files))
+        return Files(data)
     if data.path is not None:
-        return HubFolder(data.path, data.dataset_config)
+        return HubFolder(data.path, data.dataset_config, data)
     if data.dataset_name == EMBEDDED_CORPUS:
         return PythonDocs()
     return HubDataset(data.dataset_name, data.dataset_config, data.revision, storage, refresh)
@@ -231,15 +307,6 @@ def _configuration(identity: Identity) -> str:
     return f", configuration `{identity['dataset_config']}`" if identity["dataset_config"] else ""
 
 
-def _match(split: str, pattern: str) -> list[Path]:
-    paths = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]  # noqa: PTH207
-    if not paths:
-        raise InputError(f"data.files.{split}={pattern!r}: no file matches")
-    if all(path.stat().st_size == 0 for path in paths):
-        raise InputError(f"data.files.{split}={pattern!r}: the split is empty")
-    return paths
-
-
 def _sha256_source(path: Path) -> str:
     status = path.stat()
     return _sha256_unchanged(path, status.st_size, status.st_mtime_ns)
@@ -247,21 +314,14 @@ def _sha256_source(path: Path) -> str:
 
 @functools.cache
 def _sha256_unchanged(path: Path, size: int, mtime_ns: int) -> str:
-    """Return the sha256 of a source file, read once a process while its size and time stay; text must be UTF-8."""
-    digest, decode = hashlib.sha256(), None
-    if path.suffix in TEXT_ENDINGS:
-        decode = codecs.getincrementaldecoder("utf-8")().decode
-    position = 0
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-            if decode is not None:
-                try:
-                    decode(chunk, final=position + len(chunk) == size)
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}: the text is not UTF-8 near byte {position + error.start}") from None
-            position += len(chunk)
-    return digest.hexdigest()
+    """Return the sha256 of a source file, read once a process while its size and time stay."""
+    return sha256_file(path)
+
+
+@functools.cache
+def _check_start(file: LocalFile, column: str, sha256: str) -> None:
+    """Check that a file begins as its ending says, once a process while it is as it is."""
+    check_start(file, column)
 
 
 def _read(load: Callable[[], T]) -> T:
@@ -273,3 +333,40 @@ def _read(load: Callable[[], T]) -> T:
     except (DatasetGenerationError, DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         cause = error.__cause__ or error
         raise InputError(f"data: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
+
+
+def freeze_dataset(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
+    """Write each split of a dataset as a read-only parquet file, a row as it is, and return what they hold.
+
+    Raises:
+        InputError: a split or the column `text` is missing, a split is empty, or a row is no text.
+    """
+    from datasets import Value
+
+    if missing := [split for split in SPLITS if split not in dataset]:
+        raise InputError(f"data: no {' and no '.join(missing)} split; there are {', '.join(dataset)}")
+    splits: dict[str, RawSplit] = {}
+    for split in SPLITS:
+        rows = dataset[split]
+        if "text" not in rows.column_names:
+            raise InputError(f"data: the {split} split has no column `text`; it has {', '.join(rows.column_names)}")
+        if rows.features["text"] not in (Value("string"), Value("large_string")):
+            kind = getattr(rows.features["text"], "dtype", "no plain column")
+            raise InputError(f"data: the {split} split, row 1: `text` is {kind}; a string is needed")
+        path = folder / f"{split}.parquet"
+        rows.select_columns("text").to_parquet(path)
+        number = words = text_bytes = 0
+        for batch in rows.select_columns("text").iter(READ_ROWS):
+            for text in batch["text"]:
+                number += 1
+                check_row(text, f"data: the {split} split, row {number}", "text")
+                words += len(text.split())
+                text_bytes += len(text.encode())
+        if text_bytes == 0:
+            raise InputError(f"data: the {split} split is empty")
+        path.chmod(0o444)
+        splits[split] = RawSplit(
+            file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size, rows=len(rows), words=words,
+            text_bytes=text_bytes,
+        )  # fmt: skip
+    return splits

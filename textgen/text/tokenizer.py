@@ -82,7 +82,7 @@ def fetch_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
     return folder / TOKENIZER_FILE
 
 
-def build_tokenizer(config: TokenizerConfig, train_rows: Sequence[str], gpt2_file: Path | None) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str], gpt2_file: Path | None) -> Tokenizer:
     """Return the tokenizer that `config` describes, trained on `train_rows` unless it is GPT-2's."""
     match config.kind:
         case "gpt2":
@@ -108,7 +108,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"tokenizer: {path} is not a tokenizer.json: {error}") from error
 
 
-def train_bpe(rows: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_bpe(rows: Iterable[str], vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most `vocab_size` ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -119,7 +119,7 @@ def train_bpe(rows: Sequence[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(rows, trainer, length=len(rows))
+    tokenizer.train_from_iterator(rows, trainer)
     return tokenizer
 
 
@@ -187,3 +187,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_length: int | None = 
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
     write_atomic(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     return [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def check_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    pass

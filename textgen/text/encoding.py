@@ -1,0 +1,199 @@
+"""Documents become ids, in memory that does not grow with them: long ones are cut where it changes no id."""
+
+import io
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from textgen.text.documents import Part, by_document
+
+WINDOW = 2**18  # characters: what a longer text is cut into
+LONGEST_PIECE = 2**16  # characters: a pre-token that is longer is cut
+CONTEXT = 256  # characters on each side of a cut in which it is checked
+BATCH_BYTES = 2**21  # of text, tokenized at once
+PIECE_BYTES = 64  # that even an empty text counts for in a batch
+TRIES = 8
+WORD_END = re.compile(r"\S(?=[ \t\r\n])")
+
+
+class Encoded(NamedTuple):
+    """The ids [N] of some of the text, and where in them documents end, D places from 0 to N."""
+
+    ids_N: np.ndarray  # int32
+    ends_D: np.ndarray  # int64; equal neighbours are a document without tokens
+    forced_cuts: int  # pre-tokens that were cut because they are longer than `LONGEST_PIECE`
+
+
+class Piece(NamedTuple):
+    """A text that is tokenized in one call."""
+
+    text: str
+    first: bool  # whether a unit of text (a document, or a line of one) begins with it
+    last: bool  # whether that unit ends with it
+    forced: bool = False  # whether a pre-token is cut at its end
+
+    @property
+    def whole(self) -> bool:
+        return self.first and self.last
+
+
+def encode_documents(
+    tokenizer: Tokenizer, parts: Iterable[Part], by_line: bool = False, window: int = WINDOW, context: int = CONTEXT
+) -> Iterator[Encoded]:
+    """Yield the ids of documents, a batch at a time, each document's being those of one call of `tokenizer.encode`.
+
+    With `by_line` each line of a document is tokenized on its own.
+    """
+    cutter = Cutter(tokenizer, window, context)
+    pieces: list[Piece] = []
+    ends: list[int] = []  # numbers of pieces
+    size = 0
+    for document in by_document(parts):
+        units = by_document(split_lines(document)) if by_line else (document,)
+        for unit in units:
+            for piece in cutter.cut(unit):
+                if size > BATCH_BYTES:
+                    yield encode_pieces(cutter, pieces, ends)
+                    pieces, ends, size = [], [], 0
+                pieces.append(piece)
+                size += text_bytes(piece.text) + PIECE_BYTES
+        ends.append(len(pieces))
+    if pieces:
+        yield encode_pieces(cutter, pieces, ends)
+
+
+def encode_units(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the ids of each text."""
+    rest: list[int] = []
+    for encoded in encode_documents(tokenizer, (Part(text, True) for text in texts)):
+        *whole, last = np.split(encoded.ids_N, encoded.ends_D)
+        for ids_N in whole:
+            yield [*rest, *ids_N.tolist()]
+            rest = []
+        rest += last.tolist()
+
+
+def split_lines(texts: Iterable[str]) -> Iterator[Part]:
+    """Yield the lines of a text, each a document of its own; a text without any line is one empty line."""
+    begins, lines = True, 0
+    for text in texts:
+        for line in io.StringIO(text, newline="\n"):
+            yield Part(line, begins)
+            begins = line.endswith("\n")
+            lines += 1
+    if not lines:
+        yield Part("", True)
+
+
+def text_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class Cutter:
+    """Cuts long texts where the tokenizer's own pre-tokenizer does."""
+
+    def __init__(self, tokenizer: Tokenizer, window: int = WINDOW, context: int = CONTEXT) -> None:
+        self.tokenizer = tokenizer
+        self.affixes = find_affixes(tokenizer)
+        self.window = window
+        longest = max(map(len, (token.content for token in tokenizer.get_added_tokens_decoder().values())), default=0)
+        self.context = max(context, 2 * longest)
+        self.longest_piece = min(LONGEST_PIECE, window // 2)
+
+    def cut(self, texts: Iterable[str]) -> Iterator[Piece]:
+        """Yield the pieces of one text that comes in several; one that is not long is one piece."""
+        needed = self.window + self.context
+        waiting: list[str] = []
+        length = start = 0
+        first = True
+        for more in texts:
+            waiting.append(more)
+            length += len(more)
+            if length - start <= needed:
+                continue
+            text = "".join(waiting)
+            while len(text) - start > needed:
+                end, forced = self.find_cut(text, start)
+                yield Piece(text[start:end], first, last=False, forced=forced)
+                start, first = end, False
+            waiting, length, start = [text[start:]], len(text) - start, 0
+        yield Piece("".join(waiting), first, last=True)
+
+    def find_cut(self, text: str, start: int) -> tuple[int, bool]:
+        """Return where the piece from `start` on ends, at most a window later, and whether that is in a pre-token."""
+        stop = start + self.window
+        lowest = stop - self.longest_piece
+        word_ends = [match.end() for match in WORD_END.finditer(text, lowest, stop - 1)]
+        for end in reversed(word_ends[-TRIES:]):
+            left, right = end - self.context, end + self.context
+            # With three beginnings, a tokenizer that counts from the beginning, as for groups of digits, is found out.
+            if all(self.is_boundary(text, left + shift, end, right) for shift in range(3)):
+                return end, False
+        if self.tokenizer.pre_tokenizer is None:
+            return stop, True
+        places = self.boundaries(text, start, stop)
+        inner = [number for number, place in enumerate(places[:-1]) if lowest <= place <= stop]
+        for number in inner[: -4 * TRIES - 1 : -1]:
+            end = places[number]
+            left = max((place for place in places[:number] if place <= end - self.context), default=start)
+            right = max(end + self.context, *places[number : number + 4])
+            if self.is_boundary(text, left, end, right):
+                return end, False
+        return stop, True
+
+    def is_boundary(self, text: str, left: int, end: int, right: int) -> bool:
+        """Return whether the tokenizer itself cuts at `end` in the text from `left` to `right`.
+
+        The pre-token after `end` has to end before `right`: what follows changes nothing then.
+        """
+        both = self.encode(text[left:right])
+        before, after = self.encode(text[left:end]), self.encode(text[end:right])
+        if both.ids != before.ids + after.ids:
+            return False
+        if self.tokenizer.pre_tokenizer is None:
+            return True
+        words, place = both.word_ids, len(before.ids)
+        return 0 < place < len(words) and words[place - 1] != words[place] != words[-1]
+
+    def boundaries(self, text: str, start: int, stop: int) -> list[int]:
+        """Return where pre-tokens begin or end in the text from `start`, itself such a place, to `stop`."""
+        found = self.encode(text[start : stop + self.context])
+        words, offsets = found.word_ids, found.offsets
+        places = {0}
+        for i in range(1, len(words)):
+            if words[i] != words[i - 1]:
+                places |= {offsets[i - 1][1], offsets[i][0]}
+        return sorted(start + place for place in places)
+
+    def encode(self, text: str) -> Encoding:
+        """Return the encoding of a text within a document: without what begins and ends a document."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_pieces(cutter: Cutter, pieces: list[Piece], ends: list[int]) -> Encoded:
+    """Return the ids of pieces, a document ending before each of the numbers `ends`."""
+    encode = cutter.tokenizer.encode_batch_fast
+    wholes = iter(encode([piece.text for piece in pieces if piece.whole]))
+    others = iter(encode([piece.text for piece in pieces if not piece.whole], add_special_tokens=False))
+    ids, places = array("i"), array("q", [0])
+    for piece in pieces:
+        if piece.first and not piece.whole:
+            ids.extend(cutter.affixes[0])
+        ids.extend(next(wholes if piece.whole else others).ids)
+        if piece.last and not piece.whole:
+            ids.extend(cutter.affixes[1])
+        places.append(len(ids))
+    return Encoded(np.array(ids), np.array(places)[ends], sum(piece.forced for piece in pieces))
+
+
+def find_affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after the ids of each text."""
+    found = tokenizer.encode("a")
+    text = [place for place, added in enumerate(found.special_tokens_mask) if not added]
+    start, end = (text[0], text[-1] + 1) if text else (0, 0)
+    return found.ids[:start], found.ids[end:]

@@ -1,0 +1,126 @@
+"""Which files a value of `data.files` names: an existing file or folder is that, and anything else is a glob."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from textgen.errors import InputError
+
+KINDS = {
+    ".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet",
+}  # fmt: skip
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "no regular file", "folder that was read already"
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of text, and how it is read: by its ending, whatever it holds."""
+
+    path: Path
+    kind: str
+    compression: str | None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the file is a table, each row of which is a document."""
+        return self.kind != "text"
+
+
+@dataclass
+class Found:
+    """The files that a value names, in the order of their paths, and what was left out of folders, by reason."""
+
+    files: list[LocalFile] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def find_files(key: str, values: Sequence[str]) -> Found:
+    """Return the files that the values of the configuration key `key` name; each file once.
+
+    Raises:
+        InputError: a value names nothing, or a file of a kind that is not read, or a folder cannot be listed.
+    """
+    found, seen = Found(), set[Path]()
+    for value in values:
+        for file in _files_of(key, value, found.left_out):
+            if (place := file.path.resolve()) not in seen:
+                seen.add(place)
+                found.files.append(file)
+    found.files.sort(key=lambda file: str(file.path))
+    return found
+
+
+def read_kind(path: Path) -> tuple[str, str | None] | None:
+    """Return a file's kind and compression by its endings, None for a file of a kind that is not read."""
+    endings = [suffix.lower() for suffix in path.suffixes[-2:]]
+    compression = endings.pop() if endings and endings[-1] in COMPRESSIONS else None
+    kind = KINDS.get(endings[-1]) if endings else None
+    return None if kind is None else (kind, compression)
+
+
+def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFile]:
+    path = Path(value)
+    try:
+        if path.is_dir():
+            paths: Iterable[Path] = _walk(path, left_out)
+        elif path.is_file():
+            paths = [path]
+        else:
+            paths = [path for path in map(Path, sorted(glob.glob(value, recursive=True))) if path.is_file()]  # noqa: PTH207
+        any_file = False
+        for found in paths:
+            any_file = True
+            yield _local_file(key, value, found)
+    except OSError as error:
+        raise InputError(f"{key}={value!r}: {error.strerror}: {error.filename}") from None
+    if not any_file:
+        raise InputError(f"{key}={value!r}: no file matches{_why(left_out)}")
+
+
+def _local_file(key: str, value: str, path: Path) -> LocalFile:
+    kind = read_kind(path)
+    if kind is None:
+        endings = ", ".join(KINDS)
+        raise InputError(f"{key}={value!r}: {path} is of no kind that is read: {endings}, each also with .gz and so on")
+    return LocalFile(path, *kind)
+
+
+def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, following links, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            left_out[LOOP] += 1
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    left_out[HIDDEN] += 1
+                elif entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif entry.is_file():
+                    path = Path(entry.path)
+                    if read_kind(path) is None:
+                        left_out[path.suffix.lower() or "no ending"] += 1
+                    else:
+                        yield path
+                else:
+                    left_out[BROKEN if entry.is_symlink() else SPECIAL] += 1
+
+
+def _why(left_out: Counter[str]) -> str:
+    return f"; left out: {in_words(left_out)}" if left_out else ""
+
+
+def in_words(left_out: Counter[str] | dict[str, int]) -> str:
+    """Return what was left out, as `3 hidden, 2 .jpg`."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
