@@ -6,8 +6,9 @@ spaces, so each ideograph and each kana is a word of its own. Thai, Lao, Khmer a
 from one separator to the next, so only long copies are found. Nothing else is normalised: "é" written as one character
 differs from "é" written as two.
 
-The measure is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C). Runs are compared by 64-bit hashes, so a
-run that is not in the training text is taken for one that is with a probability of about (held-out runs) / 2^64 a run.
+The measure is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) and of lm-eval's janitor, but for the
+words: those are cut at white space, and the janitor removes punctuation ("dont"). Runs are compared by 64-bit hashes: a
+run that is not among a billion training runs is taken for one of them with a probability of 5e-11.
 
 Suffixes: W words, R runs, D documents.
 """
@@ -45,10 +46,10 @@ Hashes = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 
 BASE = 0x9E3779B97F4A7C15  # of the polynomials: any odd number that looks random
-_POWERS: Hashes = np.cumprod(
-    np.full(2 * CHUNK_CHARS + RUN_WORDS, BASE, np.uint64), dtype=np.uint64
-)  # BASE^(i + 1), modulo 2^64
-_INVERSE_POWERS: Hashes = np.cumprod(np.full(len(_POWERS), pow(BASE, -1, 1 << 64), np.uint64), dtype=np.uint64)
+_POWERS: Hashes = np.full(2 * CHUNK_CHARS + RUN_WORDS, BASE, np.uint64)
+_POWERS = np.cumprod(_POWERS, dtype=np.uint64)  # BASE, BASE^2 …, modulo 2^64
+_INVERSE_POWERS: Hashes = np.full(len(_POWERS), pow(BASE, -1, 1 << 64), np.uint64)
+_INVERSE_POWERS = np.cumprod(_INVERSE_POWERS, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Runs:
     """The runs of 13 words of held-out texts, to be looked for in a training text.
 
     A run lies within one document. A document of fewer than 13 words has none, so none of it is ever found. Memory is
-    about 4 bytes a byte of held-out text, and does not grow with the training text:
+    about 5 bytes a byte of held-out text, twice that for a moment, and does not grow with the training text.
 
         runs = Runs({"validation": validation_parts, "test": test_parts})
         runs.look_in(train_parts)
