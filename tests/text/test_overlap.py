@@ -121,6 +121,11 @@ def test_case_punctuation_and_white_space_do_not_count():
     assert found("ab " + THIRTEEN[2:], "a b" + THIRTEEN[3:]) == 0
 
 
+def test_letters_that_change_places_between_words_are_another_run():
+    """Hashes that only add up would take them for the same."""
+    assert found("a bc" + THIRTEEN[3:], "b ac" + THIRTEEN[3:]) == 0
+
+
 def test_ideographs_and_kana_are_words_and_hangul_is_between_spaces():
     assert measure(["塔の上、ラプンツェル abc塔d 한국어 사람"], []).words_D.tolist() == [3 + 6 + 3 + 2]
 

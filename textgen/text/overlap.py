@@ -196,7 +196,7 @@ def _runs(parts: Iterable[Part]) -> Iterator[tuple[Hashes, _Words]]:
         begins = new.begins_D + len(tail)
         document_W = np.searchsorted(begins, np.arange(len(words)), "right")  # 0: it began earlier
         starts = np.flatnonzero(document_W[RUN_WORDS - 1 :] == document_W[: 1 - RUN_WORDS])
-        yield _hash_slices(words, starts, starts + RUN_WORDS), new
+        yield _polynomials(words, starts, starts + RUN_WORDS), new
         tail = words[max(len(words) - RUN_WORDS + 1, *begins[-1:], 0) :]
 
 
@@ -254,10 +254,6 @@ def _word_bounds(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np
     return starts, ends
 
 
-def _hash_slices(values: Hashes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> Hashes:
-    return _mix(_polynomials(values, starts, ends))
-
-
 def _polynomials(values: NDArray[Any], starts: NDArray[np.intp], ends: NDArray[np.intp]) -> Hashes:
     """Return of each slice, with values v0 … vn, the sum v0 BASE^n + … + vn, modulo 2^64.
 
@@ -269,7 +265,10 @@ def _polynomials(values: NDArray[Any], starts: NDArray[np.intp], ends: NDArray[n
 
 
 def _mix(hashes: Hashes) -> Hashes:
-    """Return the hashes with every bit dependent on all bits (the finaliser of SplitMix64: Steele et al. 2014)."""
+    """Return the hashes with every bit dependent on all bits (the finaliser of SplitMix64: Steele et al. 2014).
+
+    Without it the polynomials of a run and of its words add up: "a bc" would be "b ac".
+    """
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
