@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from textgen.config import Config, load_config, parse_config
+from textgen.config import MAX_MISTAKES, Config, find_config, known_keys, load_config, parse_config
 from textgen.errors import InputError
+from textgen.terminal import printable
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+LONGEST_LINE = 1_000  # characters
 
 
 def mistake(tmp_path: Path, yaml: str, *overrides: str) -> str:
@@ -104,3 +109,91 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, word):
     with pytest.raises(InputError, match=word) as error:
         load_config(path, [])
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"training.batch_size={'9' * 100_000}",
+        f"seed={'[' * 100_000}",
+        f"name={'x' * 40_000}",
+        f"{'x' * 100_000}=1",
+        f"{'a.' * 1_000}b=1",
+        f"data={{{', '.join(f'k{n}: 1' for n in range(4_000))}}}",
+        "\x1b[31m=1",
+        "training.max_steps=1_000",
+        "seed=2020-13-45",
+        "data.path=!!python/object:x y",
+        'data.path="a\\0b"',
+        'data.path="\\ud800"',
+        "data.revision=2020-01-01T00:00:00Z=",
+        "training.learning_rate=1e999",
+        "training={<<: 3}",
+        "seed={a: 1, a: 2}",
+    ],
+    ids=lambda override: override[:30],
+)
+def test_a_hostile_override_is_a_few_short_lines(override):
+    try:
+        load_config(None, [override])
+    except InputError as error:
+        lines = str(error).splitlines()
+        assert len(lines) <= MAX_MISTAKES + 1
+        assert all(len(line) < LONGEST_LINE and line == printable(line) for line in lines)
+    else:
+        assert "revision" in override
+
+
+def test_a_number_that_the_machine_cannot_hold_is_refused_from_a_form_too():
+    with pytest.raises(InputError, match="64 bits"):
+        parse_config({"training": {"max_steps": 10**30}})
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "/dev/null/x"])
+def test_a_file_that_cannot_be_looked_for_is_one_line(name):
+    with pytest.raises(InputError, match="--config"):
+        find_config(name)
+
+
+def try_config(path: Path | None, overrides: list[str]) -> None:
+    """Load a configuration; what is refused is a few short lines that do not act."""
+    try:
+        load_config(path, overrides)
+    except InputError as error:
+        lines = str(error).splitlines()
+        assert 0 < len(lines) <= MAX_MISTAKES + 1
+        assert all(len(line) < LONGEST_LINE for line in lines)
+
+
+EXAMPLES = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+PIECES = [*"ab10.-+_:,[]{}&*!?|>%@#'\"\\\n \t~=<xU", "é", "\x1b", "!!int ", "<<: ", "\n  ", "training: ", "&a ", "*a"]
+YAML_TEXT = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | YAML_TEXT | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(known_keys()) | st.text(max_size=20)
+
+
+@EXAMPLES
+@given(st.text() | YAML_TEXT | st.dictionaries(KEYS, VALUES).map(lambda value: yaml.safe_dump(value)))
+def test_any_text_is_a_configuration_or_a_mistake(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("any") / "config.yaml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    try_config(path, [])
+
+
+@EXAMPLES
+@given(st.lists(st.text() | st.builds("{}={}".format, KEYS, st.text() | YAML_TEXT | VALUES.map(str)), max_size=3))
+def test_any_override_is_a_configuration_or_a_mistake(overrides):
+    try_config(None, overrides)
+
+
+@EXAMPLES
+@given(st.dictionaries(st.sampled_from(list(Config.model_fields)), VALUES | st.dictionaries(KEYS, VALUES)))
+def test_any_values_of_a_form_are_a_configuration_or_a_mistake(values):
+    try:
+        parse_config(values)
+    except InputError as error:
+        assert all(len(line) < LONGEST_LINE for line in str(error).splitlines())

@@ -5,18 +5,20 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from textgen.errors import InputError
+from textgen.plain_yaml import MAX_CHARACTERS, NotPlain, read_yaml
 from textgen.sections import ModelConfig, Section, TrainingConfig, rule
+from textgen.terminal import brief
 
 EMBEDDED_CORPUS = "python-docs"
 RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
+MAX_MISTAKES = 20  # lines of an error
 
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
 
@@ -157,7 +159,9 @@ class StorageConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    name: str = Field("textgen", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's registry name")
+    name: str = Field(
+        "textgen", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's registry name"
+    )
     seed: int = Field(1234, ge=0, lt=2**32)
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -188,17 +192,6 @@ class Config(Section):
         return self.evaluation.stride or max(1, self.data.seq_length // 2)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as in 1.2: `1e-3` is a number (PyYAML's 1.1 wants `1.0e-3`)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def find_config(name: str) -> Path:
     """Return the file of a configuration: a path, or the name of one that is shipped, as `wikitext2`.
 
@@ -207,7 +200,12 @@ def find_config(name: str) -> Path:
     """
     if name in (shipped := shipped_configs()):
         return shipped[name]
-    if not (path := Path(name)).is_file():
+    path = Path(name)
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise InputError(f"--config {brief(name)}: {error.strerror}") from None
+    if not found:
         raise InputError(f"--config {name}: no such file, and none of those that are shipped: {', '.join(shipped)}")
     return path
 
@@ -240,25 +238,29 @@ def parse_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
+        mistakes = error.errors(include_url=False)
         lines: list[str] = []
-        for line in map(_explain, error.errors()):
+        for line in map(_explain, mistakes[:MAX_MISTAKES]):
             prefix = line.partition(": ")[0] + ": "
             if lines and lines[-1].startswith(prefix):  # the alternatives of one key
                 lines[-1] += f", or {line.removeprefix(prefix)}"
             else:
                 lines.append(line)
+        if len(mistakes) > MAX_MISTAKES:
+            lines.append(f"and {len(mistakes) - MAX_MISTAKES:,} mistakes more")
         raise InputError("\n".join(lines)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)
+        with path.open(encoding="utf-8") as file:
+            values = read_yaml(file.read(MAX_CHARACTERS + 1))
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"--config {path}: byte {error.start} is not UTF-8") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    except NotPlain as error:
+        raise InputError(f"--config {path}: not YAML of a configuration: {error}") from None
     if not isinstance(values, dict | None):
         raise InputError(f"--config {path}: a mapping of sections was expected, not a {type(values).__name__}")
     return values or {}
@@ -267,37 +269,42 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override!r}: an override is section.key=value")
+        raise InputError(f"{brief(override)}: an override is section.key=value")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise InputError(f"{override!r}: the value is not YAML") from None
+        value = read_yaml(text)
+    except NotPlain as error:
+        raise InputError(f"{brief(override)}: the value is not YAML of a configuration: {error}") from None
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
         if inner is None:
             inner = values[section] = {}
         if not isinstance(inner, dict):
-            raise InputError(f"{override!r}: {section} is not a section")
+            raise InputError(f"{brief(override)}: {brief(section)} is not a section")
         values = inner
     values[last] = value
 
 
 def _explain(details: ErrorDetails) -> str:
     """Return one line for one of pydantic's errors."""
-    location = [str(part) for part in details["loc"] if not NOT_A_KEY.fullmatch(str(part))]
-    key, value = ".".join(location), details["input"]
+    location = [_word(part) for part in details["loc"] if not NOT_A_KEY.fullmatch(str(part))]
+    key, value = ".".join(location), brief(details["input"])
     match details["type"]:
         case "rule":
             return details["msg"]
         case "extra_forbidden":
             if close := difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5):
-                return f"{key}={value!r}: unknown key; the nearest is {close[0]}"
-            return f"{key}={value!r}: unknown key"
+                return f"{key}={value}: unknown key; the nearest is {close[0]}"
+            return f"{key}={value}: unknown key"
         case "model_type":
-            return f"{key or 'the configuration'}={value!r}: a mapping of keys was expected"
+            return f"{key or 'the configuration'}={value}: a mapping of keys was expected"
         case _:
-            return f"{key}={value!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+            return f"{key}={value}: {details['msg'][0].lower()}{details['msg'][1:]}"
+
+
+def _word(part: str | int) -> str:
+    """Return a part of a key: as it is where it is a word, else as a value is shown."""
+    return text if re.fullmatch(r"[\w-]{1,40}", text := str(part)) else brief(text)
 
 
 def known_keys() -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -25,6 +25,25 @@ class Section(BaseModel):
     ALWAYS_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
     NULL_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
     NEVER_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*")
+    @classmethod
+    def usable(cls, value: Any) -> Any:
+        """Refuse what no file name and no machine number holds, wherever it stands in the field."""
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError("nul", "a NUL character may not be in it")
+        if (
+            isinstance(value, str)
+            and not value.isascii()
+            and any("\ud800" <= character <= "\udfff" for character in value)
+        ):
+            raise PydanticCustomError("surrogate", "it has bytes that are not UTF-8")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError("bits", "64 bits do not hold it")
+        if isinstance(value, dict | list | tuple):
+            for part in value.values() if isinstance(value, dict) else value:
+                cls.usable(part)
+        return value
 
     def key_part(self) -> dict[str, Any]:
         """Return the section's part of a content key: the values that say what is computed.

@@ -1,0 +1,60 @@
+"""Text of somebody else's acts on no terminal, and a long value is shown short."""
+
+import logging
+import sys
+
+import pytest
+
+from textgen.terminal import PlainFormatter, brief, one_line, printable, say
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 塔 ▸ 🙂", "two\nlines\tand a tab", "[b]bold[/b] :smile: `x`"])
+def test_text_that_does_not_act_is_as_it_was(text):
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("over\rwritten\b", "over\\rwritten\\x08"),
+        ("\x9b31m", "\\x9b31m"),
+        ("a\u202eb\u2028c", "a\\u202eb\\u2028c"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_a_character_that_acts_is_its_escape(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_log_line_does_not_act():
+    record = logging.LogRecord("textgen", logging.INFO, "file", 1, "read %s", ("\x1b]0;title\x07",), None)
+    assert PlainFormatter("%(message)s").format(record) == "read \\x1b]0;title\\x07"
+
+
+@pytest.mark.parametrize(("terminal", "printed"), [(True, "\\x1b[1m\n"), (False, "\x1b[1m\n")])
+def test_a_result_acts_on_no_terminal_and_is_whole_in_a_pipe(terminal, printed, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    say("\x1b[1m")
+    assert capsys.readouterr().out == printed
+
+
+def endless() -> list[object]:
+    value: list[object] = []
+    value.append(value)
+    return value
+
+
+def test_a_long_value_is_shown_short():
+    for value in ("x" * 10**6, list(range(10**6)), 1 << 10**6, {"a": [["x" * 999] * 9] * 9}, endless()):
+        assert len(brief(value)) <= 200
+
+
+@pytest.mark.parametrize("value", ["many", 2.5, True, None, {"a": [1]}])
+def test_a_short_value_is_shown_as_it_is(value):
+    assert brief(value) == repr(value)
+
+
+def test_a_foreign_message_becomes_one_line():
+    assert one_line("a\n  b\x1b") == "a b\\x1b"
+    assert len(one_line("long " * 1000)) <= 300

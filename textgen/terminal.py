@@ -1,0 +1,69 @@
+"""Text of somebody else's on its way to a terminal: no character of it acts, and a long value is shortened."""
+
+import logging
+import reprlib
+import sys
+import unicodedata
+from typing import Any
+
+LONGEST_VALUE = 100  # characters of a value in a message
+NUMBER_BITS = 256  # of an integer that is written out
+# They reorder the text around them: the embeddings, overrides and isolates of UAX #9, its marks, U+061C.
+DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+ACTS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode's controls, lone surrogates, line and paragraph separators
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that would act in a terminal as its escape, but for line ends and tabs."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(character) if _acts(character) else character for character in text)
+
+
+def say(text: str) -> None:
+    """Print a result on stdout: on a terminal no character of it acts, a pipe has it as it is."""
+    print(printable(text) if sys.stdout.isatty() else text)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats a record for a terminal: no character of it acts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _Brief(reprlib.Repr):
+    """Writes values as `repr` does, but shortened, in time that does not grow with the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, LONGEST_VALUE, LONGEST_VALUE
+
+    def repr_int(self, value: int, level: int) -> str:
+        if value.bit_length() > NUMBER_BITS:  # Python itself refuses to write thousands of digits
+            return f"an integer of {value.bit_length():,} bits"
+        return repr(value)
+
+
+def brief(value: Any) -> str:
+    """Return `repr(value)`, shortened: what a message shows of a value."""
+    return _shorten(_Brief().repr(value))
+
+
+def one_line(text: object) -> str:
+    """Return a message of somebody else's in one line, shortened."""
+    return printable(_shorten(" ".join(str(text).split()), 3 * LONGEST_VALUE))
+
+
+def _shorten(text: str, longest: int = 2 * LONGEST_VALUE) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _acts(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return character in DIRECTIONS or unicodedata.category(character) in ACTS
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
