@@ -24,6 +24,7 @@ from prefect.variables import Variable
 from textgen.config import StorageConfig, parse_config
 from textgen.errors import Failure, InputError, carry_out
 from textgen.storage import Storage
+from textgen.terminal import say
 
 TRAININGS_AT_ONCE = 1
 RESULTS_BLOCK = "textgen-results"
@@ -104,13 +105,13 @@ def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
         client.create_work_pool(
             WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=TRAININGS_AT_ONCE)
         )
-        print(f"work pool {name}: made")
+        say(f"work pool {name}: made")
         return
     if pool.type != kind:
         raise InputError(f"work pool {name}: it is there, for workers of type {pool.type}, not {kind}")
     if kind == "kubernetes":
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=base_job_template(client, kind)))
-    print(f"work pool {name}: is there")
+    say(f"work pool {name}: is there")
 
 
 def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def set_up_results(storage: StorageConfig) -> None:
         block = LocalFileSystem(basepath=str(storage.local.resolve() / "results"))
     block.save(RESULTS_BLOCK, overwrite=True)
     Variable.set(RESULTS_VARIABLE, f"{block.get_block_type_slug()}/{RESULTS_BLOCK}", overwrite=True)
-    print(f"result storage {RESULTS_BLOCK}: {block.basepath}")
+    say(f"result storage {RESULTS_BLOCK}: {block.basepath}")
 
 
 def set_up_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
@@ -158,7 +159,7 @@ def set_up_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None
         client.create_automation(wanted)
     for double in there[1:]:
         client.delete_automation(double.id)
-    print(f"automation {wanted.name!r}: {'is there' if there else 'made'}")
+    say(f"automation {wanted.name!r}: {'is there' if there else 'made'}")
 
 
 def on_runs(name: str, description: str, action: ActionTypes, **trigger: Any) -> AutomationCore:
@@ -194,7 +195,7 @@ def lost_runs(seconds: int) -> AutomationCore:
 def set_up_notification(client: SyncPrefectClient, url: str | None) -> None:
     """Have failed and crashed runs reported to a webhook, if there is one."""
     if url is None:
-        print(f"{NOTIFY_VARIABLE} is not set: who is told of failed runs stays as it was")
+        say(f"{NOTIFY_VARIABLE} is not set: who is told of failed runs stays as it was")
         return
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 

@@ -23,6 +23,7 @@ from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
 from textgen.storage import Storage
+from textgen.terminal import PlainFormatter, printable, say
 from textgen.text.corpus import raw_folder
 from textgen.text.tokenizer import find_gpt2_file
 
@@ -68,7 +69,12 @@ def train_flow(
 
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: stages, metrics, samples, and what to do next."""
-    console = Console(soft_wrap=True, highlight=False)
+    # Names and samples are foreign text: no [b] in them, no :smile: and no escape sequence acts.
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def show(text: str) -> None:
+        console.print(printable(text))
+
     stages = Table("stage", "seconds", "cached", title="Stages", title_justify="left")
     for name, report in result["stages"].items():
         stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
@@ -76,7 +82,7 @@ def summarize(result: dict[str, Any]) -> None:
 
     speed = result["checkpoint"]["speed"]
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in speed["seconds"].items())
-    console.print(
+    show(
         f"Training: {speed['tokens_per_second']:,.0f} tokens/s, {speed['mfu']:.0%} of the matrix peak, "
         f"{speed['memory_peak_bytes'] / 2**30:.1f} GiB at the peak ({phases})\n"
     )
@@ -92,17 +98,17 @@ def summarize(result: dict[str, Any]) -> None:
 
     if (drift := result["drift"]) is not None:
         reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
-        console.print(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{reasons}\n")
+        show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{reasons}\n")
 
     published = result["published"]
     for sample in published["samples"]:
-        console.print(f"{sample['prompt']} ▸{sample['continuation']}\n", markup=False)
+        show(f"{sample['prompt']} ▸{sample['continuation']}\n")
     champion = result["champion"] or "none"
     verdict = "the champion" if champion == published["version"] else f"the champion is {champion}"
     decision = "promoted" if published["promoted"] else "not promoted"
-    console.print(f"{published['name']} {published['version']}: {decision} ({published['reason']}); {verdict}")
-    console.print(f"Model: {published['path']}")
-    console.print(f'Next:  python -m textgen generate {published["path"]} --prompt "Return the"', markup=False)
+    show(f"{published['name']} {published['version']}: {decision} ({published['reason']}); {verdict}")
+    show(f"Model: {published['path']}")
+    show(f'Next:  python -m textgen generate {published["path"]} --prompt "Return the"')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
         check_devices(config)
     result: Any = train_flow(options.config, run=run, overrides=options.overrides)
     if options.json:
-        print(json.dumps(result, indent=2))
+        say(json.dumps(result, indent=2))
     else:
         summarize(result)
 
@@ -175,7 +181,7 @@ def set_up_console() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.name.startswith("prefect"))
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(PlainFormatter("%(message)s"))
     for name in ("textgen", "tasks"):
         logging.getLogger(name).addHandler(console)
         logging.getLogger(name).propagate = False

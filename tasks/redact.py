@@ -1,4 +1,7 @@
-"""Secrets reach no log and no state of a run: the environment's keys, tokens and passwords are blotted out."""
+"""Secrets reach no log and no state of a run: the environment's keys, tokens and passwords are blotted out.
+
+Nor does a control character of foreign text reach a log: Prefect's own handlers print them in a terminal.
+"""
 
 import logging
 import os
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from textgen.errors import Failure
+from textgen.terminal import printable
 
 SECRET_NAME = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|CREDENTIALS|AUTH_STRING|CONNECTION_STRING|NOTIFY_URL)(?:$|_)"
@@ -51,7 +55,10 @@ def redacted() -> Iterator[None]:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A log record whose message and traceback hold no secret, whichever logger and handler it is of."""
+    """A log record whose message and traceback hold no secret and do not act in a terminal.
+
+    It is so whichever logger and handler it is of.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,11 +66,11 @@ class RedactedRecord(logging.LogRecord):
             message = self.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit: the handlers report that
             return
-        if (clean := redact(message)) != message:
+        if (clean := printable(redact(message))) != message:
             self.msg, self.args = clean, ()
         if self.exc_info and self.exc_info[0] is not None:
             text = "".join(traceback.format_exception(*self.exc_info)).rstrip()
-            if (clean := redact(text)) != text:
+            if (clean := printable(redact(text))) != text:
                 self.exc_text, self.exc_info = clean, None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -27,6 +28,7 @@ from textgen.model.find import read_champion
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE
 from textgen.publishing.drift import Drift, TextFigures
+from textgen.publishing.markdown import inline
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
 from textgen.text.tokens import TokensManifest, block_count
 from textgen.training.train import total_steps
@@ -34,6 +36,7 @@ from textgen.training.train import total_steps
 log = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 5.0  # between two looks at a training's progress
+URL_MARKS = "/:?=&#%@"  # that stay as they are in a link, where brackets, spaces and line ends would be markup
 LEAVE_SECONDS = 10.0  # to send the last of it
 SHOWN = {
     "loss_nats": "loss (nats a token)",
@@ -61,7 +64,7 @@ class Progress:
 
     def link(self, url: str | None) -> None:
         """Note where the record of the run is."""
-        self._url = url
+        self._url = url if url is not None and url.startswith(("https://", "http://")) else None
 
     def send(self) -> None:
         """Have the server show what was noted since the last time."""
@@ -74,7 +77,8 @@ class Progress:
                 update_progress_artifact(self._artifact, percent, self.in_words())
             self._sent = noted
         if self._url is not None and not self._linked:
-            create_link_artifact(self._url, self._url, key=f"{self.name}-wandb", description="Weights & Biases")
+            link = quote(self._url, safe=URL_MARKS)
+            create_link_artifact(link, inline(self._url), key=f"{self.name}-wandb", description="Weights & Biases")
             self._linked = True
 
     def in_words(self) -> str:
@@ -109,7 +113,7 @@ def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
 
 def show_model(published: PublishedManifest, metrics: Metrics) -> None:
     """Show the metrics beside the champion's, and the model card."""
-    name, reason = slug(published.name), f"{published.version}: {published.reason}"
+    name, reason = slug(published.name), inline(f"{published.version}: {published.reason}")
     try:
         create_table_artifact(compare(published, metrics), f"{name}-metrics", reason)
         create_markdown_artifact(card(published.folder), f"{name}-model-card", reason)
@@ -125,7 +129,7 @@ def show_drift(name: str, drift: Drift) -> None:
         for figure in TextFigures.model_fields
     ]  # fmt: skip
     try:
-        create_table_artifact(rows, f"{slug(name)}-drift", "; ".join([drift.verdict, *drift.reasons]))
+        create_table_artifact(rows, f"{slug(name)}-drift", inline("; ".join([drift.verdict, *drift.reasons])))
     except Exception as error:  # the training goes on
         log.warning("the drift could not be shown: %s", error)
 

@@ -19,6 +19,7 @@ from textgen.files import write_atomic
 from textgen.model.find import read_champion
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 from textgen.storage import Storage
+from textgen.terminal import printable
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def replay(root: Path) -> int:
             else:
                 outcome = "no longer there"
         except Exception as error:  # as in `track_model`: it can be sent again
-            print(f"{file.stem}: {' '.join(str(error).split())}; it is still in {file}", file=sys.stderr)
+            print(printable(f"{file.stem}: {' '.join(str(error).split())}; it is still in {file}"), file=sys.stderr)
             failed = True
             continue
         file.unlink()

@@ -12,11 +12,14 @@ from textgen.commands.gguf import add_gguf
 from textgen.commands.models import add_models
 from textgen.commands.train import add_train
 from textgen.errors import carry_out
+from textgen.terminal import PlainFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[console])
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")

@@ -4,6 +4,8 @@ import re
 import sys
 from collections.abc import Callable
 
+from textgen.terminal import printable
+
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
 INTERRUPTED = 130
@@ -85,10 +87,10 @@ def carry_out(command: Callable[[], None]) -> int:
     try:
         command()
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return USER_MISTAKE
     except Failure as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

@@ -67,6 +67,10 @@ def test_a_secret_in_a_message_or_its_arguments_is_blotted_out(arguments, logged
     assert text.endswith("!\n")
 
 
+def test_control_characters_of_foreign_text_are_their_escapes(logged):
+    assert logged("read %s", "\x1b[31m/t/a[/b]c") == "read \\x1b[31m/t/a[/b]c\n"
+
+
 def test_a_message_without_a_secret_keeps_its_arguments():
     record = logging.getLogger("textgen").makeRecord("textgen", 20, "", 1, "%d of %d", (3, 4), None)
     assert (record.msg, record.args, record.getMessage()) == ("%d of %d", (3, 4), "3 of 4")

@@ -165,6 +165,23 @@ def test_the_server_shows_the_progress_and_a_link_to_the_record(make_config, tok
     assert "https://wandb.example/run/1" in link.data
 
 
+@pytest.mark.parametrize(
+    ("url", "link"),
+    [
+        ("https://h/a)[x](javascript:y)\n<img>", "https://h/a%29%5Bx%5D%28javascript:y%29%0A%3Cimg%3E"),
+        ("javascript:alert(1)", None),
+    ],
+)
+def test_an_address_is_a_link_and_no_other_markup(url, link, monkeypatch):
+    made = []
+    monkeypatch.setattr(tasks.report, "create_progress_artifact", lambda percent, key, text: UUID(int=1))
+    monkeypatch.setattr(tasks.report, "create_link_artifact", lambda link, text, **rest: made.append(link))
+    progress = Progress("tiny", 20)
+    progress.link(url)
+    progress.send()
+    assert made == ([link] if link else [])
+
+
 def test_a_server_that_does_not_answer_is_one_warning(looks, make_config, tokens, caplog):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

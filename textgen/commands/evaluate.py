@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import Config, EvaluationConfig, StorageConfig
+from textgen.terminal import say
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -44,12 +45,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}
         by_split = {name: metrics.model_dump(mode="json") for name, metrics in splits.items()}
-        print(json.dumps({**by_split, **measured_by}, indent=2))
+        say(json.dumps({**by_split, **measured_by}, indent=2))
         return
-    print(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
+    say(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
     for part, description in DEFINITIONS[options.protocol].model_dump().items():
-        print(f"  {part:18} {description}")
+        say(f"  {part:18} {description}")
     for name, metrics in splits.items():
-        print(name)
+        say(name)
         for figure, value in metrics.model_dump().items():
-            print(f"  {figure:18} {'-' if value is None else value}")
+            say(f"  {figure:18} {'-' if value is None else value}")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import StorageConfig
 from textgen.errors import InputError
+from textgen.terminal import say
 
 
 def add_generate(commands: Commands) -> None:
@@ -38,5 +39,7 @@ def _run(options: argparse.Namespace) -> None:
         details = error.errors()[0]
         flag = str(details["loc"][0]).replace("_", "-")
         raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
+    if not options.prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in options.prompt):
+        raise InputError("--prompt: it has bytes that are not UTF-8")
     loaded = load_model(resolve(options.model, Storage.at(options.root)))
-    print(options.prompt + generate(loaded, options.prompt, sampling))
+    say(options.prompt + generate(loaded, options.prompt, sampling))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import StorageConfig
+from textgen.terminal import say
 
 
 def add_gguf(commands: Commands) -> None:
@@ -25,4 +26,4 @@ def _run(options: argparse.Namespace) -> None:
 
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file
     write_gguf(load_model(resolve(options.model, Storage.at(options.root))), options.out)
-    print(options.out)
+    say(str(options.out))

@@ -8,6 +8,7 @@ from typing import Any
 from textgen.commands.arguments import ROOT_HELP, Commands
 from textgen.config import StorageConfig, parse_config
 from textgen.errors import Damaged, InputError
+from textgen.terminal import say
 
 
 def add_models(commands: Commands) -> None:
@@ -49,11 +50,11 @@ def _list(options: argparse.Namespace) -> None:
                 if (home / version).is_dir():  # else it was deleted just now
                     rows.append({**row, "bits_per_byte": None, "reason": str(damage)})
     if options.json:
-        print(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return
     for row in rows:
         bits = "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f} bits a byte on validation"
-        print(f"{row['version']:5} {'champion' if row['champion'] else '':9} {bits}; {row['reason']}")
+        say(f"{row['version']:5} {'champion' if row['champion'] else '':9} {bits}; {row['reason']}")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -72,18 +73,16 @@ def _show(options: argparse.Namespace) -> None:
             raise
         shown = {**manifest.content(), "champion": folder.name == champion, "path": str(folder)}
     if options.json:
-        print(json.dumps(shown, indent=2))
+        say(json.dumps(shown, indent=2))
         return
     decision = shown.pop("decision") or {}
     for name in ("name", "version", "champion", "promoted", "reason", "path", "checkpoint_sha256", "tokens_key"):
-        print(f"{name:18} {shown[name]}")
+        say(f"{name:18} {shown[name]}")
     for name, value in decision.items():
         if name not in ("promoted", "reason", "guards") and value is not None:
-            print(f"{name:18} {value}")
+            say(f"{name:18} {value}")
     for guard in decision.get("guards", []):
-        print(
-            f"{'passed' if guard['passed'] else 'FAILED':18} {guard['name']}: {guard['value']}, bound {guard['bound']}"
-        )
+        say(f"{'passed' if guard['passed'] else 'FAILED':18} {guard['name']}: {guard['value']}, bound {guard['bound']}")
 
 
 def _promote(options: argparse.Namespace) -> None:
@@ -121,6 +120,6 @@ def _open(options: argparse.Namespace) -> tuple[Any, Path]:
 
 def _report(options: argparse.Namespace, home: Path, champion: str) -> None:
     if options.json:
-        print(json.dumps({"name": home.name, "champion": champion}))
+        say(json.dumps({"name": home.name, "champion": champion}))
     else:
-        print(f"{home.name}@champion is {champion} now")
+        say(f"{home.name}@champion is {champion} now")

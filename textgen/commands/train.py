@@ -6,6 +6,7 @@ from pathlib import Path
 from textgen.commands.arguments import Commands
 from textgen.config import find_config, load_config
 from textgen.errors import InputError
+from textgen.terminal import say
 
 
 def add_train(commands: Commands) -> None:
@@ -35,7 +36,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.quiet or not is_main_process():
         return
     best = next(point for point in manifest.curve if point.step == manifest.best_step)
-    print(
+    say(
         manifest.model_dump_json(indent=2)
         if options.json
         else f"{manifest.path}: best at step {best.step} of {manifest.steps}, {best.loss_nats:.4f} nats on validation"

@@ -1,6 +1,5 @@
 """The model card: README.md of a published folder, for people and, in its header, for machines."""
 
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
+from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
 from textgen.publishing.version import Decision, Sample
 from textgen.text.corpus import RawManifest
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 TRAINING_PLOT = "training.png"
 DATA_PLOT = "data.png"
-MARKUP = re.compile(r"([\\`*_<>#\[\]|~&])")
 TEMPLATE_FILE = "card.md"  # a paragraph in it is one line: Prefect's UI breaks it where a line ends
 
 
@@ -39,7 +38,7 @@ def write_card(
     plot_training(checkpoint, folder / TRAINING_PLOT)
     plot_data(tokens, folder / DATA_PLOT)
     template = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
-    corpus = about(raw.source)
+    corpus = about(_without_fences(raw.source))
     body = template.format(
         name=candidate.config.name,
         version=version,
@@ -82,6 +81,11 @@ def _header(version: str, candidate: Candidate) -> str:
         eval_results=_eval_results(candidate.metrics, candidate.raw),
     )
     return header.to_yaml()
+
+
+def _without_fences(source: dict[str, Any]) -> dict[str, Any]:
+    """Return what a corpus comes from, its names such that they may stand between backticks."""
+    return {key: without_fences(value) if isinstance(value, str) else value for key, value in source.items()}
 
 
 def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
@@ -149,7 +153,8 @@ def tokenizer_in_words(tokens: TokensManifest) -> str:
 def training_in_words(checkpoint: CheckpointManifest) -> str:
     """Return in words how long the training was and what the hardware gave."""
     speed = checkpoint.speed
-    devices = checkpoint.device if checkpoint.devices == 1 else f"{checkpoint.devices} of {checkpoint.device}"
+    device = inline(checkpoint.device)
+    devices = device if checkpoint.devices == 1 else f"{checkpoint.devices} of {device}"
     kilojoules = [f"{joules / 1000:.3g} kJ of its {part.upper()}s" for part, joules in speed.joules.items()]
     energy = " and ".join(kilojoules) or "its host has no counter that could be read"
     stopped = " (stopped early)" if checkpoint.stopped_early else ""
@@ -179,13 +184,12 @@ def decision_table(decision: Decision) -> str:
         "confidence required": decision.required_confidence,
         "improvement required": decision.min_improvement,
     }
-    rows = [(name, figure(value)) for name, value in figures.items() if value is not None]
+    rows = [(name, inline(figure(value))) for name, value in figures.items() if value is not None]
     for guard in decision.guards:
         outcome = "passed" if guard.passed else "failed"
-        rows.append(
-            (f"guard: {guard.name}", f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}")
-        )
-    verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {decision.reason}."
+        measured = f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}"
+        rows.append((f"guard: {inline(guard.name)}", measured))
+    verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {inline(decision.reason)}."
     return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
 
 
@@ -205,35 +209,23 @@ def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
     sections = checkpoint.config
     rows = [("seed", sections["seed"]), ("data.seq_length", sections["data"]["seq_length"])]
     rows += [(f"{name}.{key}", value) for name in ("model", "training") for key, value in sections[name].items()]
-    return [(f"`{key}`", f"`{value}`") for key, value in rows if value is not None]
+    return [(code(key), code(str(value))) for key, value in rows if value is not None]
 
 
 def environment_in_words(lineage: dict[str, Any]) -> str:
     """Return in words what the training ran with."""
     if lineage["python"] is None:
         return "What the training ran with was not recorded."
-    packages = "".join(f", {package} {number}" for package, number in lineage["packages"].items())
-    return f"The training ran with Python {lineage['python']}{packages}."
+    packages = "".join(f", {inline(package)} {inline(number)}" for package, number in lineage["packages"].items())
+    return f"The training ran with Python {inline(lineage['python'])}{packages}."
 
 
 def origins(lineage: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the folder and the key of each thing that the model was made of."""
     stages = ("raw", "tokens", "checkpoint", "evaluation")
-    rows = [(name, f"`{lineage[name]['folder']}`", f"`{lineage[name]['key']}`") for name in stages]
+    rows = [(name, code(lineage[name]["folder"]), code(lineage[name]["key"])) for name in stages]
     return [
         *rows,
-        ("code of the training", "git", f"`{lineage['git_commit'] or 'not known'}`"),
-        ("flow run", "Prefect", f"`{lineage['flow_run'] or 'none'}`"),
+        ("code of the training", "git", code(lineage["git_commit"] or "not known")),
+        ("flow run", "Prefect", code(lineage["flow_run"] or "none")),
     ]
-
-
-def table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Return a table in Markdown."""
-    lines = [titles, tuple("---" for _ in titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def quote(text: str) -> str:
-    """Return a text as a quotation shows it: no character of it is markup or control."""
-    shown = "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
-    return MARKUP.sub(r"\\\1", shown).replace("\n", "\n> ")

@@ -1,0 +1,36 @@
+"""The summary of a run: foreign text in it is shown as it is and acts on no terminal."""
+
+from typing import Any
+
+import pytest
+
+from flows.train_flow import summarize
+
+HOSTILE = "/t/a[/b]c[bold]d :smile: \x1b[31mred\x1b]0;title\x07"
+SHOWN = "/t/a[/b]c[bold]d :smile: \\x1b[31mred\\x1b]0;title\\x07"
+
+
+def result(text: str) -> dict[str, Any]:
+    """Return what a run leaves, with `text` wherever somebody else's words are."""
+    speed = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
+    figures = {"loss_nats": 1.0, "token_perplexity": 2.7, "word_perplexity": None, "bits_per_byte": 1.5}
+    return {
+        "stages": {"fetch": {"seconds": 1.0, "cached": False}},
+        "checkpoint": {"speed": speed},
+        "metrics": {"test": figures},
+        "drift": {"verdict": "not compared", "champion": "v1", "reasons": [text]},
+        "published": {
+            "name": "textgen", "version": "v1", "promoted": True, "reason": text, "path": text,
+            "samples": [{"prompt": text, "continuation": text}],
+        },
+        "champion": "v1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_foreign_text_is_shown_as_it_is_and_does_not_act(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    summarize(result(HOSTILE))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert printed.count(SHOWN) == 6
