@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from textgen.files import write_atomic
 from textgen.model.find import read_champion
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
 from textgen.storage import Storage
-from textgen.terminal import printable
+from textgen.terminal import one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +29,57 @@ PENDING_FOLDER = Path("wandb", "pending")  # under the root: published versions 
 SENT_FOLDER = Path("wandb", "champions")  # by name, the version that has the alias `champion`
 INPUTS = ("raw", "tokens")  # of a model, in its lineage
 _unreachable = False  # the server did not answer this process: the stages after do not wait for it again
+_warned: set[str] = set()  # what this process has said already
+
+
+@contextmanager
+def forgiving(consequence: str) -> Iterator[None]:
+    """Turn any failure of the block into a warning that ends with the consequence, given once."""
+    try:
+        yield
+    except Exception as error:  # the server's, the client's, the disk's, the environment's: the work is what counts
+        _warn(f"{one_line(error)}; {consequence}")
+
+
+def _warn(message: str) -> None:
+    """Log a warning, once a process."""
+    if message not in _warned:
+        _warned.add(message)
+        log.warning("Weights & Biases: %s", message)
 
 
 class Tracker:
-    """A W&B run that is opened when the first figure comes, so that a stage that does nothing leaves no run behind."""
+    """A W&B run that is opened when the first figure comes, so that a stage that does nothing leaves no run behind.
+
+    After a failure nothing more is recorded.
+    """
 
     def __init__(self, config: Config, key: str, job_type: str) -> None:
         self.config, self.key, self.job_type = config, key, job_type
         self._run: Any = None
+        self._recording = config.tracking.mode != "disabled"
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Record figures of a training step."""
-        if self.config.tracking.mode != "disabled":
-            self.run.log(figures, step=step)
+        self._record(lambda run: run.log(figures, step=step))
 
     def summarize(self, figures: dict[str, float | None]) -> None:
         """Record figures of the whole run."""
-        if self.config.tracking.mode != "disabled":
-            self.run.summary.update({name: value for name, value in figures.items() if value is not None})
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._record(lambda run: run.summary.update(known))
 
     @property
     def url(self) -> str | None:
         """Return the address of the run on the server, None where it is recorded offline or not at all."""
-        return self._run.url if self._run is not None else None
+        return self._run.url if self._run is not None and self._recording else None
+
+    def _record(self, record: Callable[[Any], object]) -> None:
+        if not self._recording:
+            return
+        self._recording = False  # unless this goes well
+        with forgiving("the run is not recorded further"):
+            record(self.run)
+            self._recording = True
 
     @property
     def run(self) -> Any:
@@ -63,29 +91,36 @@ class Tracker:
         return self._run
 
     def _open(self) -> Any:
+        """Open the run, offline where W&B refuses. Later stages do not ask a server again that did not answer."""
         global _unreachable
         import wandb
-        from wandb.errors import CommError, UsageError
 
-        options = {
-            **_options(self.config.tracking, self.config.root, self.key, flow_run_id()),
-            "job_type": self.job_type,
-            "config": self.config.model_dump(mode="json"),
-        }
-        mode: Any = "offline" if _unreachable else choose_mode(self.config.tracking)
+        mode = "offline" if _unreachable else "as it was set"
         try:
-            return wandb.init(mode=mode, **options)
-        except (CommError, UsageError) as error:
+            if not _unreachable:
+                mode = choose_mode(self.config.tracking)
+            return self._init(mode)
+        except Exception as error:  # of the server, of the client, of a setting in the environment
             if mode == "offline":
                 raise
-            log.warning("Weights & Biases: %s; recording offline", " ".join(str(error).split()))
-            _unreachable = True
+            _unreachable = _unreachable or mode == "online"
             wandb.teardown()  # the failed run still holds its id
-            return wandb.init(mode="offline", **options)
+            run = self._init("offline")
+            _warn(f"{one_line(error)}; recording offline")
+            return run
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        options = _options(self.config.tracking, self.config.root, self.key, flow_run_id())
+        described = self.config.model_dump(mode="json")
+        return wandb.init(mode=mode, job_type=self.job_type, config=described, **options)
 
     def close(self, failed: bool) -> None:
+        """End the record, if there is one."""
         if self._run is not None:
-            self._run.finish(exit_code=int(failed))
+            with forgiving("the end of the run is not recorded"):
+                self._run.finish(exit_code=int(failed))
 
 
 @contextmanager
@@ -151,6 +186,11 @@ class Pending(BaseModel):
 
 def track_model(config: Config, published: PublishedManifest, training_key: str) -> None:
     """Record a published version as an artifact, now if the server is there, else at the next `replay`."""
+    with forgiving(f"{published.name} {published.version} is not recorded"):
+        _track_model(config, published, training_key)
+
+
+def _track_model(config: Config, published: PublishedManifest, training_key: str) -> None:
     if (mode := choose_mode(config.tracking)) == "disabled":
         return
     pending = Pending(
@@ -164,14 +204,20 @@ def track_model(config: Config, published: PublishedManifest, training_key: str)
     try:
         _send(pending, config.root)
     except Exception as error:  # the server's, the client's, the network's: the model is published all the same
-        reason = " ".join(str(error).split())
-        log.warning("Weights & Biases: %s; `python -m tasks.tracking replay` sends what is in %s", reason, file.parent)
+        log.warning(
+            "Weights & Biases: %s; `python -m tasks.tracking replay` sends what is in %s", one_line(error), file.parent
+        )
     else:
         file.unlink()
 
 
 def track_champion(config: Config, published: PublishedManifest) -> None:
     """Have the alias `champion` on the champion, where the last one that was sent is another version."""
+    with forgiving(f"the champion of {published.name} is not recorded"):
+        _track_champion(config, published)
+
+
+def _track_champion(config: Config, published: PublishedManifest) -> None:
     home = published.folder.parent
     champion, pending = read_champion(home), config.root / PENDING_FOLDER
     if champion is None or champion == _last_sent(config.root, published.name):
@@ -184,7 +230,7 @@ def track_champion(config: Config, published: PublishedManifest) -> None:
         log.warning("Weights & Biases: %s is not recorded as the champion: %s", champion, damage)
         return
     lineage = json.loads((manifest.folder / LINEAGE_FILE).read_bytes())
-    track_model(config, manifest, lineage["checkpoint"]["key"])
+    _track_model(config, manifest, lineage["checkpoint"]["key"])
 
 
 def _last_sent(root: Path, name: str) -> str | None:

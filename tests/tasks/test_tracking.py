@@ -26,6 +26,8 @@ def no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tracking, "_unreachable", False)
+    monkeypatch.setattr(tracking, "_warned", set())
     monkeypatch.setenv("WANDB__SERVICE_WAIT", str(PATIENCE_SECONDS))  # for its own process to start
     yield
     wandb.teardown()
@@ -324,3 +326,47 @@ def test_disabled_leaves_nothing_pending(model, server):
     config, published, pending = model
     track_model(config.model_copy(update={"tracking": TrackingConfig(mode="disabled")}), published, "training-key")
     assert (server.logged, pending.exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment"),
+    [
+        ({}, {"WANDB_MODE": "nonsense"}),
+        ({"mode": "offline", "project": "a/b"}, {}),
+        ({"mode": "offline", "project": "x" * 10_000}, {}),
+        ({"mode": "offline", "entity": "a/../b\x1b[31m"}, {}),
+        ({"mode": "online"}, {"WANDB_BASE_URL": "nonsense", "WANDB_API_KEY": "x" * 40}),
+        ({}, {"WANDB_BASE_URL": "nonsense", "WANDB_API_KEY": "x" * 40}),
+        ({"mode": "offline"}, {"WANDB_SILENT": "nonsense", "WANDB_INIT_TIMEOUT": "soon"}),
+    ],
+    ids=str,
+)
+def test_what_wandb_refuses_is_one_warning_at_most(setting, environment, tmp_path, monkeypatch, caplog):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = parse_config({"tracking": setting, "storage": {"root": str(tmp_path)}})
+    for job in ("train", "evaluate"):
+        with track(settings, "k5", job) as run:
+            run.log(1, {"train/loss_nats": 1.0})
+            run.log(2, {"train/loss_nats": 1.0})
+            run.summarize({"test/loss_nats": 1.0})
+    warnings = [record for record in caplog.records if record.name == "tasks.tracking"]
+    assert len(warnings) <= 1
+    assert all("\n" not in record.getMessage() and len(record.getMessage()) < 500 for record in warnings)
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning_at_most(tmp_path, caplog):
+    (tmp_path / "wandb").write_text("a file where the folder would be")
+    with track(config(tmp_path, "offline"), "k6", "train") as run:
+        run.log(1, {"train/loss_nats": 1.0})
+        run.summarize({"test/loss_nats": 1.0})
+    assert len([record for record in caplog.records if record.name == "tasks.tracking"]) <= 1
+
+
+def test_a_version_that_cannot_be_noted_is_a_warning(model, caplog):
+    config, published, pending = model
+    pending.parent.parent.mkdir(exist_ok=True)
+    pending.parent.write_text("a file where the folder would be")
+    track_model(config, published, "k7")
+    track_champion(config, published)
+    assert "is not recorded" in caplog.text
