@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from textgen.config import Config, TrackingConfig
 from textgen.errors import FAILURE, USER_MISTAKE, Damaged
-from textgen.files import write_atomic
+from textgen.files import read_json, write_atomic
 from textgen.model.find import read_champion
-from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
+from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.terminal import one_line, printable
 
@@ -229,8 +229,7 @@ def _track_champion(config: Config, published: PublishedManifest) -> None:
     except Damaged as damage:
         log.warning("Weights & Biases: %s is not recorded as the champion: %s", champion, damage)
         return
-    lineage = json.loads((manifest.folder / LINEAGE_FILE).read_bytes())
-    _track_model(config, manifest, lineage["checkpoint"]["key"])
+    _track_model(config, manifest, read_lineage(manifest.folder, "checkpoint", "key"))
 
 
 def _last_sent(root: Path, name: str) -> str | None:
@@ -246,15 +245,15 @@ def replay(root: Path) -> int:
         return USER_MISTAKE
     failed = False
     for file in files:
-        pending = Pending.model_validate_json(file.read_bytes())
         outcome = "sent"
         try:
+            pending = Pending.model_validate_json(file.read_bytes())
             if (Storage.at(root).models(pending.name) / pending.version).is_dir():
                 _send(pending, root)
             else:
                 outcome = "no longer there"
         except Exception as error:  # as in `track_model`: it can be sent again
-            print(printable(f"{file.stem}: {' '.join(str(error).split())}; it is still in {file}"), file=sys.stderr)
+            print(printable(f"{file.stem}: {one_line(error)}; it is still in {file}"), file=sys.stderr)
             failed = True
             continue
         file.unlink()
@@ -268,7 +267,7 @@ def _send(pending: Pending, root: Path) -> None:
 
     home = Storage.at(root).models(pending.name)
     published = PublishedManifest.read(home / pending.version)
-    lineage = json.loads((published.folder / LINEAGE_FILE).read_bytes())
+    lineage = read_json(published.folder / LINEAGE_FILE)
     options = _options(pending.tracking, root, pending.training_key, pending.group)
     aliases = [f"{pending.name}-{pending.version}"]  # v1, v2, … are the server's own
     is_champion = read_champion(home) == pending.version

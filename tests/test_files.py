@@ -152,3 +152,44 @@ def test_an_atomic_write_that_fails_leaves_the_old_bytes(tmp_path, monkeypatch):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+HOSTILE_NAMES = [
+    "", ".", "..", "../x", "../../models/textgen/champion", "/etc/passwd", "a/b", "a\\b", "C:\\x", ".hidden", "a\0b",
+    "a\nb", "\x1b[31m", "\u202ea", "x" * 256, "塔" * 86,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_manifest_that_names_more_than_a_file_in_its_folder_is_damaged(tmp_path, name):
+    for folder, manifest in {
+        "file": Notes(key="k", sha256={name: "0" * 64}),
+        "key": Notes(key=name, sha256={}),
+    }.items():
+        manifest.write(tmp_path / folder)
+        with pytest.raises(Damaged, match="plain file name") as damage:
+            Notes.parse(tmp_path / folder)
+        assert len(str(damage.value)) < 500
+
+
+def test_a_manifest_of_too_many_files_is_damaged(tmp_path):
+    Notes(key="k", sha256={str(number): "0" * 64 for number in range(100_000)}).write(tmp_path)
+    with pytest.raises(Damaged, match="100,000 files"):
+        Notes.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"a":' * 100_000, "[]", "3", '{"a": ' + "9" * 5_000 + "}", "\udcff", '{"manifest_sha256": []}'],
+    ids=lambda content: content[:10],
+)
+def test_a_manifest_that_is_no_manifest_is_damaged(tmp_path, content):
+    (tmp_path / Notes.FILE).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(Damaged, match=r"manifest\.json is damaged"):
+        Notes.parse(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_damage(tmp_path):
+    (tmp_path / Notes.FILE).mkdir()
+    with pytest.raises(Damaged, match="is no file"):
+        Notes.parse(tmp_path)

@@ -416,5 +416,12 @@ def test_a_damaged_pin_is_set_aside_and_named(tmp_path, caplog):
     assert (tmp_path / "revisions.json.damaged-1").exists()
 
 
+@pytest.mark.parametrize("content", ['{"": "../../../x"}', '{"": 3}', "[]", "[" * 100_000], ids=lambda text: text[:9])
+def test_a_pin_that_is_no_commit_is_not_believed(content, tmp_path, caplog):
+    (tmp_path / "revisions.json").write_text(content)
+    assert pinned(tmp_path, None) is None
+    assert "revisions.json is damaged" in caplog.text
+
+
 if __name__ == "__main__":
     answer_asked()

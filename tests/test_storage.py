@@ -1,20 +1,25 @@
 """A remote root: what goes there and comes from there is whole and verified, or it is said why not."""
 
+import hashlib
+import json
 import logging
 import os
 import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.trainings import Interruption
 from textgen.config import StorageConfig, parse_config
-from textgen.errors import InputError, StorageUnavailable
-from textgen.files import Manifest, build_once, sha256_file
+from textgen.errors import Damaged, InputError, StorageUnavailable
+from textgen.files import Manifest, build_once, canonical_json, is_plain_name, sha256_file
 from textgen.storage import Storage
 
 FILES = {"one.bin": random.Random(1).randbytes(1000), "two.bin": random.Random(2).randbytes(2000)}
@@ -323,3 +328,63 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert StorageConfig(root="~/data").local == tmp_path / "data"
     assert StorageConfig(root="s3://bucket/x", cache="~/cache").local.parent == tmp_path / "cache"
     assert StorageConfig(root="s3://bucket/~x").root == "s3://bucket/~x"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../x", "/tmp", "a/b", "a\\b", "a\0b", "x" * 300])
+def test_no_name_leads_out_of_its_stage(here, name):
+    for stage in (here.processed, here.training, here.models, here.drift, *([here.raw] if name else [])):
+        with pytest.raises(InputError, match="no name of a folder"):
+            stage(name)
+
+
+@pytest.mark.parametrize("path", ["", "/etc", "raw/../../x", "raw//k", "raw\\k", "..", None, 3, ["raw"], "a\0b"])
+def test_no_path_that_somebody_else_wrote_leads_out_of_the_root(here, path):
+    with pytest.raises(Damaged, match="no path under"):
+        here.inside(path)
+    assert here.inside("raw/.hidden/k") == here.local / "raw" / ".hidden" / "k"
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """Return the manifest that somebody who knows the format would write."""
+    digest = hashlib.sha256(canonical_json(content).encode(errors="surrogatepass")).hexdigest()
+    return json.dumps({**content, "manifest_sha256": digest}).encode()
+
+
+NAMES = st.text() | st.sampled_from(["../x", "..", "/tmp/x", "a\\b", "one.bin", "a/b", ".x", "manifest.json"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+CONTENTS = st.fixed_dictionaries({"key": NAMES | JSON, "sha256": st.dictionaries(NAMES, JSON) | JSON})
+
+
+@settings(
+    max_examples=100, derandomize=True, deadline=None, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(st.binary() | CONTENTS.map(signed) | st.dictionaries(NAMES, JSON).map(signed), st.binary())
+def test_whatever_a_remote_manifest_says_nothing_is_written_outside_its_folder(tmp_path_factory, manifest, data):
+    home = tmp_path_factory.mktemp("any")
+    there = Storage(StorageConfig(root=f"memory:/{home}/remote", cache=str(home / "cache")))
+    place = there.remote.place(there.local.resolve() / "raw" / "k")
+    MemoryFileSystem().pipe_file(f"{place}/{Notes.FILE}", manifest)
+    for name in ("one.bin", "x", "../x", "../../x"):
+        MemoryFileSystem().pipe_file(f"{place}/{name}", data)
+    there.bring(there.local / "raw" / "k", Notes)
+    written = {path for path in home.rglob("*") if path.is_file()}
+    locks = {path for path in written if path.name.endswith(".lock")}
+    assert all(path.parent == (there.local / "raw" / "k") for path in written - locks)
+    if (there.local / "raw" / "k").exists():
+        assert is_plain_name(Notes.read(there.local / "raw" / "k").key)
+
+
+def test_a_manifest_of_somebody_else_writes_no_file_outside_its_folder(there):
+    place = there.remote.place(there.local.resolve() / "raw" / "k")
+    name = "../../models/textgen/champion"
+    content = {"key": "k", "sha256": {name: hashlib.sha256(b"v9").hexdigest()}}
+    MemoryFileSystem().pipe_file(f"{place}/{Notes.FILE}", signed(content))
+    MemoryFileSystem().pipe_file(there.remote.place(there.local.resolve() / "models/textgen/champion"), b"v9")
+    there.bring(there.local / "raw" / "k", Notes)
+    assert not (there.local / "models").exists()
+    assert not (there.local / "raw" / "k").exists()

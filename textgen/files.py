@@ -15,10 +15,14 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textgen.errors import Damaged
+from textgen.terminal import brief, printable
 
 log = logging.getLogger(__name__)
 
 KEY_LENGTH = 16  # hex digits of a sha256 that name a folder: 64 bits
+MAX_NAME_BYTES = 255  # of most file systems
+MAX_JSON_BYTES = 1 << 28  # of a file that is read whole
+MAX_FILES = 1_000  # that a manifest names
 
 
 def sha256_file(path: Path) -> str:
@@ -35,6 +39,36 @@ def canonical_json(value: Any) -> str:
 def content_key(*parts: Any) -> str:
     """Return the folder name of what is made from `parts` (anything that JSON can hold)."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def is_plain_name(name: str, hidden: bool = False) -> bool:
+    """Return whether `name` names one file or folder in a folder, on any system; one that is hidden where it may be."""
+    if name in ("", ".", "..") or (name.startswith(".") and not hidden):
+        return False
+    if any(character in name for character in "/\\\n\t") or printable(name) != name:
+        return False
+    return len(name.encode()) <= MAX_NAME_BYTES
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        Damaged: it is missing, is not JSON, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise Damaged(f"{path} is damaged: it has more than {MAX_JSON_BYTES:,} bytes")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"{path} is no file") from error
+    except (ValueError, RecursionError) as error:  # or numbers of thousands of digits, or brackets without end
+        raise Damaged(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{path} is damaged: it is no JSON object")
+    return content
 
 
 def flush(path: Path) -> None:
@@ -120,10 +154,14 @@ def verify(folder: Path, sha256_by_file: Mapping[str, str]) -> None:
 
 
 class Manifest(BaseModel):
-    """What a stage made: the files with their sha256, and where they came from. Kept in the folder it describes."""
+    """What a stage made: the files with their sha256, and where they came from. Kept in the folder it describes.
+
+    It may be somebody else's. Its files, and the values of the fields of NAMES, are names in a folder, never paths.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     FILE: ClassVar[str] = "manifest.json"
+    NAMES: ClassVar[tuple[str, ...]] = ("key",)
 
     key: str
     # Not part of the stored manifest:
@@ -164,20 +202,36 @@ class Manifest(BaseModel):
             Damaged: the manifest is missing or is not what was written.
         """
         path = folder / cls.FILE
+        content = read_json(path)
         try:
-            content = json.loads(path.read_bytes())
             digest = content.pop("manifest_sha256")
-            if hashlib.sha256(canonical_json(content).encode()).hexdigest() != digest:
-                raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
-        except FileNotFoundError as error:
-            raise Damaged(f"{path} is missing") from error
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            actual = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+        except (ValueError, KeyError, RecursionError) as error:
             raise Damaged(f"{path} is damaged: it cannot be read as a {cls.__name__}") from error
+        if actual != digest:
+            raise Damaged(f"{path} is damaged: it does not have the sha256 that it was written with")
         try:
-            return cls.model_validate({**content, "path": str(folder)})
+            manifest = cls.model_validate({**content, "path": str(folder)})
         except ValidationError as error:
             fields = ", ".join(sorted({str(part["loc"][0]) for part in error.errors() if part["loc"]}))
-            raise Damaged(f"{path} is of an older format ({fields}); the flow makes it anew when it runs") from error
+            raise Damaged(
+                f"{path} is of an older format ({brief(fields)}); the flow makes it anew when it runs"
+            ) from error
+        manifest._check_names(path)
+        return manifest
+
+    def _check_names(self, path: Path) -> None:
+        """Check that what is used as a part of a path is a plain name.
+
+        Raises:
+            Damaged: something is not; `path` is the manifest's.
+        """
+        files = self.sha256_by_file()
+        if len(files) > MAX_FILES:
+            raise Damaged(f"{path} is damaged: it names {len(files):,} files, more than {MAX_FILES:,}")
+        for name in [*files, *(getattr(self, field) for field in self.NAMES)]:
+            if not is_plain_name(name):
+                raise Damaged(f"{path} is damaged: {brief(name)} is no plain file name")
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from textgen.errors import Damaged, InputError, SourceUnavailable
-from textgen.files import set_aside, write_atomic
+from textgen.files import read_json, set_aside, write_atomic
+from textgen.terminal import brief
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PIN_FILE = "revisions.json"
@@ -93,7 +94,11 @@ def _read_pins(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        set_aside(file, Damaged(f"{file} is damaged: {error}"))
+        pins = read_json(file)
+        for commit in pins.values():  # which names a folder
+            if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+                raise Damaged(f"{file} is damaged: {brief(commit)} is no commit")
+    except Damaged as damage:
+        set_aside(file, damage)
         return {}
+    return pins

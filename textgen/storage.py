@@ -9,14 +9,15 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from filelock import FileLock
 
 from textgen.config import StorageConfig
 from textgen.errors import Damaged, Failure, InputError, StorageUnavailable
-from textgen.files import Manifest, build_once, new_folder, set_aside, write_atomic
+from textgen.files import Manifest, build_once, is_plain_name, new_folder, set_aside, write_atomic
+from textgen.terminal import brief
 
 log = logging.getLogger(__name__)
 
@@ -142,23 +143,43 @@ class Storage:
 
     def raw(self, name: str = "") -> Path:
         """Return the folder of a corpus, which has a folder for each frozen text; without a name, that of all."""
-        return self.local / "raw" / name
+        return self._folder("raw", name) if name else self.local / "raw"
 
     def processed(self, key: str) -> Path:
         """Return the folder of the tokens with this key."""
-        return self.local / "processed" / key
+        return self._folder("processed", key)
 
     def training(self, name: str) -> Path:
         """Return the folder of a training."""
-        return self.local / "checkpoints" / name
+        return self._folder("checkpoints", name)
 
     def models(self, name: str) -> Path:
         """Return the folder of the published versions of a model."""
-        return self.local / "models" / name
+        return self._folder("models", name)
 
     def drift(self, key: str) -> Path:
         """Return the folder of a comparison of two texts."""
-        return self.local / "drift" / key
+        return self._folder("drift", key)
+
+    def _folder(self, stage: str, name: str) -> Path:
+        """Return a folder of a stage.
+
+        Raises:
+            InputError: the name would lead elsewhere.
+        """
+        if not is_plain_name(name, hidden=True):
+            raise InputError(f"{brief(name)} is no name of a folder in {self.local / stage}")
+        return self.local / stage / name
+
+    def inside(self, path: Any) -> Path:
+        """Return the folder at a path under the root, as `name` gave it.
+
+        Raises:
+            Damaged: the path would lead elsewhere, or is none.
+        """
+        if not isinstance(path, str) or not all(is_plain_name(part, hidden=True) for part in path.split("/")):
+            raise Damaged(f"{brief(path)} is no path under {self.local}")
+        return self.local / path
 
     def name(self, folder: Path) -> str:
         """Return a folder's path under the root."""

@@ -109,6 +109,23 @@ def test_without_its_history_a_registry_goes_back_by_what_the_versions_say(damag
     assert [rollback(home, local).version for _ in range(3)] == ["v3", "v2", "v1"]
 
 
+@pytest.mark.parametrize("content", [b"../../x\n", b"", b"\xff\xfe", b"v1/../..", b"v" * 10**6, b"\x1b[31mv1"])
+def test_a_champion_file_that_names_no_version_is_damage_that_a_promotion_mends(content, home, local):
+    (home / "champion").write_bytes(content)
+    with pytest.raises(Damaged, match=r"champion is damaged: .* is no version") as damage:
+        read_champion(home)
+    assert len(str(damage.value)) < 500
+    promote(home, "v2", local)
+    assert read_champion(home) == "v2"
+
+
+@pytest.mark.parametrize("content", ['{"champions": ["../../x"]}', '{"settled": "/tmp"}', "[" * 100_000, "3"])
+def test_a_history_that_names_no_versions_is_set_aside(content, home, local, caplog):
+    (home / "history.json").write_text(content)
+    assert rollback(home, local).version == "v3"
+    assert "history.json is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("version", ["v9", "champion", "../v1", ""])
 def test_what_is_no_version_is_not_promoted(version, home, local):
     with pytest.raises(InputError, match="has v1, v2, v3, v4"):

@@ -5,18 +5,22 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from textgen.errors import InputError
+from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.storage import Storage
+from textgen.terminal import brief
 
 CHAMPION_FILE = "champion"
 VERSION = re.compile(r"v([1-9][0-9]*)")
+LONGEST_VERSION = 100  # bytes
 
 
 class ModelManifest(Manifest):
     """What the manifest of a training and that of a published version have in common."""
 
     model_config = ConfigDict(extra="ignore")
+
+    NAMES = ("key", "tokens_key")
 
     tokens_key: str
     sha256: dict[str, str]
@@ -26,9 +30,20 @@ class ModelManifest(Manifest):
 
 
 def read_champion(home: Path) -> str | None:
-    """Return the version in use of the models in `home`, None before the first is promoted."""
+    """Return the version in use of the models in `home`, None before the first is promoted.
+
+    Raises:
+        Damaged: the file names no version.
+    """
     file = home / CHAMPION_FILE
-    return file.read_text().strip() if file.exists() else None
+    try:
+        with file.open("rb") as stored:
+            version = stored.read(LONGEST_VERSION).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not VERSION.fullmatch(version):
+        raise Damaged(f"{file} is damaged: {brief(version)} is no version; `textgen models promote VERSION` mends it")
+    return version
 
 
 def numbers(home: Path) -> list[int]:

@@ -1,6 +1,5 @@
 """Data drift: new text beside that of the version in use, before a training, by figures that need no training."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence, Set
 from itertools import islice
@@ -17,7 +16,7 @@ from textgen.files import Manifest, content_key
 from textgen.model.device import choose_device
 from textgen.model.find import CHAMPION_FILE, read_champion
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.publishing.version import LINEAGE_FILE, PublishedManifest
+from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_parts, read_rows
 from textgen.text.documents import Part, by_document
@@ -110,8 +109,7 @@ def _find_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
     Raises:
         Damaged: it is no longer there, or is not what it was.
     """
-    lineage = json.loads((champion.folder / LINEAGE_FILE).read_bytes())
-    folder = storage.local / lineage["raw"]["folder"]
+    folder = storage.inside(read_lineage(champion.folder, "raw", "folder"))
     storage.bring(folder, RawManifest)
     return RawManifest.read(folder)
 

@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textgen.errors import Damaged, InputError
 from textgen.files import locked, set_aside, write_atomic
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 HISTORY_FILE = "history.json"
 
 
+Version = Annotated[str, Field(pattern=rf"^{VERSION.pattern}$")]
+
+
 class History(BaseModel):
     """Past champions, oldest first, for a rollback.
 
@@ -28,10 +32,9 @@ class History(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    champions: list[str] = []  # oldest first
-    settled: str | None = (
-        None  # the newest version when somebody chose the champion by hand; older ones stay unpromoted
-    )
+    champions: list[Version] = []  # oldest first
+    # The newest version when somebody chose the champion by hand; older ones stay unpromoted.
+    settled: Version | None = None
 
     def until(self, champion: str | None) -> list[str]:
         """Return the champions up to and including the current one."""
@@ -85,7 +88,12 @@ def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
     """
     with opened(home, storage):
         manifest = PublishedManifest.read(find_version(home, version))
-        if read_champion(home) != version:
+        try:
+            champion = read_champion(home)
+        except Damaged as damage:
+            set_aside(home / CHAMPION_FILE, damage)
+            champion = None
+        if champion != version:
             _move(home, version, storage, settled=f"v{numbers(home)[-1]}")
         return manifest
 
@@ -166,7 +174,7 @@ def read_history(home: Path) -> History:
     for number in numbers(home):
         with suppress(Damaged):
             manifest = PublishedManifest.parse(home / f"v{number}")
-            champions += [manifest.version] if manifest.promoted else []
+            champions += [f"v{number}"] if manifest.promoted else []
     return History(champions=champions)
 
 

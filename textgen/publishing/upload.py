@@ -1,6 +1,5 @@
 """The champion on the Hugging Face Hub: the files of the published version in one commit, seen whole or not at all."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -8,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.errors import Damaged, PushFailed
-from textgen.files import set_aside, verify, write_atomic
+from textgen.files import read_json, set_aside, verify, write_atomic
 from textgen.hub import ANSWER_SECONDS, cause_in_words, find_cause
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
@@ -84,7 +83,9 @@ def _read(file: Path) -> Uploaded | None:
     if not file.exists():
         return None
     try:
-        return Uploaded.model_validate(json.loads(file.read_bytes()))
-    except (ValueError, ValidationError) as error:
-        set_aside(file, Damaged(f"{file} is damaged: {error}"))
-        return None
+        return Uploaded.model_validate(read_json(file))
+    except ValidationError:
+        set_aside(file, Damaged(f"{file} is damaged: it cannot be read as an {Uploaded.__name__}"))
+    except Damaged as damage:
+        set_aside(file, damage)
+    return None

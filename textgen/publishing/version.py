@@ -1,12 +1,14 @@
 """A published version: its manifest, the decision about it, and its files."""
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from textgen.files import Manifest
+from textgen.errors import Damaged
+from textgen.files import Manifest, read_json
+from textgen.model.find import VERSION
+from textgen.terminal import brief
 
 METRICS_FILE = "metrics.json"
 LINEAGE_FILE = "lineage.json"
@@ -66,8 +68,10 @@ class Sample(BaseModel):
 class PublishedManifest(Manifest):
     """A published version and why it was promoted or not."""
 
+    NAMES = ("key", "name", "version", "tokens_key")
+
     name: str
-    version: str
+    version: str = Field(pattern=rf"^{VERSION.pattern}$")
     promoted: bool
     reason: str
     decision: Decision | None = None  # of versions from before there was a gate
@@ -83,8 +87,29 @@ class PublishedManifest(Manifest):
 
 
 def published_stride(folder: Path) -> int | None:
-    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`."""
+    """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`.
+
+    Raises:
+        Damaged: the record of its metrics cannot be read.
+    """
     if not (folder / METRICS_FILE).exists():
         return None
-    stored = json.loads((folder / METRICS_FILE).read_bytes())
-    return stored["stride"] if stored.get("protocol") == "sliding" else None
+    stored = read_json(folder / METRICS_FILE)
+    if stored.get("protocol") != "sliding":
+        return None
+    stride = stored.get("stride")
+    if type(stride) is not int or stride < 1:
+        raise Damaged(f"{folder / METRICS_FILE} is damaged: stride={brief(stride)} is no number of tokens")
+    return stride
+
+
+def read_lineage(folder: Path, kind: str, field: str) -> Any:
+    """Return what the lineage of a published folder says of raw, tokens, checkpoint or evaluation.
+
+    Raises:
+        Damaged: it does not say.
+    """
+    record = read_json(folder / LINEAGE_FILE).get(kind)
+    if not isinstance(record, dict) or field not in record:
+        raise Damaged(f"{folder / LINEAGE_FILE} is damaged: it has no {kind}.{field}")
+    return record[field]

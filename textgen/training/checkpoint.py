@@ -14,6 +14,8 @@ KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
 class CheckpointManifest(Manifest):
     """A finished training: the weights that were best on validation, and how they came about."""
 
+    NAMES = ("key", "tokens_key")
+
     tokens_key: str
     config: dict[str, Any]
     initial_sha256: str | None  # of the weights that it started from, None where they were drawn
