@@ -11,6 +11,7 @@ from tasks.cancel import ended_by
 from tasks.drift import drift
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
+from tasks.look import look
 from tasks.publish import publish
 from tasks.report import show_drift, show_model
 from tasks.stage import run_stage
@@ -27,6 +28,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
     """Run the stages and return what each of them made, as JSON can hold it, or the state that the run ends in."""
     reports = {}
     raw, reports["fetch"] = run_stage(fetch, config, refresh=run.refresh)
+    looked = look(config, raw)
     tokens, reports["tokenize"] = run_stage(tokenize, config, raw=raw)
     if (drifted := drift(config, raw)) is not None:
         show_drift(config.name, drifted)
@@ -43,6 +45,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         "run_id": str(flow_run.id),
         "config": config.model_dump(mode="json"),
         "raw": raw.model_dump(mode="json"),
+        "text": looked.model_dump(mode="json"),
         "tokens": tokens.model_dump(mode="json"),
         "drift": drifted.model_dump(mode="json") if drifted is not None else None,
         "checkpoint": checkpoint.model_dump(mode="json"),

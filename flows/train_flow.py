@@ -24,7 +24,8 @@ from textgen.config import Config
 from textgen.errors import Failure, carry_out
 from textgen.storage import Storage
 from textgen.terminal import PlainFormatter, printable, say
-from textgen.text.corpus import raw_folder
+from textgen.text.corpus import RawManifest, raw_folder
+from textgen.text.report import TextReport, text_in_words
 from textgen.text.tokenizer import find_gpt2_file
 
 DEFAULT_CONFIG = "default"
@@ -60,7 +61,7 @@ def train_flow(
         training: How to train. What is left empty is as in the configuration.
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above. textgen/config.py and
-            textgen/sections.py run_name the keys.
+            textgen/sections.py describe the keys.
     """
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
@@ -79,6 +80,10 @@ def summarize(result: dict[str, Any]) -> None:
     for name, report in result["stages"].items():
         stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
     console.print(stages)
+
+    for line in text_in_words(RawManifest.model_validate(result["raw"]), TextReport.model_validate(result["text"])):
+        show(line)
+    show("")
 
     speed = result["checkpoint"]["speed"]
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in speed["seconds"].items())

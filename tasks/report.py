@@ -30,6 +30,7 @@ from textgen.publishing.card import CARD_FILE
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
+from textgen.text.report import TextReport
 from textgen.text.tokens import TokensManifest, block_count
 from textgen.training.train import total_steps
 
@@ -119,6 +120,21 @@ def show_model(published: PublishedManifest, metrics: Metrics) -> None:
         create_markdown_artifact(card(published.folder), f"{name}-model-card", reason)
     except Exception as error:  # the model is published all the same
         log.warning("the model could not be shown: %s", error)
+
+
+def show_text(name: str, report: TextReport) -> None:
+    """Show what the splits of a text hold, and how much of them stands in train."""
+    rows = [
+        {"split": split, "documents": f"{one.documents:,}", "words": f"{one.words:,}", "bytes": f"{one.bytes:,}",
+         "longest document": f"{inline(one.longest.name)}, {one.longest.words:,} words",
+         "stands in train": "-" if one.overlap is None else f"{one.overlap:.1%}",
+         "most": "; ".join(f"{inline(found.name)} {found.share:.0%}" for found in one.worst) or "-"}
+        for split, one in report.splits.items()
+    ]  # fmt: skip
+    try:
+        create_table_artifact(rows, f"{slug(name)}-text", "What is in the text")
+    except Exception as error:  # the training goes on
+        log.warning("the text could not be shown: %s", error)
 
 
 def show_drift(name: str, drift: Drift) -> None:

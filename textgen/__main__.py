@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from textgen import __version__
+from textgen.commands.data import add_data
 from textgen.commands.evaluate import add_evaluate
 from textgen.commands.generate import add_generate
 from textgen.commands.gguf import add_gguf
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_train, add_evaluate, add_generate, add_gguf, add_models):
+    for add in (add_train, add_evaluate, add_generate, add_gguf, add_models, add_data):
         add(commands)
     options = parser.parse_args(arguments)
     return carry_out(lambda: options.run(options))

@@ -153,9 +153,9 @@ class Storage:
         """Return the folder of a training."""
         return self._folder("checkpoints", name)
 
-    def models(self, name: str) -> Path:
-        """Return the folder of the published versions of a model."""
-        return self._folder("models", name)
+    def models(self, name: str = "") -> Path:
+        """Return the folder of the published versions of a model; without a name, that of all."""
+        return self._folder("models", name) if name else self.local / "models"
 
     def drift(self, key: str) -> Path:
         """Return the folder of a comparison of two texts."""
@@ -180,6 +180,10 @@ class Storage:
         if not isinstance(path, str) or not all(is_plain_name(part, hidden=True) for part in path.split("/")):
             raise Damaged(f"{brief(path)} is no path under {self.local}")
         return self.local / path
+
+    def report(self, key: str) -> Path:
+        """Return the folder of a report on a text."""
+        return self._folder("reports", key)
 
     def name(self, folder: Path) -> str:
         """Return a folder's path under the root."""

@@ -350,7 +350,7 @@ def test_a_better_model_is_promoted_and_its_decision_is_kept(publish_here, bette
     assert decision.difference < 0 and decision.confidence >= 0.95 and decision.documents == 20
     assert decision.difference == pytest.approx(decision.challenger - decision.champion)
     assert decision.challenger == pytest.approx(better[1].splits["test"].loss_nats)
-    assert all(guard.passed for guard in decision.guards) and len(decision.guards) == 6
+    assert all(guard.passed for guard in decision.guards) and len(decision.guards) == 9
     assert read_champion(tmp_path / "models" / "textgen") == "v2"
     assert "scored again" not in caplog.text
     assert f"textgen v2: promoted: {published.reason}" in caplog.text

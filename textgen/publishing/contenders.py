@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from textgen.errors import Damaged
 from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_key
 from textgen.evaluation.protocols import WINDOWS, read_split
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_positions
@@ -14,11 +16,17 @@ from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import Scores
+from textgen.publishing.registry import trained_text
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest
+from textgen.storage import Storage
+from textgen.text.corpus import RawManifest, read_parts
+from textgen.text.overlap import Runs
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest, count_ids, load_manifest_tokenizer
 
 log = logging.getLogger(__name__)
+
+MOST_SEEN = 0.2  # of a document's words in runs of 13 that the champion was trained on; others are left out
 
 
 def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
@@ -78,6 +86,32 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
         nats_D.index_add_(0, document_N[positions_S], nats_S)
         documents[split] = challenger.splits[split]._replace(nats=nats_D)
     return challenger._replace(name="unigram", splits=documents)
+
+
+def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Tensor | None:
+    """Return which documents of test share much with the text that the champion was trained on [D].
+
+    None where that text is this one, whose splits are apart, or is no longer there.
+    """
+    try:
+        last = trained_text(champion, storage)
+    except Damaged as damage:
+        log.warning(
+            "what %s was trained on cannot be compared with the documents of test: %s", champion.version, damage
+        )
+        return None
+    if last.splits["train"].sha256 == raw.splits["train"].sha256:
+        return None
+    runs = Runs({"test": read_parts(raw, "test")})
+    runs.look_in(read_parts(last, "train"))
+    overlap = runs.overlaps()["test"]
+    return torch.from_numpy(overlap.covered_D > MOST_SEEN * overlap.words_D)
+
+
+def without(scores: Scores, seen_D: Tensor) -> Scores:
+    """Return the scores without some documents of test."""
+    kept = Documents(*(array[~seen_D] for array in scores.splits["test"]))
+    return scores._replace(splits={**scores.splits, "test": kept})
 
 
 def trained_with_ends(champion: PublishedManifest) -> bool:

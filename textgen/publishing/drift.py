@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import Config, EvaluationConfig
-from textgen.errors import Damaged
+from textgen.errors import Damaged, InputError
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
 from textgen.model.device import choose_device
 from textgen.model.find import CHAMPION_FILE, read_champion
 from textgen.model.pretrained import LoadedModel, load_model
+from textgen.publishing.registry import trained_text
 from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_parts, read_rows
@@ -67,6 +68,29 @@ class Drift(Manifest):
         return {}
 
 
+def check_fractions(raw: RawManifest, config: Config, storage: Storage) -> None:
+    """Check that no document moves from the champion's test or validation into train.
+
+    Raises:
+        InputError: a fraction of the split is smaller than that of the champion's text.
+    """
+    home = storage.models(config.name)
+    storage.bring_file(home / CHAMPION_FILE)
+    if "test_fraction" not in raw.source or (version := read_champion(home)) is None:
+        return
+    storage.bring(home / version, PublishedManifest)
+    try:
+        last = read_lineage(home / version, "raw", "source")
+    except Damaged:  # which the publish stage names and sets aside
+        return
+    for name in ("validation_fraction", "test_fraction"):
+        if raw.source[name] < (before := last.get(name, 0.0)):
+            raise InputError(
+                f"data.{name}={raw.source[name]:g} is below the {before:g} of {config.name} {version}: documents that "
+                "it was measured on would be trained on; keep the fraction, or use another name"
+            )
+
+
 def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift | None:
     """Compare the text with that of the version in use; None where there is no such version, or its text is this one.
 
@@ -90,7 +114,7 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
 
 def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Drift:
     try:
-        last_raw = _find_text(champion, storage)
+        last_raw = trained_text(champion, storage)
         loaded = load_model(champion.folder, choose_device("auto"))
     except Damaged as damage:
         return Drift(key=key, champion=champion.version, raw_key=raw.key, verdict="not compared", reasons=[str(damage)])
@@ -101,17 +125,6 @@ def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: S
         key=key, champion=champion.version, raw_key=raw.key, verdict="shifted" if reasons else "same", reasons=reasons,
         last=last, new=new,
     )  # fmt: skip
-
-
-def _find_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
-    """Return the text that the champion was trained on.
-
-    Raises:
-        Damaged: it is no longer there, or is not what it was.
-    """
-    folder = storage.inside(read_lineage(champion.folder, "raw", "folder"))
-    storage.bring(folder, RawManifest)
-    return RawManifest.read(folder)
 
 
 def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:

@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from textgen.config import PublishConfig
+from textgen.config import Config, PublishConfig
 from textgen.evaluation.scoring import Documents
 from textgen.publishing.version import Decision, Guard
+from textgen.text.overlap import Overlaps
+from textgen.text.report import HELD_OUT, TextReport, overlap_in_words
 
 RESAMPLES = 10_000
 RESAMPLING_SEED = 0
@@ -19,6 +21,7 @@ VALIDATION_BOUND_NATS = 0.02  # a token: about the noise of a few thousand words
 # A model of 1M parameters has 0.9 and 0.0 at temperature 0.8; taking the likeliest token, 0.2 to 0.4 and 0.3 to 0.6.
 LEAST_DISTINCT = 0.25
 MOST_REPETITION = 0.5
+MOST_RECITED = 0.5
 FINITE, WHOLE = "finite", "scored tokens"
 ALWAYS_GUARDED = (FINITE, WHOLE)
 BY_HAND = "`models promote VERSION` makes it the champion"
@@ -95,6 +98,11 @@ def compare(rates: Rates, min_improvement: float, required: float) -> Comparison
     low = difference_R.nan_to_num(-math.inf).kthvalue(len(difference_R) - above).values
     high = difference_R.nan_to_num(math.inf).kthvalue(above + 1).values
     return Comparison(low.item(), high.item(), (difference_R < -min_improvement).double().mean().item())
+
+
+def documents_needed(required: float) -> int:
+    """Return how many documents of test can give that confidence."""
+    return next(count for count in range(1, GROUPS) if most_confidence(count) >= required)
 
 
 def most_confidence(scored_documents: int) -> float:
@@ -190,6 +198,34 @@ def guard_validation(challenger: Scores, opponent: Scores) -> Guard:
     return Guard(name="difference on validation", passed=passed, value=_finite(found.difference), bound=bound)
 
 
+def guard_overlap(report: TextReport, max_overlap: float) -> list[Guard]:
+    """Return the guards of the held-out splits: little enough of them stands in train, in runs of 13 words."""
+    guards = []
+    for split in HELD_OUT:
+        found = report.splits[split]
+        assert found.overlap is not None
+        worst = "; ".join(f"{one.name} {one.share:.0%}" for one in found.worst)
+        passed = found.overlap <= max_overlap
+        guards.append(
+            Guard(
+                name=f"share of {split} that stands in train",
+                passed=passed,
+                value=found.overlap,
+                bound=max_overlap,
+                detail=None if passed else f"most: {worst}",
+            )
+        )
+    return guards
+
+
+def guard_recital(samples: Overlaps) -> Guard:
+    """Return the guard of the samples: little enough of them stands in train, in runs of 13 words."""
+    return Guard(
+        name="share of the samples that stands in train", passed=samples.share <= MOST_RECITED, value=samples.share,
+        bound=MOST_RECITED, detail=f"longest run {samples.longest} words" if samples.longest else None,
+    )  # fmt: skip
+
+
 def guard_finite(challenger: Scores) -> Guard:
     """Return the guard of the documents of every split: none has a loss that is no finite number."""
     count = sum(int((~documents.nats.isfinite()).sum()) for documents in challenger.splits.values())
@@ -235,3 +271,24 @@ def _grams(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def gate_warnings(report: TextReport, config: Config) -> list[str]:
+    """Return why the gate will not promote a model of this text, a line a reason."""
+    if config.publish.policy != "gate":
+        return []
+    lines = []
+    documents, needed = report.splits["test"].documents, documents_needed(config.publish.confidence)
+    if documents < needed:
+        lines.append(
+            f"the gate cannot decide: test has {documents} document{'s' * (documents != 1)}, and {needed} are needed "
+            f"for publish.confidence={config.publish.confidence:g}; add text, raise data.test_fraction, or cut "
+            "documents smaller with data.document"
+        )
+    for split in HELD_OUT:
+        if (report.splits[split].overlap or 0.0) > config.data.max_overlap:
+            lines.append(
+                f"the gate will refuse the model: {overlap_in_words(split, report.splits[split])}; "
+                f"data.max_overlap={config.data.max_overlap:g}"
+            )
+    return lines

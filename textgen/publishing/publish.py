@@ -6,31 +6,35 @@ Each step is atomic. After a kill the old or the new champion is in use, and the
 import json
 import logging
 import shutil
-from contextlib import suppress
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from textgen.errors import Damaged, Refused
+from textgen.errors import Refused
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.inference.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
-from textgen.model.find import number_of, read_champion
+from textgen.model.find import number_of
 from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
-from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram, write_scores
+from textgen.publishing.contenders import expected_tokens, score_challenger, write_scores
+from textgen.publishing.contest import hold_contest
 from textgen.publishing.gate import (
-    Scores,
-    decide,
     decide_without_comparison,
     guard_finite,
     guard_generation,
+    guard_overlap,
+    guard_recital,
     guard_whole,
 )
 from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_rows, read_units
+from textgen.text.corpus import RawManifest, read_parts, read_rows, read_units
+from textgen.text.documents import Part
+from textgen.text.overlap import Overlaps, Runs
+from textgen.text.report import report_on
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.training.checkpoint import CheckpointManifest
 
@@ -66,7 +70,7 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
                     manifest = manifest.model_copy(update={"promoted": again.promoted, "reason": again.reason})
                 break
         else:
-            manifest = _publish(_next_folder(home, storage), champion, candidate, flow_run_id)
+            manifest = _publish(_next_folder(home, storage), champion, candidate, storage, flow_run_id)
         storage.push(manifest.folder, manifest)
         settle(home, manifest, storage)
         for version in prune(home, config.publish.keep_versions, storage):
@@ -86,6 +90,7 @@ def _publish(
     folder: Path,
     champion: PublishedManifest | None,
     candidate: Candidate,
+    storage: Storage,
     flow_run_id: str | None,
 ) -> PublishedManifest:
     checkpoint, metrics, config = candidate.checkpoint, candidate.metrics, candidate.config
@@ -97,9 +102,10 @@ def _publish(
         finite,
         *guard_whole(scores, expected_tokens(metrics, candidate.tokens)),
         *guard_generation(continuations),
+        *guard_overlap(report_on(candidate.raw, storage), config.data.max_overlap),
+        guard_recital(recital(samples, candidate.raw)),
     ]
-    opponent = _score_opponent(folder.parent, champion, scores, candidate)
-    decision = decide(config.publish, scores, opponent, guards, metrics.protocol)
+    decision = hold_contest(folder.parent, champion, candidate, storage, guards)
     verdict = "promoted" if decision.promoted else "not promoted"
     log.info("%s %s: %s: %s", config.name, folder.name, verdict, decision.reason)
     with new_folder(folder) as temporary:
@@ -130,26 +136,11 @@ def _publish(
     return PublishedManifest.read(folder).as_built()
 
 
-def _score_opponent(
-    home: Path, champion: PublishedManifest | None, scores: Scores, candidate: Candidate
-) -> Scores | None:
-    """Return the scores that the gate compares with: the champion's, or a unigram model's for the first version."""
-    if candidate.config.publish.policy != "gate":
-        return None
-    if champion is not None:
-        return score_champion(champion, candidate)
-    return score_unigram(scores, candidate) if _is_first(home, candidate.checkpoint) else None
-
-
-def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
-    """Return whether there was no champion before, or only a damaged one of this very checkpoint."""
-    if (champion := read_champion(home)) is None:
-        return True
-    for folder in home.glob(f"{champion}.damaged-*"):
-        with suppress(Damaged):
-            if PublishedManifest.parse(folder).checkpoint_sha256 == checkpoint.weights_sha256:
-                return True
-    return False
+def recital(samples: Sequence[Sample], raw: RawManifest) -> Overlaps:
+    """Return how much of what the model wrote stands in the train split."""
+    runs = Runs({"samples": (Part(sample.continuation, True) for sample in samples)})
+    runs.look_in(read_parts(raw, "train"))
+    return runs.overlaps()["samples"]
 
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from textgen.errors import Damaged, InputError
 from textgen.files import locked, set_aside, write_atomic
 from textgen.model.find import CHAMPION_FILE, VERSION, find_version, number_of, numbers, read_champion
-from textgen.publishing.version import PublishedManifest
+from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.storage import Storage
+from textgen.text.corpus import RawManifest
 
 log = logging.getLogger(__name__)
 
@@ -209,3 +210,14 @@ def _read_versions(home: Path) -> list[PublishedManifest]:
         except Damaged as damage:
             set_aside(folder, damage)
     return manifests
+
+
+def trained_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
+    """Return the text that the champion was trained on.
+
+    Raises:
+        Damaged: it is no longer there, or is not what it was.
+    """
+    folder = storage.inside(read_lineage(champion.folder, "raw", "folder"))
+    storage.bring(folder, RawManifest)
+    return RawManifest.read(folder)

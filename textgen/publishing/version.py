@@ -24,11 +24,13 @@ class Guard(BaseModel):
     passed: bool
     value: float | None  # None where it is no finite number, or there was nothing to measure
     bound: float
+    detail: str | None = None  # what was worst
 
     def in_words(self) -> str:
         """Return the guard's outcome in words."""
         value = "no figure" if self.value is None else f"{self.value:.4g}"
-        return f"{self.name}: {value}, bound {self.bound:.4g}"
+        detail = "" if self.detail is None else f" ({self.detail})"
+        return f"{self.name}: {value}, bound {self.bound:.4g}{detail}"
 
 
 class Decision(BaseModel):
@@ -54,6 +56,7 @@ class Decision(BaseModel):
     min_improvement: float | None = None  # in `unit`
     required_confidence: float | None = None
     guards: list[Guard] = []
+    left_out: list[str] = []  # documents of test that the opponent was trained on much of
 
 
 class Sample(BaseModel):

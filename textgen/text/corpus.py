@@ -3,16 +3,19 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textgen.config import DataConfig
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.hub import PIN_FILE, pin
 from textgen.storage import Storage
-from textgen.text.documents import Part, mark_rows
+from textgen.text.documents import Part, by_document, mark_rows
 from textgen.text.freezing import RawSplit, Reading
 from textgen.text.sources import HubDataset, choose_source, raw_home
+
+if TYPE_CHECKING:
+    import pyarrow
 
 READ_ROWS = 1000
 
@@ -108,16 +111,23 @@ def read_parts(manifest: RawManifest, split: str) -> Iterator[Part]:
         yield from (Part(row, bool(begins)) for row, begins in _read(manifest, split))
 
 
+def read_unit_parts(manifest: RawManifest, split: str) -> Iterator[Part]:
+    """Yield the text in parts, each with whether a unit begins there: of local files a document, otherwise a row."""
+    for part in read_parts(manifest, split):
+        yield Part(part.text, part.begins or not manifest.has_units)
+
+
 def read_units(manifest: RawManifest, split: str) -> Iterator[str]:
     """Yield what is tokenized as a whole: of local files a document, otherwise a row."""
-    unit: list[str] = []
-    for row, begins in _read(manifest, split):
-        if unit and not (manifest.has_units and begins is False):
-            yield "".join(unit)
-            unit = []
-        unit.append(row)
-    if unit:
-        yield "".join(unit)
+    return ("".join(texts) for texts in by_document(read_unit_parts(manifest, split)))
+
+
+def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":
+    """Return the `file`, `number` there, `hash`, `words` and `bytes` of each document; None but of local files."""
+    import pyarrow.parquet
+
+    file = manifest.splits[split].documents_file
+    return None if file is None else pyarrow.parquet.read_table(manifest.folder / file)
 
 
 def _read(manifest: RawManifest, split: str) -> Iterator[tuple[str, bool | None]]:

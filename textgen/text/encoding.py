@@ -3,7 +3,7 @@
 import io
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +94,31 @@ def text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def cut_windows(
+    texts: Iterable[str], longest: int, find_cut: Callable[[str, int], tuple[int, bool]]
+) -> Iterator[Piece]:
+    """Yield the pieces of one text that comes in several, none over `longest` characters.
+
+    `find_cut` is given a text and where a piece begins; at least `longest` characters follow. It returns where the
+    piece ends, and whether that is in a pre-token.
+    """
+    waiting: list[str] = []
+    length = 0
+    first = True
+    for more in texts:
+        waiting.append(more)
+        length += len(more)
+        if length <= longest:
+            continue
+        text, start = "".join(waiting), 0
+        while len(text) - start > longest:
+            end, forced = find_cut(text, start)
+            yield Piece(text[start:end], first, last=False, forced=forced)
+            start, first = end, False
+        waiting, length = [text[start:]], len(text) - start
+    yield Piece("".join(waiting), first, last=True)
+
+
 class Cutter:
     """Cuts long texts where the tokenizer's own pre-tokenizer does."""
 
@@ -107,22 +132,7 @@ class Cutter:
 
     def cut(self, texts: Iterable[str]) -> Iterator[Piece]:
         """Yield the pieces of one text that comes in several; one that is not long is one piece."""
-        needed = self.window + self.context
-        waiting: list[str] = []
-        length = start = 0
-        first = True
-        for more in texts:
-            waiting.append(more)
-            length += len(more)
-            if length - start <= needed:
-                continue
-            text = "".join(waiting)
-            while len(text) - start > needed:
-                end, forced = self.find_cut(text, start)
-                yield Piece(text[start:end], first, last=False, forced=forced)
-                start, first = end, False
-            waiting, length, start = [text[start:]], len(text) - start, 0
-        yield Piece("".join(waiting), first, last=True)
+        return cut_windows(texts, self.window + self.context, self.find_cut)
 
     def find_cut(self, text: str, start: int) -> tuple[int, bool]:
         """Return where the piece from `start` on ends, at most a window later, and whether that is in a pre-token."""
@@ -158,6 +168,8 @@ class Cutter:
         if self.tokenizer.pre_tokenizer is None:
             return True
         words, place = both.word_ids, len(before.ids)
+        if place == len(words) > 0:
+            return text[end].isspace()  # a long run of it, which the pre-tokenizer drops
         return 0 < place < len(words) and words[place - 1] != words[place] != words[-1]
 
     def boundaries(self, text: str, start: int, stop: int) -> list[int]:

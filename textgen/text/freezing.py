@@ -218,7 +218,7 @@ def write_splits(documents: Documents, census: Census, folder: Path) -> dict[str
                 number, place, file = number + 1, place + 1 if one is file else 1, one
                 writer = writers[split_of[number]] if split_of[number] < len(SPLITS) else None
             if writer is not None:
-                writer.add(part, str(one.file.path), place)
+                writer.add(part, one.file.name, place)
     return {split: writer.written for split, writer in zip(SPLITS, writers, strict=True)}
 
 

@@ -1,6 +1,8 @@
 """Which files a value of `data.files` names: an existing file or folder is that, and anything else is a glob."""
 
+import functools
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +26,7 @@ class LocalFile:
     path: Path
     kind: str
     compression: str | None
+    name: str  # within the folder that the value names
 
     @property
     def has_rows(self) -> bool:
@@ -63,31 +66,46 @@ def read_kind(path: Path) -> tuple[str, str | None] | None:
     return None if kind is None else (kind, compression)
 
 
+@functools.cache
+def ending_of(name: str) -> str:
+    """Return the ending that says a file's kind, as `.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1] in COMPRESSIONS else suffixes[-1:])
+
+
 def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFile]:
     path = Path(value)
     try:
+        folder = path
         if path.is_dir():
             paths: Iterable[Path] = _walk(path, left_out)
         elif path.is_file():
-            paths = [path]
+            paths, folder = [path], path.parent
         else:
+            folder = _fixed_part(path)
             paths = [path for path in map(Path, sorted(glob.glob(value, recursive=True))) if path.is_file()]  # noqa: PTH207
         any_file = False
         for found in paths:
             any_file = True
-            yield _local_file(key, value, found)
+            yield _local_file(key, value, found, folder)
     except OSError as error:
         raise InputError(f"{key}={value!r}: {error.strerror}: {error.filename}") from None
     if not any_file:
         raise InputError(f"{key}={value!r}: no file matches{_why(left_out)}")
 
 
-def _local_file(key: str, value: str, path: Path) -> LocalFile:
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder of a glob's files: its parts before the first that matches several names."""
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
+    return Path(*parts)
+
+
+def _local_file(key: str, value: str, path: Path, folder: Path) -> LocalFile:
     kind = read_kind(path)
     if kind is None:
         endings = ", ".join(KINDS)
         raise InputError(f"{key}={value!r}: {path} is of no kind that is read: {endings}, each also with .gz and so on")
-    return LocalFile(path, *kind)
+    return LocalFile(path, *kind, name=path.relative_to(folder).as_posix())
 
 
 def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:

@@ -212,7 +212,9 @@ class HubFolder:
                 raise InputError(f"{path}: the file was changed while it was read; start again")
         found = {str(split): list(map(Path, names)) for split, names in data_files.items()}
         return [
-            SplitFile(LocalFile(path, *(read_kind(path) or ("text", None))), known[path.resolve()], split)
+            SplitFile(
+                LocalFile(path, *(read_kind(path) or ("text", None)), name=path.name), known[path.resolve()], split
+            )
             for split in SPLITS
             for path in found.get(split, [])
         ]

@@ -1,9 +1,12 @@
 """Text to ids and back: GPT-2's tokenizer, a byte-level BPE of one's own, or a closed vocabulary of words."""
 
 import json
+import logging
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -13,6 +16,10 @@ from textgen.errors import InputError
 from textgen.files import Manifest, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 from textgen.storage import Storage
+from textgen.text.documents import Part, by_document
+from textgen.text.encoding import WINDOW, Cutter, cut_windows
+
+log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_ROW = "<eos>"
@@ -21,6 +28,12 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GPT2_REPO = "openai-community/gpt2"
 GPT2_FOLDER = "gpt2"  # of data/raw, a folder a commit
+TRAINING_WINDOW = 2**16  # characters of a text that the trainer is given at once; it holds 256 of them
+LONGEST_TAUGHT = 1024  # characters, after a space, of a pre-token that a BPE learns from: the longer, the slower
+LONG_RUN = re.compile(rf"\S{{{LONGEST_TAUGHT},}}|\s{{{LONGEST_TAUGHT},}}")
+CHECKED_CHARACTERS = 2**20  # of text that a tokenizer has to reproduce,
+CHECKED_TEXT = 2**16  # and of one text
+SHOWN_CHARACTERS = 40
 GPT2_WAYS_ON = "tokenizer.path=FOLDER for a local copy of its tokenizer.json, or tokenizer.kind=bpe for your own"
 
 
@@ -82,7 +95,7 @@ def fetch_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
     return folder / TOKENIZER_FILE
 
 
-def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str], gpt2_file: Path | None) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str | Part], gpt2_file: Path | None) -> Tokenizer:
     """Return the tokenizer that `config` describes, trained on `train_rows` unless it is GPT-2's."""
     match config.kind:
         case "gpt2":
@@ -95,37 +108,91 @@ def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str], gpt2_fil
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json.
+    """Return the tokenizer of a tokenizer.json, without the truncation, padding and dropout that it may ask for.
 
     Raises:
-        InputError: the file is absent or is no tokenizer.
+        InputError: the file is absent, is no tokenizer, or has no token that ends a text.
     """
     if not path.is_file():
         raise InputError(f"tokenizer: there is no {path}")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises this bare class
-        raise InputError(f"tokenizer: {path} is not a tokenizer.json: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"tokenizer: {path} is not a tokenizer.json: {reason}") from error
+    try:
+        end_token(tokenizer)
+    except InputError as error:
+        raise InputError(f"{error}: {path}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
-def train_bpe(rows: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(rows: Iterable[str | Part], vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most `vocab_size` ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(rows, trainer)
+    of_bytes = Tokenizer(models.BPE({character: id for id, character in enumerate(alphabet)}, []))
+    of_bytes.pre_tokenizer = tokenizer.pre_tokenizer
+    too_long: list[int] = []
+    tokenizer.train_from_iterator(training_texts(rows, of_bytes, too_long), trainer)
+    if too_long:
+        log.warning(
+            "tokenizer: %s characters of the text have no break in more than %s; the BPE is trained on pieces of them",
+            f"{sum(too_long):,}",
+            f"{LONGEST_TAUGHT:,}",
+        )
     return tokenizer
 
 
-def collect_words(rows: Iterable[str]) -> Tokenizer:
+def training_texts(rows: Iterable[str | Part], tokenizer: Tokenizer, too_long: list[int]) -> Iterator[str]:
+    """Yield the text of documents in pieces that have the same pre-tokens, but for those over `LONGEST_TAUGHT`.
+
+    These are cut, and their lengths added to `too_long`.
+    """
+    cutter = Cutter(tokenizer, TRAINING_WINDOW)
+    for document in by_document(as_parts(rows)):
+        for piece in cutter.cut(document):
+            start = 0
+            for run in LONG_RUN.finditer(piece.text):
+                for _, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(run[0]):
+                    if end - begin > LONGEST_TAUGHT:
+                        too_long.append(end - begin)
+                    for place in range(run.start() + begin + LONGEST_TAUGHT, run.start() + end, LONGEST_TAUGHT):
+                        yield piece.text[start:place]
+                        start = place
+            yield piece.text[start:]
+
+
+def as_parts(rows: Iterable[str | Part]) -> Iterator[Part]:
+    """Yield parts of documents; a string is a document."""
+    for row in rows:
+        yield Part(row, True) if isinstance(row, str) else row
+
+
+def find_space(text: str, start: int) -> tuple[int, bool]:
+    """Return the last place for a cut in the window from `start` on, and whether it is in a word."""
+    end = max(text.rfind(space, start + 1, start + WINDOW) for space in " \t\r\n")
+    return (end, False) if end > 0 else (start + WINDOW, True)
+
+
+def collect_words(rows: Iterable[str | Part]) -> Tokenizer:
     """Return a tokenizer of whitespace-separated words, the most frequent first, that ends each row with `<eos>`."""
-    counts = Counter(word for row in rows for word in row.split())
+    counts = Counter[str]()
+    for document in by_document(as_parts(rows)):
+        for piece in cut_windows(document, WINDOW, find_space):
+            counts.update(piece.text.split())
     for special in (UNKNOWN, END_OF_ROW):
         counts.pop(special, None)
     words = sorted(counts, key=lambda word: (-counts[word], word))
@@ -162,11 +229,32 @@ def end_id(tokenizer: Tokenizer) -> int:
     return found
 
 
-def encode_rows(tokenizer: Tokenizer, rows: Sequence[str], batch_size: int = 1000) -> Iterator[list[int]]:
-    """Yield the ids of each row, tokenized on its own, a batch at a time on every core."""
-    for start in range(0, len(rows), batch_size):
-        for encoding in tokenizer.encode_batch_fast(rows[start : start + batch_size]):
-            yield encoding.ids
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Return how many rows an embedding needs: the largest id plus one, whichever ids are missing."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def check_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """Check on the first texts that the tokenizer gives a text back as it was.
+
+    Raises:
+        InputError: it changes or loses some of it.
+    """
+    left = CHECKED_CHARACTERS
+    for text in texts:
+        text = text[: min(left, CHECKED_TEXT)]
+        left -= len(text)
+        try:
+            found = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+        except Exception as error:  # the Rust library raises this bare class
+            raise InputError(f"tokenizer.path: it does not take the text: {' '.join(str(error).split())}") from error
+        if found != text:
+            same = (a == b for a, b in zip(text, found, strict=False))
+            start = sum(takewhile(bool, same))
+            was, became = (ascii(some[start : start + SHOWN_CHARACTERS]) for some in (text, found))
+            raise InputError(f"tokenizer.path: it does not give the text back: {was} becomes {became}")
+        if left <= 0:
+            return
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_length: int | None = None) -> list[str]:
@@ -187,11 +275,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_length: int | None = 
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
     write_atomic(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     return [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]
-
-
-def vocab_size(tokenizer: Tokenizer) -> int:
-    return 1 + max(tokenizer.get_vocab().values())
-
-
-def check_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-    pass

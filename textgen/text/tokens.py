@@ -20,7 +20,7 @@ from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
 from textgen.errors import InputError
 from textgen.files import Manifest, content_key, sha256_file, write_atomic
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_parts, read_rows
+from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
 from textgen.text.documents import Part, WordCount
 from textgen.text.encoding import encode_documents
 from textgen.text.tokenizer import (
@@ -136,7 +136,7 @@ def tokenize(
     folder = storage.processed(tokens_key(raw, config, gpt2_file, end_of_document))
 
     def build(temporary: Path) -> TokensManifest:
-        tokenizer = build_tokenizer(config, read_rows(raw, "train"), gpt2_file)
+        tokenizer = build_tokenizer(config, read_unit_parts(raw, "train"), gpt2_file)
         if config.kind == "gpt2":
             check_round_trip(tokenizer, islice(read_rows(raw, "train"), CHECKED_ROWS))
         vocabulary = vocab_size(tokenizer)

@@ -1,0 +1,112 @@
+"""`textgen data`: a look at the text before training on it."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textgen.commands.arguments import Commands
+from textgen.config import Config, find_config, load_config
+from textgen.terminal import printable, say
+
+if TYPE_CHECKING:
+    from textgen.text.corpus import RawManifest
+    from textgen.text.report import TextReport
+    from textgen.text.tokens import TokensManifest
+
+SHOWN_DOCUMENTS = 3  # with their tokens marked
+SHOWN_TOKENS = 40  # of each
+
+
+def add_data(commands: Commands) -> None:
+    """Add `data` to the commands."""
+    parser = commands.add_parser("data", help="look at the text before training on it")
+    parser.add_argument("--config", default="default", help="a YAML file, or the name of a shipped one (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--tokens", action="store_true", help="tokenize it too, and show a few documents' tokens")
+    parser.add_argument("--find", type=Path, metavar="FILE", help="name the texts and versions that hold a document")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from textgen.storage import Storage
+    from textgen.text.corpus import fetch
+    from textgen.text.find_document import find_document
+    from textgen.text.report import report_on
+    from textgen.text.tokens import tokenize
+
+    config = load_config(find_config(options.config), options.overrides)
+    storage = Storage(config.storage)
+    if options.find is not None:
+        found = find_document(options.find, config.data, storage)
+        if options.json:
+            say(json.dumps([place._asdict() for place in found], indent=2))
+        for place in found if not options.json else ():
+            say(f"{place.split} of {place.raw}: {place.document}; versions: {', '.join(place.versions) or 'none'}")
+        if not found and not options.json:
+            say("no text holds it")
+        return
+    raw = fetch(config.data, storage)
+    report = report_on(raw, storage)
+    tokens = None
+    if options.tokens:
+        tokens = tokenize(raw, config.tokenizer, storage, config.data.end_of_document)
+    if options.json:
+        say(json.dumps(_as_json(raw, report, tokens), indent=2))
+        return
+    for line in [*_lines(config, raw, report), *(_token_lines(raw, tokens) if tokens is not None else ())]:
+        say(line)
+
+
+def _as_json(raw: "RawManifest", report: "TextReport", tokens: "TokensManifest | None") -> dict[str, Any]:
+    made = {"raw": raw.model_dump(mode="json"), "text": report.model_dump(mode="json")}
+    return made if tokens is None else {**made, "tokens": tokens.model_dump(mode="json")}
+
+
+def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator[str]:
+    from textgen.publishing.gate import gate_warnings
+    from textgen.text.report import text_in_words
+
+    yield from text_in_words(raw, report)
+    yield ""
+    rows: list[tuple[str, ...]] = [
+        ("split", "documents", "words", "bytes", "longest", "shortest", "stands in train"),
+    ]
+    for split, one in report.splits.items():
+        overlap = "-" if one.overlap is None else f"{one.overlap:.1%}, {one.longest_overlap} words in a row"
+        sizes = [f"{found.words:,} words: {printable(found.name)}" for found in (one.longest, one.shortest)]
+        rows.append((split, f"{one.documents:,}", f"{one.words:,}", f"{one.bytes:,}", *sizes, overlap))
+        for ending, amount in one.kinds.items():
+            rows.append((f"  {ending}", f"{amount.documents:,}", f"{amount.words:,}", f"{amount.bytes:,}", "", "", ""))
+    yield from _table(rows)
+    for split, one in report.splits.items():
+        for found in one.worst:
+            yield f"{split}: {found.share:.0%} of {found.name} stands in train, {found.longest} words in a row"
+    for line in gate_warnings(report, config):
+        yield f"warning: {line}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
+    from textgen.text.corpus import read_units
+    from textgen.text.tokens import load_manifest_tokenizer
+
+    yield ""
+    rows = [("split", "tokens", "bytes a token", "unknown")]
+    for split, counts in tokens.splits.items():
+        rows.append(
+            (split, f"{counts.tokens:,}", f"{counts.text_bytes / max(1, counts.tokens):.3f}", f"{counts.unknown:,}")
+        )
+    yield from _table(rows)
+    tokenizer = load_manifest_tokenizer(tokens)
+    for _, text in zip(range(SHOWN_DOCUMENTS), read_units(raw, "validation"), strict=False):
+        encoding = tokenizer.encode(text[: SHOWN_TOKENS * 40], add_special_tokens=False)
+        marked = "|".join(text[start:end] for start, end in encoding.offsets[:SHOWN_TOKENS])
+        yield f"{marked}{' …' if len(encoding.ids) > SHOWN_TOKENS else ''}"

@@ -1,0 +1,72 @@
+"""Which frozen texts, and which published versions that were trained on them, hold a document."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from textgen.config import SPLITS, DataConfig
+from textgen.errors import Damaged
+from textgen.files import sha256_file
+from textgen.storage import Storage
+from textgen.text.corpus import RawManifest, list_documents
+from textgen.text.documents import Content
+from textgen.text.freezing import Documents, SplitFile
+from textgen.text.local_files import find_files
+
+
+class Place(NamedTuple):
+    """Where a document is: in which split of which text, by which name, and the versions of that text."""
+
+    raw: str
+    split: str
+    document: str
+    versions: list[str]
+
+
+def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]:
+    """Return where the documents of `file` are, whole or cut as long files are.
+
+    Raises:
+        InputError: the file is absent or cannot be read.
+    """
+    hashes = _hashes(file, data)
+    versions = _versions_by_raw(storage)
+    places = []
+    for manifest_file in sorted(storage.raw().glob(f"*/*/{RawManifest.FILE}")):
+        with suppress(Damaged):
+            raw = RawManifest.parse(manifest_file.parent)
+            for split in SPLITS:
+                if (documents := list_documents(raw, split)) is None:
+                    continue
+                for row in documents.select(["file", "number", "hash"]).to_pylist():
+                    if row["hash"] in hashes:
+                        name = storage.name(raw.folder)
+                        places.append(Place(name, split, f"{row['file']}:{row['number']}", versions.get(name, [])))
+    return places
+
+
+def _hashes(file: Path, data: DataConfig) -> set[int]:
+    found = find_files("--find", [str(file)]).files
+    files = [SplitFile(one, sha256_file(one.path), None) for one in found]
+    hashes = set()
+    for cut_long in (False, True):
+        content: Content | None = None
+        for _, part in Documents(files, data, cut_long).parts():
+            if part.begins or content is None:
+                if content is not None:
+                    hashes.add(content.hash)
+                content = Content()
+            content.add(part.text)
+        if content is not None:
+            hashes.add(content.hash)
+    return hashes
+
+
+def _versions_by_raw(storage: Storage) -> dict[str, list[str]]:
+    versions: dict[str, list[str]] = {}
+    for lineage in sorted(storage.models().glob("*/v*/lineage.json")):
+        with suppress(ValueError, KeyError, TypeError):
+            folder = json.loads(lineage.read_bytes())["raw"]["folder"]
+            versions.setdefault(folder, []).append(f"{lineage.parents[1].name}@{lineage.parent.name}")
+    return versions

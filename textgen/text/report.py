@@ -1,0 +1,186 @@
+"""A look at a frozen text before training: its documents by split and kind, and how much of it stands in train."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from textgen.config import SPLITS
+from textgen.files import Manifest, content_key
+from textgen.storage import Storage
+from textgen.text.corpus import RawManifest, list_documents, read_parts
+from textgen.text.documents import Content, Part
+from textgen.text.local_files import ending_of, in_words, read_kind
+from textgen.text.overlap import Overlaps, Runs, worst
+
+REPORT_VERSION = 1  # of the figures; a change makes every report key new
+HELD_OUT = ("validation", "test")
+WORST = 5  # documents that are named
+
+
+class Sized(BaseModel):
+    """A document by its name, and its words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    words: int
+
+
+class Amount(BaseModel):
+    """How much text: documents, words between white space, bytes in UTF-8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int
+    words: int
+    bytes: int
+
+
+class Shared(BaseModel):
+    """A document of which much stands in train: the share of its words, and the longest run in words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    share: float
+    longest: int
+
+
+class SplitReport(Amount):
+    """One split. `overlap` is the share of its words in runs of 13 words that stand in train; null for train itself."""
+
+    kinds: dict[str, Amount] = {}  # of local files, by ending
+    longest: Sized
+    shortest: Sized
+    overlap: float | None = None
+    longest_overlap: int | None = None  # the longest run, in words
+    worst: list[Shared] = []
+
+
+class TextReport(Manifest):
+    """What a frozen text holds, measured once and kept in data/reports."""
+
+    raw_key: str
+    splits: dict[str, SplitReport]
+
+    def sha256_by_file(self) -> dict[str, str]:
+        return {}
+
+
+class DocumentList:
+    """The documents of a split: each one's name, words, bytes and content's hash."""
+
+    def __init__(self, raw: RawManifest, split: str) -> None:
+        self.raw, self.split = raw, split
+        self.stored = list_documents(raw, split)
+        self.words: list[int] = []
+        self.bytes: list[int] = []
+
+    def watch(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield the parts, and count their documents where no list of them is stored."""
+        if self.stored is not None:
+            self.words, self.bytes = (self.stored.column(name).to_pylist() for name in ("words", "bytes"))
+            yield from parts
+            return
+        count = Content()
+        for part in parts:
+            if part.begins:
+                count = Content()
+                self.words.append(0)
+                self.bytes.append(0)
+            count.add(part.text)
+            self.words[-1], self.bytes[-1] = count.words, count.bytes
+            yield part
+
+    def name(self, number: int) -> str:
+        """Return the name of a document: its file, and its place there where the file has several."""
+        if self.stored is None:
+            return f"document {number + 1} of {self.split}"
+        file, place = (self.stored.column(name)[number].as_py() for name in ("file", "number"))
+        return file if place == 1 and self._is_alone(file) else f"{file}:{place}"
+
+    def _is_alone(self, file: str) -> bool:
+        kind = read_kind(Path(file))
+        return kind is not None and kind[0] == "text" and not (self.raw.reading and self.raw.reading.cut)
+
+    def report(self, overlaps: Overlaps | None) -> SplitReport:
+        """Return what the split holds."""
+        words_D = np.array(self.words)
+        longest, shortest = int(words_D.argmax()), int(words_D.argmin())
+        found = {} if overlaps is None else {
+            "overlap": overlaps.share,
+            "longest_overlap": overlaps.longest,
+            "worst": [Shared(name=self.name(one.document), share=one.share, longest=one.longest)
+                      for one in worst(overlaps, WORST)],
+        }  # fmt: skip
+        return SplitReport(
+            documents=len(words_D),
+            words=int(words_D.sum()),
+            bytes=sum(self.bytes),
+            kinds=self._by_kind(),
+            longest=Sized(name=self.name(longest), words=int(words_D[longest])),
+            shortest=Sized(name=self.name(shortest), words=int(words_D[shortest])),
+            **found,
+        )
+
+    def _by_kind(self) -> dict[str, Amount]:
+        if self.stored is None:
+            return {}
+        documents, words, sizes = Counter[str](), Counter[str](), Counter[str]()
+        for file, count, size in zip(self.stored.column("file").to_pylist(), self.words, self.bytes, strict=True):
+            ending = ending_of(file)
+            documents[ending] += 1
+            words[ending] += count
+            sizes[ending] += size
+        return {
+            ending: Amount(documents=documents[ending], words=words[ending], bytes=sizes[ending])
+            for ending in sorted(documents)
+        }
+
+
+def report_on(raw: RawManifest, storage: Storage) -> TextReport:
+    """Return the report on a frozen text; one that is there already is only verified."""
+    key = content_key(REPORT_VERSION, {split: raw.splits[split].sha256 for split in SPLITS})
+
+    def build(folder: Path) -> TextReport:
+        lists = {str(split): DocumentList(raw, split) for split in SPLITS}
+        runs = Runs({split: lists[split].watch(read_parts(raw, split)) for split in HELD_OUT})
+        runs.look_in(lists["train"].watch(read_parts(raw, "train")))
+        overlaps = runs.overlaps()
+        splits = {split: one.report(overlaps.get(split)) for split, one in lists.items()}
+        return TextReport(key=key, raw_key=raw.key, splits=splits)
+
+    return storage.build(storage.report(key), TextReport, build)
+
+
+def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
+    """Return what is in a text and what was left out, in a few lines."""
+    amounts = ", ".join(f"{one.documents:,} in {split}" for split, one in report.splits.items())
+    words = sum(one.words for one in report.splits.values())
+    lines = [f"text: {sum(one.documents for one in report.splits.values()):,} documents ({amounts}), {words:,} words"]
+    if (reading := raw.reading) is not None:
+        if reading.cut:
+            lines.append(
+                "long files were cut at blank lines into documents of about 1,000 words: the splits were too small"
+            )
+        if reading.copies:
+            lines.append(f"copies: {reading.copies:,} documents have the words of another one, and were left out")
+        if reading.empty:
+            lines.append(f"empty: {reading.empty:,} documents without a word were left out")
+        if reading.left_out:
+            lines.append(f"left out of folders: {in_words(reading.left_out)}")
+    shares = ", ".join(f"{report.splits[split].overlap:.1%} of {split}" for split in HELD_OUT)
+    longest = max(report.splits[split].longest_overlap or 0 for split in HELD_OUT)
+    lines.append(
+        f"overlap: {shares} stands in train in runs of 13 words or more; the longest run has {longest:,} words"
+    )
+    return lines
+
+
+def overlap_in_words(split: str, report: SplitReport) -> str:
+    """Return how much of a held-out split stands in train, and its worst documents."""
+    named = "".join(f"; {one.name} {one.share:.0%}, {one.longest} words in a row" for one in report.worst)
+    return f"{report.overlap:.1%} of the words of {split} stand in train in runs of 13 or more{named}"
