@@ -78,12 +78,13 @@ class ModelConfig(Section):
     })  # fmt: skip
     NULL_IN_KEYS = frozenset({"num_key_value_heads", "head_dim"})
 
-    hidden_size: int = Field(256, ge=1)
-    intermediate_size: int = Field(768, ge=1)
-    num_hidden_layers: int = Field(4, ge=1)
-    num_attention_heads: int = Field(4, ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1, description="null: as many as attention heads")
-    head_dim: int | None = Field(None, ge=2, description="null: hidden_size / num_attention_heads")
+    # The upper bounds are far above what anybody trains; a model of somebody else's may say anything.
+    hidden_size: int = Field(256, ge=1, le=65_536)
+    intermediate_size: int = Field(768, ge=1, le=1_048_576)
+    num_hidden_layers: int = Field(4, ge=1, le=1_000)
+    num_attention_heads: int = Field(4, ge=1, le=65_536)
+    num_key_value_heads: int | None = Field(None, ge=1, le=65_536, description="null: as many as attention heads")
+    head_dim: int | None = Field(None, ge=2, le=65_536, description="null: hidden_size / num_attention_heads")
     tie_word_embeddings: bool = True
     rope_theta: float = Field(10000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)

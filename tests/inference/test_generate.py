@@ -1,11 +1,14 @@
 """Sampling: what transformers gives, the distribution that is asked for, and where a text begins and ends."""
 
+import copy
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from textgen.errors import Damaged
 from textgen.inference.generate import SamplingConfig, generate, keep_min_p, keep_top_k, keep_top_p, sample
 from textgen.model.pretrained import LoadedModel
 from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT
@@ -172,3 +175,18 @@ def test_an_empty_prompt_starts_after_an_end_of_text(kind, end, text, script):
 def test_a_temperature_near_0_takes_the_likeliest_token_too():
     logits_V = random_logits(0)
     assert sample(logits_V, SamplingConfig(temperature=1e-6), torch.Generator()) == logits_V.argmax()
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-320])
+def test_a_temperature_that_is_nearly_0_takes_the_likeliest(temperature):
+    logits_V = torch.tensor([1.0, 3.0, 2.0])
+    assert sample(logits_V, SamplingConfig(temperature=temperature), torch.Generator()) == 1
+
+
+def test_a_model_whose_logits_are_not_finite_is_damaged(opinionated):
+    _, loaded = opinionated
+    broken = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.finfo(torch.float32).max)
+    with pytest.raises(Damaged, match="not finite"):
+        generate(replace(loaded, model=broken), "the", SamplingConfig(max_tokens=2))

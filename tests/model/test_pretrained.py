@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tests.waiting import narrow
 from textgen.errors import Damaged, InputError, Refused
 from textgen.model import pretrained
 from textgen.model.pretrained import (
@@ -18,7 +20,7 @@ from textgen.model.pretrained import (
     load_model,
     write_weights,
 )
-from textgen.model.transformer import LanguageModel
+from textgen.model.transformer import LanguageModel, weight_shapes
 from textgen.sections import ModelConfig
 from textgen.text.corpus import read_rows
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -157,6 +159,77 @@ def test_a_model_that_cannot_be_read_is_damaged(damage, checkpoint, tmp_path):
     damage(folder)
     with pytest.raises(Damaged, match="is damaged"):
         load_model(folder)
+
+
+def change_weights(folder: Path, **tensors: Tensor) -> None:
+    stored = load_file(folder / WEIGHTS_FILE)
+    save_file({**stored, **{f"model.{name}.weight": tensor for name, tensor in tensors.items()}}, folder / WEIGHTS_FILE)
+
+
+def write_header(folder: Path, header: bytes, length: int | None = None) -> None:
+    """Write a file of weights with this header, of this length as it says itself."""
+    length = len(header) if length is None else length
+    (folder / WEIGHTS_FILE).write_bytes(length.to_bytes(8, "little") + header)
+
+
+NAN_NORM = torch.full((narrow(32),), torch.nan)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: change_config(folder, hidden_size=10**9),
+        lambda folder: change_config(folder, num_hidden_layers=10**5),
+        lambda folder: change_config(folder, num_hidden_layers=1000),
+        lambda folder: change_config(folder, intermediate_size=2**20),
+        lambda folder: change_config(folder, vocab_size=10**9),
+        lambda folder: change_config(folder, vocab_size=2**31),
+        lambda folder: change_config(folder, vocab_size=299),
+        lambda folder: change_config(folder, vocab_size=-1),
+        lambda folder: change_config(folder, vocab_size=True),
+        lambda folder: change_config(folder, vocab_size="many"),
+        lambda folder: change_config(folder, max_position_embeddings=0),
+        lambda folder: change_config(folder, max_position_embeddings=10**18),
+        lambda folder: change_config(folder, max_position_embeddings=2.5),
+        lambda folder: change_config(folder, hidden_size=-32),
+        lambda folder: change_config(folder, hidden_size=32.5),
+        lambda folder: change_config(folder, rms_norm_eps=float("nan")),
+        lambda folder: change_config(folder, rope_theta="x" * 10**6),
+        lambda folder: (folder / CONFIG_FILE).write_text("[" * 100_000),
+        lambda folder: (folder / CONFIG_FILE).write_text('{"hidden_size": ' + "9" * 5_000 + "}"),
+        lambda folder: (folder / CONFIG_FILE).write_bytes(b"\xff\xfe"),
+        lambda folder: change_weights(folder, norm=NAN_NORM),
+        lambda folder: change_weights(folder, norm=torch.ones(narrow(32), dtype=torch.int64)),
+        lambda folder: change_weights(folder, another=torch.ones(3)),
+        lambda folder: write_header(folder, b"{}", 2**60),
+        lambda folder: write_header(folder, b"[" * 100_000),
+        lambda folder: write_header(
+            folder, b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}'
+        ),
+        lambda folder: write_header(folder, b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [9, 4]}}'),
+    ],
+)
+def test_a_model_of_somebody_else_that_lies_is_one_short_line(damage, checkpoint, tmp_path):
+    folder = copy(checkpoint.folder, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(Damaged, match="damaged") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1_000
+
+
+def test_a_model_of_another_kind_is_named(checkpoint, tmp_path):
+    folder = copy(checkpoint.folder, tmp_path / "model")
+    change_config(folder, model_type="llama")
+    with pytest.raises(InputError, match="of the type 'llama'"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("shape", [{}, AWKWARD, {"tie_word_embeddings": False, "num_hidden_layers": 2}])
+def test_the_shapes_are_those_of_the_model(shape):
+    config = ModelConfig(**{"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, **shape})
+    state = LanguageModel(config, vocab_size=20).state_dict()
+    assert weight_shapes(config, 20) == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE])

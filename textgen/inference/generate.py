@@ -4,6 +4,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from textgen.errors import Damaged
 from textgen.model.pretrained import LoadedModel
 from textgen.text.tokenizer import end_id
 
@@ -25,6 +26,9 @@ def generate(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) -> str:
     """Return the continuation of `prompt`, without the prompt; it ends at the end-of-text token or at `max_tokens`.
 
     An empty prompt starts after an end of text.
+
+    Raises:
+        Damaged: the model gives numbers that are not finite.
     """
     prompt_ids = encode_prompt(loaded, prompt)
     return decode_continuation(loaded, prompt_ids, generate_ids(loaded, prompt_ids, sampling))
@@ -48,6 +52,8 @@ def generate_ids(loaded: LoadedModel, prompt_ids: list[int], sampling: SamplingC
     for _ in range(sampling.max_tokens):
         context_1T = torch.tensor([ids[-loaded.seq_length :]], device=device)
         logits_V = loaded.model(context_1T)[0, -1].float().cpu()
+        if not logits_V.isfinite().all():
+            raise Damaged("the model is damaged: its logits are not finite")
         next_id = sample(logits_V, sampling, generator)
         if next_id == end:
             break
@@ -69,7 +75,10 @@ def sample(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generato
     """Draw one token id from logits [V]."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    logits_V = keep_top_k(logits_V / sampling.temperature, sampling.top_k)
+    scaled_V = logits_V / sampling.temperature
+    if not scaled_V.isfinite().all():  # a temperature that is nearly 0
+        return int(logits_V.argmax())
+    logits_V = keep_top_k(scaled_V, sampling.top_k)
     logits_V = keep_min_p(keep_top_p(logits_V, sampling.top_p), sampling.min_p)
     return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from textgen.config import MAX_VOCAB_SIZE
 from textgen.errors import Damaged, InputError, Refused
-from textgen.files import write_atomic
-from textgen.model.transformer import LanguageModel
+from textgen.files import read_json, write_atomic
+from textgen.model.transformer import LanguageModel, weight_shapes
 from textgen.sections import ModelConfig
+from textgen.terminal import brief, one_line
 from textgen.text.tokenizer import TOKENIZER_FILE, end_id, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -22,6 +26,9 @@ WEIGHTS_FILE = "model.safetensors"
 # While training only: the stock class has no such keys.
 DROPOUTS = ("dropout", "embedding_dropout", "input_dropout", "output_dropout")
 TIED_HEAD = "lm_head.weight"
+MODEL_TYPE = "qwen3"
+SIZES = {"vocab_size": MAX_VOCAB_SIZE, "max_position_embeddings": 2**31}  # of a description, with their bounds
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ def qwen3_config(model: ModelConfig, vocab_size: int, seq_length: int, end_id: i
     """Return the `config.json` with which transformers builds the same model."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "model_type": MODEL_TYPE,
         "attention_bias": False,
         "attention_dropout": model.attention_dropout,
         "bos_token_id": end_id,
@@ -98,10 +105,36 @@ def read_weights(model: LanguageModel, path: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except Exception as error:  # the Rust library's own class, or a shape that differs
-        raise Damaged(f"{path} is damaged: {error}") from error
+        raise Damaged(f"{path} is damaged: {one_line(error)}") from error
     tied = [TIED_HEAD] if model.config.tie_word_embeddings else []
     if missing != tied or unexpected:
-        raise Damaged(f"{path} is damaged: tensors missing {missing}, unexpected {unexpected}")
+        raise Damaged(f"{path} is damaged: tensors missing {brief(missing)}, unexpected {brief(unexpected)}")
+
+
+def check_shapes(path: Path, config: ModelConfig, vocab_size: int) -> None:
+    """Check that a file of weights has the tensors that a model of this shape has, before anything is allocated.
+
+    Raises:
+        Damaged: it has others, or is no file of safetensors.
+    """
+    expected = weight_shapes(config, vocab_size)
+    if config.tie_word_embeddings:
+        del expected[TIED_HEAD]
+    try:
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
+            kinds = {name: tensor.get_dtype() for name, tensor in stored.items()}
+    except Exception as error:  # the Rust library's own class
+        raise Damaged(f"{path} is damaged: {one_line(error)}") from error
+    for name in [*expected, *shapes]:
+        if shapes.get(name) != expected.get(name):
+            there, wanted = (of.get(name, "none") for of in (shapes, expected))
+            raise Damaged(
+                f"{path} or {CONFIG_FILE} is damaged: the tensor {brief(name)} has the shape {there}, not {wanted}"
+            )
+        if kinds[name] not in FLOATS:
+            raise Damaged(f"{path} is damaged: the tensor {brief(name)} is of {brief(kinds[name])}")
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -113,16 +146,42 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder}: there is no model here ({CONFIG_FILE} and {WEIGHTS_FILE})")
-    try:
-        stored = json.loads((folder / CONFIG_FILE).read_bytes())
-        known = {key: stored[key] for key in ModelConfig.model_fields if key not in DROPOUTS}
-        config = ModelConfig.model_validate(known)
-        vocab_size, seq_length = stored["vocab_size"], stored["max_position_embeddings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{folder / CONFIG_FILE} is damaged: {error!r}") from error
+    config, vocab_size, seq_length = _read_description(folder / CONFIG_FILE)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    if (ids := 1 + max(tokenizer.get_vocab().values(), default=0)) > vocab_size:
+        raise Damaged(f"{folder}: the tokenizer has {ids:,} ids, the model {vocab_size:,}; one of the two is damaged")
+    check_shapes(folder / WEIGHTS_FILE, config, vocab_size)
     model = LanguageModel(config, vocab_size)
     read_weights(model, folder / WEIGHTS_FILE)
-    return LoadedModel(model.to(device).eval(), load_tokenizer(folder / TOKENIZER_FILE), seq_length)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise Damaged(f"{folder / WEIGHTS_FILE} is damaged: {name} has numbers that are not finite")
+    return LoadedModel(model.to(device).eval(), tokenizer, seq_length)
+
+
+def _read_description(path: Path) -> tuple[ModelConfig, int, int]:
+    """Return the shape, the vocabulary's size and the context that a config.json describes.
+
+    Raises:
+        Damaged: it describes no model of ours.
+        InputError: it describes a model of another kind.
+    """
+    stored = read_json(path)
+    if (kind := stored.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
+        raise InputError(f"{path}: a model of the type {brief(kind)}; only {MODEL_TYPE} can be read")
+    wanted = [*(key for key in ModelConfig.model_fields if key not in DROPOUTS), *SIZES]
+    if missing := [key for key in wanted if key not in stored]:
+        raise Damaged(f"{path} is damaged: it has no {', '.join(missing)}")
+    for key, largest in SIZES.items():
+        if type(stored[key]) is not int or not 1 <= stored[key] <= largest:
+            raise Damaged(f"{path} is damaged: {key}={brief(stored[key])} is no number from 1 to {largest:,}")
+    try:
+        config = ModelConfig.model_validate({key: stored[key] for key in wanted if key not in SIZES})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"{part}={brief(first['input'])}: " for part in first["loc"])
+        raise Damaged(f"{path} is damaged: {key}{one_line(first['msg'])}") from error
+    return config, *(stored[key] for key in SIZES)
 
 
 def check_with_transformers(folder: Path, rows: list[str]) -> None:

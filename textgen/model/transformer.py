@@ -173,3 +173,26 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=min(std, 1 / self.config.hidden_size))
             else:
                 nn.init.normal_(parameter, std=std)
+
+
+def weight_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a model's state dict, without building the model."""
+    C, D, inner = config.hidden_size, config.resolved_head_dim, config.intermediate_size
+    H, K = config.num_attention_heads, config.resolved_num_key_value_heads
+    block: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (H * D, C),
+        "self_attn.k_proj": (K * D, C),
+        "self_attn.v_proj": (K * D, C),
+        "self_attn.o_proj": (C, H * D),
+        "self_attn.q_norm": (D,),
+        "self_attn.k_norm": (D,),
+        "mlp.gate_proj": (inner, C),
+        "mlp.up_proj": (inner, C),
+        "mlp.down_proj": (C, inner),
+        "input_layernorm": (C,),
+        "post_attention_layernorm": (C,),
+    }
+    layers = range(config.num_hidden_layers)
+    blocks = {f"model.layers.{layer}.{name}.weight": shape for layer in layers for name, shape in block.items()}
+    ends = {"model.embed_tokens.weight": (vocab_size, C), "model.norm.weight": (C,), "lm_head.weight": (vocab_size, C)}
+    return {**blocks, **ends}
