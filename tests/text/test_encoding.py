@@ -62,7 +62,22 @@ def like_llama3() -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = [gpt2, own_bpe, words, like_llama3]
+def like_gemma() -> Tokenizer:
+    """Return a BPE that takes a text as one pre-token and whose tokens begin with the space before a word."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
+    )
+    special = [END_OF_TEXT, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([TEXT] * 20, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    return tokenizer
+
+
+TOKENIZERS = [gpt2, own_bpe, words, like_llama3, like_gemma]
 
 
 @cache

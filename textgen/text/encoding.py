@@ -144,8 +144,6 @@ class Cutter:
             # With three beginnings, a tokenizer that counts from the beginning, as for groups of digits, is found out.
             if all(self.is_boundary(text, left + shift, end, right) for shift in range(3)):
                 return end, False
-        if self.tokenizer.pre_tokenizer is None:
-            return stop, True
         places = self.boundaries(text, start, stop)
         inner = [number for number, place in enumerate(places[:-1]) if lowest <= place <= stop]
         for number in inner[: -4 * TRIES - 1 : -1]:
@@ -165,11 +163,12 @@ class Cutter:
         before, after = self.encode(text[left:end]), self.encode(text[end:right])
         if both.ids != before.ids + after.ids:
             return False
-        if self.tokenizer.pre_tokenizer is None:
-            return True
         words, place = both.word_ids, len(before.ids)
-        if place == len(words) > 0:
-            return text[end].isspace()  # a long run of it, which the pre-tokenizer drops
+        after_word = text[end].isspace() and not text[end - 1].isspace()
+        if words and words[0] == words[-1]:  # without pre-tokens, as Gemma's: its tokens are local
+            return after_word
+        if place == len(words):  # a long run of white space, which the pre-tokenizer drops
+            return after_word
         return 0 < place < len(words) and words[place - 1] != words[place] != words[-1]
 
     def boundaries(self, text: str, start: int, stop: int) -> list[int]:
