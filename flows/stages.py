@@ -45,7 +45,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         "run_id": str(flow_run.id),
         "config": config.model_dump(mode="json"),
         "raw": raw.model_dump(mode="json"),
-        "text": looked.model_dump(mode="json"),
+        "text": looked.content(),
         "tokens": tokens.model_dump(mode="json"),
         "drift": drifted.model_dump(mode="json") if drifted is not None else None,
         "checkpoint": checkpoint.model_dump(mode="json"),

@@ -4,6 +4,7 @@ import argparse
 import contextvars
 import json
 import logging
+import shlex
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from tasks.cancel import cancel_children
 from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
+from textgen.publishing.drift import Drift, changes_in_words
 from textgen.storage import Storage
 from textgen.terminal import PlainFormatter, printable, say
 from textgen.text.corpus import RawManifest, raw_folder
@@ -103,7 +105,8 @@ def summarize(result: dict[str, Any]) -> None:
 
     if (drift := result["drift"]) is not None:
         reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
-        show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{reasons}\n")
+        changes = changes_in_words(Drift.model_validate(drift))
+        show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{changes}{reasons}\n")
 
     published = result["published"]
     for sample in published["samples"]:
@@ -113,7 +116,8 @@ def summarize(result: dict[str, Any]) -> None:
     decision = "promoted" if published["promoted"] else "not promoted"
     show(f"{published['name']} {published['version']}: {decision} ({published['reason']}); {verdict}")
     show(f"Model: {published['path']}")
-    show(f'Next:  python -m textgen generate {published["path"]} --prompt "Return the"')
+    prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:2]) or "The")
+    show(f"Next:  python -m textgen generate {shlex.quote(published['path'])} --prompt {prompt}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

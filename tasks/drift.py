@@ -5,7 +5,7 @@ import logging
 from prefect import task
 
 from textgen.config import Config
-from textgen.publishing.drift import Drift, measure_drift
+from textgen.publishing.drift import Drift, changes_in_words, measure_drift
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 
@@ -24,4 +24,4 @@ def drift(config: Config, raw: RawManifest) -> Drift | None:
 def in_words(found: Drift) -> str:
     """Return the verdict in a line."""
     because = f": {'; '.join(found.reasons)}" if found.reasons else ""
-    return f"against the text of {found.champion}, {found.verdict}{because}"
+    return f"against the text of {found.champion}, {found.verdict}{because}{changes_in_words(found)}"

@@ -15,7 +15,7 @@ from textgen.text import corpus
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.train import train
+from textgen.training.train import train, train_key
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def make(config: Config, flow_run_id: str | None = None) -> Publication:
     """Run the stages, each as the flow runs it, and return what they made."""
     raw = corpus.fetch(config.data, Storage(config.storage))
     tokens = tokenize(raw, config.tokenizer, Storage(config.storage), config.data.end_of_document)
-    checkpoint = train(tokens, config, config.root / "checkpoints" / "training", ignore)
+    checkpoint = train(tokens, config, Storage(config.storage).training(train_key(tokens, config)), ignore)
     metrics = evaluate(checkpoint.folder, tokens, config)
     published = publish(Candidate(checkpoint, metrics, tokens, raw, config), Storage(config.storage), flow_run_id)
     return Publication(config, raw, tokens, checkpoint, metrics, published)

@@ -8,6 +8,10 @@ from flows.train_flow import summarize
 
 HOSTILE = "/t/a[/b]c[bold]d :smile: \x1b[31mred\x1b]0;title\x07"
 SHOWN = "/t/a[/b]c[bold]d :smile: \\x1b[31mred\\x1b]0;title\\x07"
+SPLIT = {
+    "documents": 1, "words": 1, "bytes": 1, "overlap": 0.0,
+    "longest": {"name": "a", "words": 1}, "shortest": {"name": "a", "words": 1},
+}  # fmt: skip
 
 
 def result(text: str) -> dict[str, Any]:
@@ -15,10 +19,15 @@ def result(text: str) -> dict[str, Any]:
     speed = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
     figures = {"loss_nats": 1.0, "token_perplexity": 2.7, "word_perplexity": None, "bits_per_byte": 1.5}
     return {
+        "raw": {"key": "raw", "name": "files", "source": {}, "splits": {}, "reading": {"files": {}, "left_out": {text: 1}}},
+        "text": {
+            "key": "report", "raw_key": "raw",
+            "splits": {split: SPLIT for split in ("train", "validation", "test")},
+        },
         "stages": {"fetch": {"seconds": 1.0, "cached": False}},
         "checkpoint": {"speed": speed},
         "metrics": {"test": figures},
-        "drift": {"verdict": "not compared", "champion": "v1", "reasons": [text]},
+        "drift": {"key": "drift", "raw_key": "raw", "verdict": "not compared", "champion": "v1", "reasons": [text]},
         "published": {
             "name": "textgen", "version": "v1", "promoted": True, "reason": text, "path": text,
             "samples": [{"prompt": text, "continuation": text}],
@@ -33,4 +42,4 @@ def test_foreign_text_is_shown_as_it_is_and_does_not_act(columns, monkeypatch, c
     summarize(result(HOSTILE))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
-    assert printed.count(SHOWN) == 6
+    assert printed.count(SHOWN) == 7

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
+from textgen.publishing.gate import overlap_guard
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
 from textgen.publishing.version import Decision, Sample
@@ -47,7 +48,8 @@ def write_card(
         tokenizer=tokenizer_in_words(tokens),
         source=corpus.sentence,
         licence=corpus.licence,
-        data_rows="\n".join(_data_row(split, raw, tokens) for split in raw.splits),
+        data_rows="\n".join(_data_row(split, raw, tokens, decision) for split in raw.splits),
+        reading=_reading(raw),
         data_plot=DATA_PLOT,
         training=training_in_words(checkpoint),
         hyperparameters=table(("setting", "value"), hyperparameters(checkpoint)),
@@ -88,12 +90,25 @@ def _without_fences(source: dict[str, Any]) -> dict[str, Any]:
     return {key: without_fences(value) if isinstance(value, str) else value for key, value in source.items()}
 
 
-def _data_row(split: str, raw: RawManifest, tokens: TokensManifest) -> str:
+def _reading(raw: RawManifest) -> str:
+    """Return what was done to local files, as the end of a paragraph."""
+    if (reading := raw.reading) is None:
+        return ""
+    done = [
+        *(["Long files were cut at blank lines into documents of about 1,000 words."] * reading.cut),
+        *([f"{reading.copies:,} copies of documents were left out."] * (reading.copies > 0)),
+    ]
+    return "".join(f" {sentence}" for sentence in done)
+
+
+def _data_row(split: str, raw: RawManifest, tokens: TokensManifest, decision: Decision) -> str:
     text, counts = raw.splits[split], tokens.splits[split]
     median = load_documents(tokens, split)["words"].double().quantile(0.5).item()
+    shared = next((guard.value for guard in decision.guards if guard.name == overlap_guard(split)), None)
     return (
         f"| {split} | {text.rows:,} | {text.words:,} | {text.text_bytes:,} | {counts.tokens:,} | {counts.unknown:,} "
         f"| {text.text_bytes / max(1, counts.tokens):.3f} | {median:,.0f} |"
+        f" {figure(shared, '.1%')} |"
     )
 
 

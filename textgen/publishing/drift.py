@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
-from textgen.config import Config, EvaluationConfig
+from textgen.config import SPLITS, Config, EvaluationConfig
 from textgen.errors import Damaged, InputError
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
@@ -19,7 +19,7 @@ from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_parts, read_rows
+from textgen.text.corpus import RawManifest, list_documents, read_parts, read_rows
 from textgen.text.documents import Part, by_document
 
 DRIFT_VERSION = 1  # of the figures; a change makes every drift key new
@@ -54,6 +54,17 @@ class TextFigures(BaseModel):
     bits_per_byte: Estimate | None  # of that sample; None where the champion's vocabulary lacks words of it
 
 
+class Changes(BaseModel):
+    """The documents of local files that came and went since the champion's text, known by their words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    came: int
+    went: int
+    stayed: int
+    moved: int  # of those that stayed, into another split
+
+
 class Drift(Manifest):
     """New text against the champion's: the figures of both and a verdict."""
 
@@ -63,6 +74,7 @@ class Drift(Manifest):
     reasons: list[str]
     last: TextFigures | None = None
     new: TextFigures | None = None
+    changes: Changes | None = None  # None where one of the texts is not of local files
 
     def sha256_by_file(self) -> dict[str, str]:
         return {}
@@ -123,8 +135,33 @@ def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: S
     reasons = judge(last, new)
     return Drift(
         key=key, champion=champion.version, raw_key=raw.key, verdict="shifted" if reasons else "same", reasons=reasons,
-        last=last, new=new,
+        last=last, new=new, changes=compare_documents(last_raw, raw),
     )  # fmt: skip
+
+
+def compare_documents(last: RawManifest, new: RawManifest) -> Changes | None:
+    """Return which documents came and went, None where a text has no list of its documents."""
+    lists = [{split: list_documents(raw, split) for split in SPLITS} for raw in (last, new)]
+    hashes: list[dict[str, np.ndarray]] = []
+    for by_split in lists:
+        found: dict[str, np.ndarray] = {}
+        for split, table in by_split.items():
+            if table is None:
+                return None
+            found[split] = np.unique(table.column("hash").to_numpy())
+        hashes.append(found)
+    last_D, new_D = (np.unique(np.concatenate(list(found.values()))) for found in hashes)
+    stayed = len(np.intersect1d(last_D, new_D, assume_unique=True))
+    in_place = sum(len(np.intersect1d(hashes[0][split], hashes[1][split], assume_unique=True)) for split in SPLITS)
+    return Changes(came=len(new_D) - stayed, went=len(last_D) - stayed, stayed=stayed, moved=max(0, stayed - in_place))
+
+
+def changes_in_words(drift: Drift) -> str:
+    """Return which documents came and went, as the end of a line; nothing where that is not known."""
+    if (changes := drift.changes) is None:
+        return ""
+    moved = f", {changes.moved:,} of them into another split" if changes.moved else ""
+    return f"; {changes.came:,} documents came, {changes.went:,} went, {changes.stayed:,} stayed{moved}"
 
 
 def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:

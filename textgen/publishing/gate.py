@@ -198,6 +198,11 @@ def guard_validation(challenger: Scores, opponent: Scores) -> Guard:
     return Guard(name="difference on validation", passed=passed, value=_finite(found.difference), bound=bound)
 
 
+def overlap_guard(split: str) -> str:
+    """Return the name of the guard of a held-out split's overlap with train."""
+    return f"share of {split} that stands in train"
+
+
 def guard_overlap(report: TextReport, max_overlap: float) -> list[Guard]:
     """Return the guards of the held-out splits: little enough of them stands in train, in runs of 13 words."""
     guards = []
@@ -208,7 +213,7 @@ def guard_overlap(report: TextReport, max_overlap: float) -> list[Guard]:
         passed = found.overlap <= max_overlap
         guards.append(
             Guard(
-                name=f"share of {split} that stands in train",
+                name=overlap_guard(split),
                 passed=passed,
                 value=found.overlap,
                 bound=max_overlap,

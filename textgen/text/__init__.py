@@ -1,8 +1,17 @@
 """Text becomes tokens.
 
 - `sources`: where a corpus comes from, a class a kind: files, a folder in Hub layout, a Hub dataset, Python's docs.
-- `corpus`: freezes the text in data/raw, a read-only parquet file a split, and reads it back.
-- `documents`: which rows are one document, and the tokens, words and bytes of each document.
-- `tokenizer`: GPT-2's BPE, a BPE trained on the text, or the words of the text.
+- `local_files`, `readers`: which files a value of `data.files` names, and how a file of each kind is read.
+- `documents`: how plain text is cut into documents, which rows begin one, and the content by which one is known.
+- `freezing`: which split a document of local files is in, and the parquet files. `corpus`: the frozen text in data/raw.
+- `overlap`, `report`: how much of the held-out text stands in train, and what else `textgen data` shows.
+- `find_document`: which texts and versions hold a document.
+- `tokenizer`, `encoding`: GPT-2's BPE, a BPE trained on the text, or its words; long documents in bounded memory.
 - `tokens`: the token ids of a split as one tensor in data/processed, and the blocks cut from it.
+
+Local files. A file of plain text is a document; `data.document` can say paragraphs, lines or a separator. A row of a
+table is a document. A file is read as what its ending says: .txt, .md, .jsonl, .ndjson, .csv, .tsv or .parquet, each
+also with .gz, .bz2, .xz or .zst. In folders, hidden entries and other endings are left out and counted. One set of
+files is split by a salted hash of each document's words, so a document stays in its split whatever is added or renamed.
+Of documents with the same words, one is kept. A split that is given is never changed, only measured.
 """
