@@ -3,6 +3,11 @@
 Each thing is made if no thing of its name is there, and else brought up to date: run twice, nothing doubles.
 """
 
+from flows.prefect_settings import check_settings
+
+if __name__ == "__main__":
+    check_settings()
+
 import argparse
 import copy
 import os

@@ -1,5 +1,10 @@
 """The parent flow: fetch, tokenize, train, evaluate, publish; and the command `python -m flows.train_flow`."""
 
+from flows.prefect_settings import check_settings
+
+if __name__ == "__main__":
+    check_settings()
+
 import argparse
 import contextvars
 import json
@@ -203,6 +208,7 @@ def check_files(config: Config) -> None:
         InputError: one of them is absent or unusable.
     """
     storage = Storage(config.storage)
+    storage.check_writable()
     raw_folder(config.data, storage)
     find_gpt2_file(config.tokenizer, storage)
 

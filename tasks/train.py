@@ -21,7 +21,11 @@ from textgen.training.handover import bring_training, mirrored
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = [1, 10]
-FINAL = (InputError, Diverged, OutOfMemory, StateNotSaved, TrainingCancelled)  # a second attempt would end the same way
+# A second attempt would end the same way.
+FINAL = (
+    InputError, Diverged, OutOfMemory, StateNotSaved, TrainingCancelled,
+    PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
+)  # fmt: skip
 
 
 def key(config: Config, tokens: TokensManifest, folder: str | None = None) -> str:

@@ -388,3 +388,18 @@ def test_a_manifest_of_somebody_else_writes_no_file_outside_its_folder(there):
     there.bring(there.local / "raw" / "k", Notes)
     assert not (there.local / "models").exists()
     assert not (there.local / "raw" / "k").exists()
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:///x", "gs:///x", "://x", "s3a:///"])
+def test_a_url_whose_bucket_is_missing_is_refused(root):
+    with pytest.raises(InputError, match="names no bucket"):
+        Storage.at(root)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_root_that_cannot_be_written_is_named_before_the_work(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"storage\.root="):
+        Storage.at(tmp_path / name).check_writable()
+    Storage.at(tmp_path / "new" / "folder").check_writable()
+    assert not (tmp_path / "new").exists()

@@ -18,6 +18,7 @@ RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
+BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
 MAX_MISTAKES = 20  # lines of an error
 
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
@@ -77,7 +78,7 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def path_is_for_gpt2(self) -> Self:
         if self.path is not None and self.kind != "gpt2":
-            raise rule(f"tokenizer.path={self.path!r} goes with tokenizer.kind=gpt2, not with {self.kind!r}")
+            raise rule(f"tokenizer.path={brief(self.path)} goes with tokenizer.kind=gpt2, not with {self.kind!r}")
         return self
 
 
@@ -141,7 +142,16 @@ class StorageConfig(Section):
     @classmethod
     def folder_is_no_url(cls, root: str) -> str:
         if root.startswith(("file://", "local://")):
-            raise rule(f"storage.root={root!r}: a folder is named by its path, as {root.partition('://')[2]!r}")
+            path = root.partition("://")[2]
+            raise rule(f"storage.root={brief(root)}: a folder is named by its path, as {brief(path)}")
+        return root
+
+    @field_validator("root")
+    @classmethod
+    def bucket_is_named(cls, root: str) -> str:
+        kind, is_url, place = root.partition("://")
+        if is_url and (not kind or not place or (kind in BUCKETS and place.startswith("/"))):
+            raise rule(f"storage.root={brief(root)}: the URL names no bucket; is a variable in it empty?")
         return root
 
     @property

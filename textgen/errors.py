@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from textgen.terminal import printable
+from textgen.terminal import one_line, printable
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
@@ -82,8 +82,15 @@ def from_text(text: str) -> InputError | Failure | None:
     return kinds[said[1]](said[2])
 
 
+def system_error_in_words(error: OSError) -> str:
+    """Return an error of the system in one line: the file and the reason."""
+    if error.strerror is None:
+        return one_line(f"{type(error).__name__}: {error}")
+    return one_line(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
+
+
 def carry_out(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code. InputError and Failure are printed as one line on stderr."""
+    """Run a command and return its exit code. InputError, Failure and OSError are printed as one line on stderr."""
     try:
         command()
     except InputError as error:
@@ -91,6 +98,9 @@ def carry_out(command: Callable[[], None]) -> int:
         return USER_MISTAKE
     except Failure as error:
         print(printable(str(error)), file=sys.stderr)
+        return FAILURE
+    except OSError as error:  # of the system, about a file: a full disk, a permission, a name that is too long
+        print(system_error_in_words(error), file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

@@ -6,6 +6,7 @@ nothing is pushed.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any, TypeVar
 import fsspec
 from filelock import FileLock
 
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, parse_config
 from textgen.errors import Damaged, Failure, InputError, StorageUnavailable
 from textgen.files import Manifest, build_once, is_plain_name, new_folder, set_aside, write_atomic
-from textgen.terminal import brief
+from textgen.terminal import brief, one_line
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Remote:
         try:
             self.files, self.base = fsspec.url_to_fs(url.rstrip("/"), **OPTIONS)
         except (ValueError, ImportError) as error:
-            raise InputError(f"storage.root={url!r}: {error}") from error
+            raise InputError(f"storage.root={brief(url)}: {one_line(error)}") from error
 
     def place(self, path: Path) -> str:
         """Return where a path of the local root is in the remote one."""
@@ -69,8 +70,7 @@ class Remote:
         except Failure:
             raise
         except Exception as error:  # of the object store's own client, of its HTTP client, of the system
-            reason = " ".join(str(error).split())
-            message = f"storage.root={self.url}: {type(error).__name__}: {reason}"
+            message = f"storage.root={self.url}: {type(error).__name__}: {one_line(error)}"
             refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
             raise StorageUnavailable(message, transient=not refused) from error
 
@@ -133,9 +133,9 @@ class Storage:
         """Open the root at a folder or an fsspec URL.
 
         Raises:
-            InputError: fsspec knows no such kind of URL, or lacks the package for it.
+            InputError: it is none that a root can be, fsspec knows no such kind of URL, or lacks the package for it.
         """
-        return cls(StorageConfig(root=str(root)))
+        return cls(parse_config({"storage": {"root": str(root)}}).storage)
 
     @property
     def is_remote(self) -> bool:
@@ -160,6 +160,21 @@ class Storage:
     def drift(self, key: str) -> Path:
         """Return the folder of a comparison of two texts."""
         return self._folder("drift", key)
+
+    def check_writable(self) -> None:
+        """Check, without writing, that the folder that the stages work in can be written, or made.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try:
+            there = next(path for path in [self.local.absolute(), *self.local.absolute().parents] if path.exists())
+        except OSError as error:
+            raise InputError(f"storage.root={brief(str(self.local))}: {error.strerror}") from None
+        if not there.is_dir():
+            raise InputError(f"storage.root={brief(str(self.local))}: {there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"storage.root={brief(str(self.local))}: {there} cannot be written")
 
     def _folder(self, stage: str, name: str) -> Path:
         """Return a folder of a stage.

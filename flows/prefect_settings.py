@@ -1,0 +1,72 @@
+"""What is checked before Prefect is imported: it reads its settings then, and waits for ever on a folder of its own."""
+
+import io
+import os
+import sys
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from textgen.errors import InputError, carry_out
+from textgen.terminal import brief, one_line
+
+DEFAULT_HOME = "~/.prefect"
+
+
+def check_settings() -> None:
+    """End the process with one line where Prefect's settings in the environment are none that it can work with."""
+    if code := carry_out(_check):
+        sys.exit(code)
+
+
+def _check() -> None:
+    url = os.environ.get("PREFECT_API_URL", "")
+    check_home(Path(os.environ.get("PREFECT_HOME") or DEFAULT_HOME).expanduser(), has_server=bool(url))
+    if url:
+        check_address(url)
+    printed = io.StringIO()  # Prefect prints what is wrong, in several lines, before it raises it
+    try:
+        with redirect_stderr(printed):
+            import prefect.context  # noqa: F401  reads the settings and the profiles
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"Prefect's {error.title}: {name}={brief(first['input'])}: {one_line(first['msg'])}") from None
+    except ValueError as error:  # profiles that are not TOML
+        raise InputError(f"Prefect's settings: {one_line(error)}") from None
+    sys.stderr.write(printed.getvalue())
+
+
+def check_home(home: Path, has_server: bool) -> None:
+    """Check that Prefect's folder can be written, which a temporary server needs.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        if has_server:
+            home.exists()
+            return
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise InputError(f"PREFECT_HOME={brief(str(home))}: the folder cannot be written: {error.strerror}") from None
+
+
+def check_address(url: str) -> None:
+    """Check that a server's address is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        address = urlsplit(url)
+        is_address = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # brackets that are not closed, a port that is no number
+        is_address = False
+    if not is_address:
+        raise InputError(f"PREFECT_API_URL={brief(url)}: not the address of a server, as http://127.0.0.1:4200/api")

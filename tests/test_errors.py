@@ -1,0 +1,61 @@
+"""What a command ends with: one line that acts on no terminal, and an exit code."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from textgen.__main__ import main
+from textgen.errors import FAILURE, USER_MISTAKE, Failure, InputError, carry_out
+
+LONG = "x" * 300
+
+
+def ending_with(error: BaseException) -> int:
+    def fail() -> None:
+        raise error
+
+    return carry_out(fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("data.path=\x1b[31m"), USER_MISTAKE, "data.path=\\x1b[31m"),
+        (Failure("no server\x07"), FAILURE, "no server\\x07"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/f"), FAILURE, "/d/f: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "a\nb"), FAILURE, "a b: Permission denied"),
+        (ConnectionError("gone"), FAILURE, "ConnectionError: gone"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
+    assert ending_with(error) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", LONG, "--prompt", "a"],
+        ["generate", f"{LONG}@v1", "--prompt", "a"],
+        ["generate", "../../x@champion", "--prompt", "a"],
+        ["generate", "a@v1", "--prompt", "a", "--root", "file:///x"],
+        ["generate", "a@v1", "--prompt", "\udcff"],
+        ["evaluate", f"/{LONG}"],
+        ["models", "list", "--root", "s3:///x"],
+        ["models", "list", "--root", "nonsense://x"],
+        ["models", "list", "--root", f"/{LONG}"],
+        ["models", "list", "--name", LONG],
+        ["train", "--config", LONG, "--tokens", "t", "--out", "o"],
+        ["train", "--config", "default", "--tokens", LONG, "--out", "o"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:30],
+)
+def test_a_name_that_no_file_can_have_is_one_line(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (FAILURE, USER_MISTAKE)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert list(Path().iterdir()) == []
