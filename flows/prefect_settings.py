@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from textgen.errors import InputError, carry_out
 from textgen.terminal import brief, one_line
 
+HOME, SERVER = "PREFECT_HOME", "PREFECT_API_URL"
+ADDRESSES = {SERVER: "http://127.0.0.1:4200/api", "HF_ENDPOINT": "https://huggingface.co"}  # with examples
 DEFAULT_HOME = "~/.prefect"
 
 
@@ -23,10 +25,13 @@ def check_settings() -> None:
 
 
 def _check() -> None:
-    url = os.environ.get("PREFECT_API_URL", "")
-    check_home(Path(os.environ.get("PREFECT_HOME") or DEFAULT_HOME).expanduser(), has_server=bool(url))
-    if url:
-        check_address(url)
+    for name in (HOME, *ADDRESSES):
+        if os.environ.get(name) == "":  # which Prefect takes for a server of that address
+            del os.environ[name]
+    check_home(Path(os.environ.get(HOME, DEFAULT_HOME)).expanduser(), has_server=SERVER in os.environ)
+    for name, example in ADDRESSES.items():
+        if name in os.environ:
+            check_address(name, os.environ[name], example)
     printed = io.StringIO()  # Prefect prints what is wrong, in several lines, before it raises it
     try:
         with redirect_stderr(printed):
@@ -54,10 +59,10 @@ def check_home(home: Path, has_server: bool) -> None:
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:
-        raise InputError(f"PREFECT_HOME={brief(str(home))}: the folder cannot be written: {error.strerror}") from None
+        raise InputError(f"{HOME}={brief(str(home))}: the folder cannot be written: {error.strerror}") from None
 
 
-def check_address(url: str) -> None:
+def check_address(name: str, url: str, example: str) -> None:
     """Check that a server's address is one.
 
     Raises:
@@ -69,4 +74,4 @@ def check_address(url: str) -> None:
     except ValueError:  # brackets that are not closed, a port that is no number
         is_address = False
     if not is_address:
-        raise InputError(f"PREFECT_API_URL={brief(url)}: not the address of a server, as http://127.0.0.1:4200/api")
+        raise InputError(f"{name}={brief(url)}: not the address of a server, as {example}")

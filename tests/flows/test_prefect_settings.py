@@ -34,13 +34,13 @@ def test_with_a_server_elsewhere_the_folder_need_not_be_written(tmp_path):
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://[", "http://h:x/api", "http://h:0", "ftp://h", "://h"])
 def test_what_is_no_address_of_a_server_is_named(url):
-    with pytest.raises(InputError, match="PREFECT_API_URL"):
-        check_address(url)
-    check_address("https://h:4200/api")
+    with pytest.raises(InputError, match="PREFECT_API_URL=.* as http://h"):
+        check_address("PREFECT_API_URL", url, "http://h")
+    check_address("PREFECT_API_URL", "https://h:4200/api", "http://h")
 
 
 @pytest.mark.parametrize("module", ["flows.train_flow", "flows.setup"])
-@pytest.mark.parametrize("setting", ["PREFECT_HOME", "PREFECT_LOGGING_LEVEL"])
+@pytest.mark.parametrize("setting", ["PREFECT_HOME", "PREFECT_LOGGING_LEVEL", "HF_ENDPOINT"])
 def test_a_setting_that_prefect_cannot_work_with_is_one_line_and_exit_code_2(module, setting, tmp_path):
     (tmp_path / "file").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -49,3 +49,13 @@ def test_a_setting_that_prefect_cannot_work_with_is_one_line_and_exit_code_2(mod
     run = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_an_empty_setting_is_one_that_is_not_set(tmp_path):
+    code = "import os; from flows.prefect_settings import check_settings; check_settings(); print(dict(os.environ))"
+    settings = {"PREFECT_API_URL": "", "HF_ENDPOINT": "", "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
+    assert "PREFECT_HOME" in run.stdout
+    assert "PREFECT_API_URL" not in run.stdout
+    assert "HF_ENDPOINT" not in run.stdout
