@@ -19,8 +19,8 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     assert list(result["stages"]) == list(STAGES)
     assert cached(result) == []
     assert set(result) == {
-        "run_id", "config", "raw", "text", "tokens", "drift", "checkpoint", "metrics", "published", "champion", "hub_commit",
-        "stages",
+        "run_id", "config", "raw", "text", "tokens", "drift", "checkpoint", "metrics", "published", "champion",
+        "hub_commit", "stages",
     }  # fmt: skip
     assert set(result["metrics"]) == {"validation", "test"}
     published = result["published"]

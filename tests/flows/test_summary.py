@@ -19,7 +19,9 @@ def result(text: str) -> dict[str, Any]:
     speed = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
     figures = {"loss_nats": 1.0, "token_perplexity": 2.7, "word_perplexity": None, "bits_per_byte": 1.5}
     return {
-        "raw": {"key": "raw", "name": "files", "source": {}, "splits": {}, "reading": {"files": {}, "left_out": {text: 1}}},
+        "raw": {
+            "key": "raw", "name": "files", "source": {}, "splits": {}, "reading": {"files": {}, "left_out": {text: 1}},
+        },
         "text": {
             "key": "report", "raw_key": "raw",
             "splits": {split: SPLIT for split in ("train", "validation", "test")},
