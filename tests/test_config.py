@@ -123,7 +123,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, word):
         "\x1b[31m=1",
         "training.max_steps=1_000",
         "seed=2020-13-45",
-        "data.path=!!python/object:x y",
+        "training.seed=!!python/object:x y",
         'data.path="a\\0b"',
         'data.path="\\ud800"',
         "data.revision=2020-01-01T00:00:00Z=",
@@ -197,3 +197,30 @@ def test_any_values_of_a_form_are_a_configuration_or_a_mistake(values):
         parse_config(values)
     except InputError as error:
         assert all(len(line) < LONGEST_LINE for line in str(error).splitlines())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["*.txt", "[draft] notes.txt", "{a}.md", "C# notes #1.txt", "&x", "@x", "%x", "!x", "2024", "2024-01-02", "1_000",
+     "true", "notes: mine", "- a", "? a", "x[[]ab].txt", "a b", "1e5"],
+)  # fmt: skip
+def test_the_name_of_a_file_is_taken_as_it_is_typed(name):
+    assert load_config(None, [f"data.files={name}"]).data.files == name
+    splits = [f"data.files.test={name}", "data.files.train=a", "data.files.validation=b"]
+    assert load_config(None, splits).data.files == {"train": "a", "validation": "b", "test": name}
+    assert load_config(None, [f"storage.root={name}"]).storage.root == name
+
+
+def test_lists_quotes_and_null_of_an_override_are_yaml():
+    assert load_config(None, ["data.files=[a, 'b c']"]).data.files == ["a", "b c"]
+    assert load_config(None, ["data.files='*.md'"]).data.files == "*.md"
+    assert load_config(None, ['data.document="\\n\\n"']).data.document == "\n\n"
+    assert load_config(None, ["data.files=null"]).data.files is None
+
+
+@pytest.mark.parametrize("files", ["3", "[]", "[1]", "{train: a, dev: b}", "{train: {a: b}}", "{}", "''"])
+def test_what_names_no_files_is_one_line(files, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"data: {{files: {files}}}")
+    with pytest.raises(InputError, match=r"^data\.files=") as caught:
+        load_config(tmp_path / "config.yaml", [])
+    assert "\n" not in str(caught.value)

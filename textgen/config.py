@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -21,6 +21,7 @@ MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
 MAX_MISTAKES = 20  # lines of an error
 
+NULLS = ("", "null", "~")  # in an override
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
 
 
@@ -56,6 +57,19 @@ class DataConfig(Section):
     @classmethod
     def present_name(cls, name: str) -> str:
         return RENAMED_DATASETS.get(name, name)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def files_are_named(cls, files: Any) -> Any:
+        values = list(files.values()) if isinstance(files, dict) else [files]
+        named = [value for some in values for value in (some if isinstance(some, list) else [some])]
+        known = not isinstance(files, dict) or set(files) <= set(SPLITS)
+        if files is not None and not (named and known and all(isinstance(value, str) and value for value in named)):
+            raise rule(
+                f"data.files={brief(files)}: a folder, a file or a glob was expected, a list of these, or "
+                "{train, validation, test} of these"
+            )
+        return files
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
@@ -283,7 +297,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = read_yaml(text)
     except NotPlain as error:
-        raise InputError(f"{brief(override)}: the value is not YAML of a configuration: {error}") from None
+        if not takes_text(key):
+            raise InputError(f"{brief(override)}: the value is not YAML of a configuration: {error}") from None
+        value = text
+    is_yaml = text in NULLS or text.startswith(("'", '"')) or (text[:1] in "[{" and isinstance(value, list | dict))
+    if takes_text(key) and not is_yaml:
+        value = text  # as it is typed: in YAML, *.txt is an alias, 2024-01-02 a date, and # begins a comment
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
@@ -293,6 +312,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise InputError(f"{brief(override)}: {brief(section)} is not a section")
         values = inner
     values[last] = value
+
+
+def takes_text(key: str) -> bool:
+    """Return whether a key's value may be any text, as a path is."""
+    section, _, name = key.partition(".")
+    if (found := Config.model_fields.get(section)) is None or not name:
+        return found is not None and found.annotation is str
+    kind = found.annotation
+    if not (isinstance(kind, type) and issubclass(kind, Section)):
+        return False
+    field = kind.model_fields.get(name.partition(".")[0])
+    return field is not None and (field.annotation is str or str in get_args(field.annotation))
 
 
 def _explain(details: ErrorDetails) -> str:

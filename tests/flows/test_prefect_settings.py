@@ -34,7 +34,7 @@ def test_with_a_server_elsewhere_the_folder_need_not_be_written(tmp_path):
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://[", "http://h:x/api", "http://h:0", "ftp://h", "://h"])
 def test_what_is_no_address_of_a_server_is_named(url):
-    with pytest.raises(InputError, match="PREFECT_API_URL=.* as http://h"):
+    with pytest.raises(InputError, match=r"PREFECT_API_URL=.* as http://h"):
         check_address("PREFECT_API_URL", url, "http://h")
     check_address("PREFECT_API_URL", "https://h:4200/api", "http://h")
 

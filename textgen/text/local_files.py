@@ -75,6 +75,9 @@ def ending_of(name: str) -> str:
 
 def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFile]:
     path = Path(value)
+    if value.startswith("~") and not path.exists():
+        path = path.expanduser()
+        value = str(path)
     try:
         folder = path
         if path.is_dir():
