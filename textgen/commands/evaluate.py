@@ -27,13 +27,13 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.protocols import DEFINITIONS
     from textgen.model.device import choose_device
     from textgen.model.find import resolve
-    from textgen.model.pretrained import load_model
+    from textgen.model.pretrained import load_finite_model
     from textgen.publishing.version import published_stride
     from textgen.storage import Storage
 
     storage = Storage.at(options.root)
     folder = resolve(options.model, storage)
-    loaded = load_model(folder, choose_device("auto"))
+    loaded = load_finite_model(folder, choose_device("auto"))
     half = max(1, loaded.seq_length // 2)
     stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
     evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)

@@ -30,7 +30,7 @@ def add_generate(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from textgen.inference.generate import SamplingConfig, generate
     from textgen.model.find import resolve
-    from textgen.model.pretrained import load_model
+    from textgen.model.pretrained import load_finite_model
     from textgen.storage import Storage
 
     try:
@@ -41,5 +41,5 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
     if not options.prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in options.prompt):
         raise InputError("--prompt: it has bytes that are not UTF-8")
-    loaded = load_model(resolve(options.model, Storage.at(options.root)))
+    loaded = load_finite_model(resolve(options.model, Storage.at(options.root)))
     say(options.prompt + generate(loaded, options.prompt, sampling))

@@ -21,9 +21,9 @@ def add_gguf(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from textgen.model.find import resolve
     from textgen.model.gguf import write_gguf
-    from textgen.model.pretrained import load_model
+    from textgen.model.pretrained import load_finite_model
     from textgen.storage import Storage
 
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it names the temporary file
-    write_gguf(load_model(resolve(options.model, Storage.at(options.root))), options.out)
+    write_gguf(load_finite_model(resolve(options.model, Storage.at(options.root))), options.out)
     say(str(options.out))

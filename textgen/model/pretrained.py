@@ -153,10 +153,21 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     check_shapes(folder / WEIGHTS_FILE, config, vocab_size)
     model = LanguageModel(config, vocab_size)
     read_weights(model, folder / WEIGHTS_FILE)
-    for name, parameter in model.named_parameters():
+    return LoadedModel(model.to(device).eval(), tokenizer, seq_length)
+
+
+def load_finite_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Return the model of a folder, which may be somebody else's. The gate of a publish measures what is not finite.
+
+    Raises:
+        InputError: the folder holds no model.
+        Damaged: it holds one that cannot be read, or whose weights are not finite.
+    """
+    loaded = load_model(folder, device)
+    for name, parameter in loaded.model.named_parameters():
         if not parameter.isfinite().all():
             raise Damaged(f"{folder / WEIGHTS_FILE} is damaged: {name} has numbers that are not finite")
-    return LoadedModel(model.to(device).eval(), tokenizer, seq_length)
+    return loaded
 
 
 def _read_description(path: Path) -> tuple[ModelConfig, int, int]:

@@ -4,7 +4,7 @@ from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import sha256_file
 from textgen.model.find import resolve
-from textgen.model.pretrained import WEIGHTS_FILE, load_model, qwen3_config
+from textgen.model.pretrained import WEIGHTS_FILE, load_finite_model, qwen3_config
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
@@ -37,7 +37,7 @@ def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> 
     if config.training.init_from is None:
         return
     folder = resolve(config.training.init_from, Storage(config.storage))
-    loaded = load_model(folder)
+    loaded = load_finite_model(folder)
     theirs, ours = (
         qwen3_config(one.config, one.vocab_size, config.data.seq_length, end_id=0) for one in (loaded.model, model)
     )
