@@ -4,6 +4,7 @@ import io
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -41,82 +42,18 @@ class Piece(NamedTuple):
         return self.first and self.last
 
 
-def encode_documents(
-    tokenizer: Tokenizer, parts: Iterable[Part], by_line: bool = False, window: int = WINDOW, context: int = CONTEXT
-) -> Iterator[Encoded]:
-    """Yield the ids of documents, a batch at a time, each document's being those of one call of `tokenizer.encode`.
+class Batch(NamedTuple):
+    """Pieces that are tokenized at once, and the numbers of pieces before which documents end."""
 
-    With `by_line` each line of a document is tokenized on its own.
-    """
-    cutter = Cutter(tokenizer, window, context)
-    pieces: list[Piece] = []
-    ends: list[int] = []  # numbers of pieces
-    size = 0
-    for document in by_document(parts):
-        units = by_document(split_lines(document)) if by_line else (document,)
-        for unit in units:
-            for piece in cutter.cut(unit):
-                if size > BATCH_BYTES:
-                    yield encode_pieces(cutter, pieces, ends)
-                    pieces, ends, size = [], [], 0
-                pieces.append(piece)
-                size += text_bytes(piece.text) + PIECE_BYTES
-        ends.append(len(pieces))
-    if pieces:
-        yield encode_pieces(cutter, pieces, ends)
+    pieces: list[Piece]
+    ends: list[int]
 
 
-def encode_units(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
-    """Yield the ids of each text."""
-    rest: list[int] = []
-    for encoded in encode_documents(tokenizer, (Part(text, True) for text in texts)):
-        *whole, last = np.split(encoded.ids_N, encoded.ends_D)
-        for ids_N in whole:
-            yield [*rest, *ids_N.tolist()]
-            rest = []
-        rest += last.tolist()
+class Affixes(NamedTuple):
+    """The ids that a tokenizer puts before and after those of each text."""
 
-
-def split_lines(texts: Iterable[str]) -> Iterator[Part]:
-    """Yield the lines of a text, each a document of its own; a text without any line is one empty line."""
-    begins, lines = True, 0
-    for text in texts:
-        for line in io.StringIO(text, newline="\n"):
-            yield Part(line, begins)
-            begins = line.endswith("\n")
-            lines += 1
-    if not lines:
-        yield Part("", True)
-
-
-def text_bytes(text: str) -> int:
-    """Return the length of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def cut_windows(
-    texts: Iterable[str], longest: int, find_cut: Callable[[str, int], tuple[int, bool]]
-) -> Iterator[Piece]:
-    """Yield the pieces of one text that comes in several, none over `longest` characters.
-
-    `find_cut` is given a text and where a piece begins; at least `longest` characters follow. It returns where the
-    piece ends, and whether that is in a pre-token.
-    """
-    waiting: list[str] = []
-    length = 0
-    first = True
-    for more in texts:
-        waiting.append(more)
-        length += len(more)
-        if length <= longest:
-            continue
-        text, start = "".join(waiting), 0
-        while len(text) - start > longest:
-            end, forced = find_cut(text, start)
-            yield Piece(text[start:end], first, last=False, forced=forced)
-            start, first = end, False
-        waiting, length = [text[start:]], len(text) - start
-    yield Piece("".join(waiting), first, last=True)
+    before: list[int]
+    after: list[int]
 
 
 class Cutter:
@@ -124,7 +61,6 @@ class Cutter:
 
     def __init__(self, tokenizer: Tokenizer, window: int = WINDOW, context: int = CONTEXT) -> None:
         self.tokenizer = tokenizer
-        self.affixes = find_affixes(tokenizer)
         self.window = window
         longest = max(map(len, (token.content for token in tokenizer.get_added_tokens_decoder().values())), default=0)
         self.context = max(context, 2 * longest)
@@ -186,25 +122,119 @@ class Cutter:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def encode_pieces(cutter: Cutter, pieces: list[Piece], ends: list[int]) -> Encoded:
-    """Return the ids of pieces, a document ending before each of the numbers `ends`."""
-    encode = cutter.tokenizer.encode_batch_fast
-    wholes = iter(encode([piece.text for piece in pieces if piece.whole]))
-    others = iter(encode([piece.text for piece in pieces if not piece.whole], add_special_tokens=False))
+def encode_documents(
+    tokenizer: Tokenizer, parts: Iterable[Part], by_line: bool = False, window: int = WINDOW, context: int = CONTEXT
+) -> Iterator[Encoded]:
+    """Yield the ids of documents, a batch at a time, each document's being those of one call of `tokenizer.encode`.
+
+    With `by_line` each line of a document is tokenized on its own.
+    """
+    cutter, affixes = Cutter(tokenizer, window, context), find_affixes(tokenizer)
+    with ThreadPoolExecutor(1) as thread:  # it tokenizes while this one reads, cuts and collects
+        waiting: list[tuple[Batch, Future[list[Encoding]]]] = []
+        for batch in batches(cutter, parts, by_line):
+            waiting.append((batch, thread.submit(encode_batch, tokenizer, batch)))
+            if len(waiting) > 1:
+                earlier, found = waiting.pop(0)
+                yield collect(earlier, found.result(), affixes)
+        for earlier, found in waiting:
+            yield collect(earlier, found.result(), affixes)
+
+
+def batches(cutter: Cutter, parts: Iterable[Part], by_line: bool) -> Iterator[Batch]:
+    """Yield the pieces of documents in batches of about `BATCH_BYTES`."""
+    batch, size = Batch([], []), 0
+    for document in by_document(parts):
+        units = by_document(split_lines(document)) if by_line else (document,)
+        for unit in units:
+            for piece in cutter.cut(unit):
+                if size > BATCH_BYTES:
+                    yield batch
+                    batch, size = Batch([], []), 0
+                batch.pieces.append(piece)
+                size += text_bytes(piece.text) + PIECE_BYTES
+        batch.ends.append(len(batch.pieces))
+    if batch.pieces:
+        yield batch
+
+
+def encode_units(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the ids of each text."""
+    rest: list[int] = []
+    for encoded in encode_documents(tokenizer, (Part(text, True) for text in texts)):
+        *whole, last = np.split(encoded.ids_N, encoded.ends_D)
+        for ids_N in whole:
+            yield [*rest, *ids_N.tolist()]
+            rest = []
+        rest += last.tolist()
+
+
+def split_lines(texts: Iterable[str]) -> Iterator[Part]:
+    """Yield the lines of a text, each a document of its own; a text without any line is one empty line."""
+    begins, lines = True, 0
+    for text in texts:
+        for line in io.StringIO(text, newline="\n"):
+            yield Part(line, begins)
+            begins = line.endswith("\n")
+            lines += 1
+    if not lines:
+        yield Part("", True)
+
+
+def text_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def cut_windows(
+    texts: Iterable[str], longest: int, find_cut: Callable[[str, int], tuple[int, bool]]
+) -> Iterator[Piece]:
+    """Yield the pieces of one text that comes in several, none over `longest` characters.
+
+    `find_cut` is given a text and where a piece begins; at least `longest` characters follow. It returns where the
+    piece ends, and whether that is in a pre-token.
+    """
+    waiting: list[str] = []
+    length = 0
+    first = True
+    for more in texts:
+        waiting.append(more)
+        length += len(more)
+        if length <= longest:
+            continue
+        text, start = "".join(waiting), 0
+        while len(text) - start > longest:
+            end, forced = find_cut(text, start)
+            yield Piece(text[start:end], first, last=False, forced=forced)
+            start, first = end, False
+        waiting, length = [text[start:]], len(text) - start
+    yield Piece("".join(waiting), first, last=True)
+
+
+def encode_batch(tokenizer: Tokenizer, batch: Batch) -> list[Encoding]:
+    """Return the encodings of a batch's pieces, in order; on every core."""
+    wholes, others = ([piece.text for piece in batch.pieces if piece.whole is whole] for whole in (True, False))
+    of_wholes = iter(tokenizer.encode_batch_fast(wholes))
+    of_others = iter(tokenizer.encode_batch_fast(others, add_special_tokens=False))
+    return [next(of_wholes if piece.whole else of_others) for piece in batch.pieces]
+
+
+def collect(batch: Batch, encodings: list[Encoding], affixes: Affixes) -> Encoded:
+    """Return the ids of a batch as arrays."""
     ids, places = array("i"), array("q", [0])
-    for piece in pieces:
+    for piece, encoding in zip(batch.pieces, encodings, strict=True):
         if piece.first and not piece.whole:
-            ids.extend(cutter.affixes[0])
-        ids.extend(next(wholes if piece.whole else others).ids)
+            ids.extend(affixes.before)
+        ids.extend(encoding.ids)
         if piece.last and not piece.whole:
-            ids.extend(cutter.affixes[1])
+            ids.extend(affixes.after)
         places.append(len(ids))
-    return Encoded(np.array(ids), np.array(places)[ends], sum(piece.forced for piece in pieces))
+    return Encoded(np.array(ids), np.array(places)[batch.ends], sum(piece.forced for piece in batch.pieces))
 
 
-def find_affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after the ids of each text."""
+def find_affixes(tokenizer: Tokenizer) -> Affixes:
+    """Return the ids that a tokenizer puts before and after those of each text."""
     found = tokenizer.encode("a")
     text = [place for place, added in enumerate(found.special_tokens_mask) if not added]
     start, end = (text[0], text[-1] + 1) if text else (0, 0)
-    return found.ids[:start], found.ids[end:]
+    return Affixes(found.ids[:start], found.ids[end:])
