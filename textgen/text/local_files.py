@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from textgen.errors import InputError
+from textgen.terminal import printable
 
 KINDS = {
     ".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
@@ -17,6 +18,7 @@ KINDS = {
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "no regular file", "folder that was read already"
+LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,10 @@ class LocalFile:
     path: Path
     kind: str
     compression: str | None
-    name: str  # within the folder that the value names
+    name: str  # within the folder that the value names, as `shown`
+
+    def __str__(self) -> str:
+        return shown(self.path)
 
     @property
     def has_rows(self) -> bool:
@@ -70,7 +75,12 @@ def read_kind(path: Path) -> tuple[str, str | None] | None:
 def ending_of(name: str) -> str:
     """Return the ending that says a file's kind, as `.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    return "".join(suffixes[-2:] if suffixes[-1] in COMPRESSIONS else suffixes[-1:])
+    return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in COMPRESSIONS else suffixes[-1:])
+
+
+def shown(path: Path) -> str:
+    """Return a path as one line of UTF-8: line ends, and bytes that are no text, as their escapes."""
+    return printable(path.as_posix()).translate(LINE_ENDS)
 
 
 def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFile]:
@@ -80,13 +90,14 @@ def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFil
         value = str(path)
     try:
         folder = path
-        if path.is_dir():
+        if value and path.is_dir():
             paths: Iterable[Path] = _walk(path, left_out)
         elif path.is_file():
             paths, folder = [path], path.parent
         else:
             folder = _fixed_part(path)
-            paths = [path for path in map(Path, sorted(glob.glob(value, recursive=True))) if path.is_file()]  # noqa: PTH207
+            matches = map(Path, sorted(glob.glob(value, recursive=True)))  # noqa: PTH207
+            paths = [path for path in matches if not path.is_dir()]
         any_file = False
         for found in paths:
             any_file = True
@@ -104,15 +115,17 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _local_file(key: str, value: str, path: Path, folder: Path) -> LocalFile:
+    if not path.is_file():
+        raise InputError(f"{key}={value!r}: {shown(path)} is a broken link or no regular file")
     kind = read_kind(path)
     if kind is None:
-        endings = ", ".join(KINDS)
-        raise InputError(f"{key}={value!r}: {path} is of no kind that is read: {endings}, each also with .gz and so on")
-    return LocalFile(path, *kind, name=path.relative_to(folder).as_posix())
+        endings, packed = ", ".join(KINDS), ", ".join(COMPRESSIONS)
+        raise InputError(f"{key}={value!r}: {shown(path)} is of no kind that is read: {endings}, each also as {packed}")
+    return LocalFile(path, *kind, name=shown(path.relative_to(folder)))
 
 
 def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, following links, each folder once."""
+    """Yield the files of a folder and its subfolders, following links, each folder once, by its first name."""
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -123,19 +136,19 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    left_out[HIDDEN] += 1
-                elif entry.is_dir():
-                    waiting.append(Path(entry.path))
-                elif entry.is_file():
-                    path = Path(entry.path)
-                    if read_kind(path) is None:
-                        left_out[path.suffix.lower() or "no ending"] += 1
-                    else:
-                        yield path
+            paths = [Path(entry.path) for entry in entries]
+        for path in sorted(paths, reverse=True):  # the last of `waiting` is the next
+            if path.name.startswith("."):
+                left_out[HIDDEN] += 1
+            elif path.is_dir():
+                waiting.append(path)
+            elif path.is_file():
+                if read_kind(path) is None:
+                    left_out[shown(Path(path.suffix.lower())) if path.suffix else "no ending"] += 1
                 else:
-                    left_out[BROKEN if entry.is_symlink() else SPECIAL] += 1
+                    yield path
+            else:
+                left_out[BROKEN if path.is_symlink() else SPECIAL] += 1
 
 
 def _why(left_out: Counter[str]) -> str:
