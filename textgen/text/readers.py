@@ -11,19 +11,23 @@ import lzma
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from textgen.errors import InputError
 from textgen.files import sha256_file
+from textgen.terminal import brief, one_line
 from textgen.text.documents import PART_CHARACTERS, lines_of
 from textgen.text.local_files import LocalFile
 
 READ_BYTES = 1 << 20
+BATCH_ROWS = 100  # of parquet in memory at once
+BYTE_ORDER_MARK = "\ufeff"
 CHECKED_ROWS = 1000  # of a table, before a run starts
 MOST_UNPACKED = 1000  # times a compressed file's size
+TOO_MUCH = "it unpacks to over {:,} times its size"
 BROKEN_ARCHIVE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 NO_JSON = (ValueError, RecursionError)
 
@@ -62,17 +66,19 @@ def read_text(file: LocalFile, sha256: str | None) -> Generator[str, None, None]
     Raises:
         InputError: it is not UTF-8, does not unpack, or is no longer the file of this sha256.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     with _opened(file, sha256) as stream:
-        text, position = "", 0
+        text, position, at_start = "", 0, True
         while True:
             chunk = stream.read(READ_BYTES)
             try:
                 text += decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 place = max(0, position + error.start - (len(error.object) - len(chunk)))
-                raise InputError(f"{file.path}: the text is not UTF-8 near byte {place}") from None
+                raise InputError(f"{file}: the text is not UTF-8 near byte {place}") from None
             position += len(chunk)
+            if at_start and text:
+                text, at_start = text.removeprefix(BYTE_ORDER_MARK), False
             whole = len(text) if not chunk else len(text) - len(text) % PART_CHARACTERS
             for start in range(0, whole, PART_CHARACTERS):
                 yield text[start : start + PART_CHARACTERS]
@@ -90,7 +96,7 @@ def read_table(file: LocalFile, sha256: str | None, column: str) -> Generator[st
     """
     readers = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}
     for number, value in enumerate(readers[file.kind](file, sha256, column), 1):
-        yield check_row(value, f"{file.path}, row {number}", column)
+        yield check_row(value, f"{file}, row {number}", column)
 
 
 def check_start(file: LocalFile, column: str) -> None:
@@ -122,17 +128,25 @@ def check_row(value: object, place: str, column: str) -> str:
 
 
 def _read_jsonl(file: LocalFile, sha256: str | None, column: str) -> Iterator[object]:
+    names: list[str] = []
+
+    def note_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal names
+        names = [name for name, _ in pairs]  # at last those of the row, which ends after the objects in it
+        return dict(pairs)
+
+    decoder = json.JSONDecoder(object_pairs_hook=note_names)
     for number, line in enumerate(lines_of(read_text(file, sha256)), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = decoder.decode(line)
         except NO_JSON as error:
             reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-            raise InputError(f"{file.path}, line {number}: not JSON: {reason}") from None
+            raise InputError(f"{file}, line {number}: not JSON: {reason}") from None
         if not isinstance(row, dict):
-            raise InputError(f"{file.path}, line {number}: {type(row).__name__} where an object was expected")
-        _check_column(row, f"{file.path}, line {number}", column)
+            raise InputError(f"{file}, line {number}: {type(row).__name__} where an object was expected")
+        _check_column(names, f"{file}, line {number}", column)
         yield row[column]
 
 
@@ -141,17 +155,17 @@ def _read_csv(file: LocalFile, sha256: str | None, column: str) -> Iterator[obje
     rows = csv.reader(lines_of(read_text(file, sha256)), strict=True, delimiter="\t" if file.kind == "tsv" else ",")
     try:
         names = next(rows, [])
-        _check_column(names, f"{file.path}, the first line", column)
+        _check_column(names, f"{file}, the first line", column)
         place = names.index(column)
         for row in rows:
             if not row:
                 continue  # an empty line
             if len(row) != len(names):
-                where = f"{file.path}, line {rows.line_num}"
+                where = f"{file}, line {rows.line_num}"
                 raise InputError(f"{where}: {len(row)} fields where the first line has {len(names)}")
             yield row[place]
     except csv.Error as error:
-        raise InputError(f"{file.path}, line {rows.line_num}: not {file.kind.upper()}: {error}") from None
+        raise InputError(f"{file}, line {rows.line_num}: not {file.kind.upper()}: {error}") from None
 
 
 def _read_parquet(file: LocalFile, sha256: str | None, column: str) -> Iterator[object]:
@@ -161,24 +175,26 @@ def _read_parquet(file: LocalFile, sha256: str | None, column: str) -> Iterator[
     with _unpacked(file, sha256) as path:
         try:
             table = pyarrow.parquet.ParquetFile(path)
-            _check_column(table.schema_arrow.names, str(file.path), column)
+            _check_column(table.schema_arrow.names, str(file), column)
             kind = table.schema_arrow.field(column).type
-            if pyarrow.types.is_dictionary(kind):
+            if is_dictionary := pyarrow.types.is_dictionary(kind):
                 kind = kind.value_type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise InputError(f"{file.path}, row 1: `{column}` is {kind}; a string is needed")
-            for group in range(table.num_row_groups):
-                for batch in table.read_row_group(group, columns=[column]).to_batches(max_chunksize=1000):
-                    yield from batch.column(0).to_pylist()
+            if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+                raise InputError(f"{file}, row 1: `{column}` is {kind}; a string is needed")
+            left = MOST_UNPACKED * path.stat().st_size
+            for batch in table.iter_batches(BATCH_ROWS, columns=[column]):
+                texts = batch.column(0).dictionary_decode() if is_dictionary else batch.column(0)
+                if (left := left - texts.nbytes) < 0:
+                    raise InputError(f"{file}: {TOO_MUCH.format(MOST_UNPACKED)}")
+                yield from texts.to_pylist()
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file.path}: not parquet: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(f"{file}: not parquet: {one_line(error)}") from None
 
 
-def _check_column(names: Any, place: str, column: str) -> None:
-    there = list(names)
+def _check_column(there: Sequence[str], place: str, column: str) -> None:
     if there.count(column) != 1:
         many = "several columns" if column in there else "no column"
-        shown = ", ".join(map(repr, there[:10])) or "none"
+        shown = ", ".join(map(brief, there[:10])) or "none"
         raise InputError(f"{place}: {many} {column!r} (data.text_column); it has {shown}")
 
 
@@ -187,13 +203,16 @@ def _opened(file: LocalFile, sha256: str | None) -> Iterator[IO[bytes]]:
     """Yield the file's unpacked bytes; check after the block that they were those of this sha256, where one is given.
 
     Raises:
-        InputError: it does not unpack, unpacks to too much, or was changed meanwhile.
+        InputError: it cannot be opened or unpacked, unpacks to too much, or was changed meanwhile.
     """
-    hashed = Hashed(file.path)
+    try:
+        hashed = Hashed(file.path)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from None
     try:
         yield cast(IO[bytes], Bounded(file, io.BufferedReader(hashed, READ_BYTES)))
         if sha256 is not None and hashed.rest() != sha256:
-            raise InputError(f"{file.path}: the file was changed while it was read; start again")
+            raise InputError(f"{file}: the file was changed while it was read; start again")
     finally:
         hashed.close()
 
@@ -218,15 +237,13 @@ class Bounded:
                 chunks.append(chunk)
                 size -= len(chunk)
         except BROKEN_ARCHIVE as error:
-            if self.file.compression is None:
-                raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.file.path}: not a {self.file.compression} file: {reason}") from None
+            what = "cannot be read" if self.file.compression is None else f"not a {self.file.compression} file"
+            raise InputError(f"{self.file}: {what}: {one_line(error)}") from None
         data = b"".join(chunks)
         if self.left is not None:
             self.left -= len(data)
             if self.left < 0:
-                raise InputError(f"{self.file.path}: it unpacks to over {MOST_UNPACKED:,} times its size")
+                raise InputError(f"{self.file}: {TOO_MUCH.format(MOST_UNPACKED)}")
         return data
 
 
@@ -251,7 +268,7 @@ def _unpacked(file: LocalFile, sha256: str | None) -> Iterator[Path]:
     if file.compression is None:
         yield file.path
         if sha256 is not None and sha256_file(file.path) != sha256:
-            raise InputError(f"{file.path}: the file was changed while it was read; start again")
+            raise InputError(f"{file}: the file was changed while it was read; start again")
         return
     with tempfile.NamedTemporaryFile(suffix=".parquet") as temporary:
         with _opened(file, sha256) as stream:
