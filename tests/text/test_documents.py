@@ -1,14 +1,32 @@
-"""Documents: articles of WikiText, rows of any other text, and together the whole of it."""
+"""Documents: of plain text files, paragraphs, lines or what is between separators; of rows articles or rows."""
 
+import hashlib
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from textgen.text.documents import cut, is_heading
+from textgen.text import documents
+from textgen.text.documents import (
+    CONTENT_PERSON,
+    CUT_LINE_WORDS,
+    CUT_WORDS,
+    LONG_WORDS,
+    Content,
+    by_document,
+    cut,
+    cut_text,
+    is_heading,
+    lines_of,
+    parts_of,
+)
 
+EXAMPLES = 100
 SHARED = Path(__file__).parents[3] / "shared"
 WIKITEXT = [
     "", " = A = \n", "", " one . \n", " = = B = = \n", " = = = C = = = \n", "", " = D = E = \n", " two \n", "",
@@ -55,3 +73,136 @@ def test_documents_are_all_of_a_text_in_order():
 def test_the_test_split_of_wikitext_2_has_62_documents():
     file = SHARED / "wikitext" / "wikitext-2-v1" / "test-00000-of-00001.parquet"
     assert len(cut(pyarrow.parquet.read_table(file).column("text").to_pylist())) == 62
+
+
+def in_pieces(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def documents_of(text: str, document: str, size: int = 1 << 18, cut_long: bool = False) -> list[str]:
+    """Return the documents of a text that comes in pieces of `size` characters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PART_CHARACTERS", size)
+        return ["".join(texts) for texts in by_document(cut_text(in_pieces(text, size), document, cut_long))]
+
+
+SIZES = [*range(1, 12), 1 << 18]
+PARAGRAPHS = [
+    "\n \nfirst line\nsecond line\n\n",
+    "=====\n\t\n\n",
+    "a paragraph of one very long line\nand another\n\n",
+    "end",
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_paragraph_ends_at_a_blank_line(size, line_end):
+    paragraphs = [paragraph.replace("\n", line_end) for paragraph in PARAGRAPHS]
+    assert documents_of("".join(paragraphs), "paragraphs", size) == paragraphs
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_line_with_text_is_a_document_and_has_the_blank_ones_after_it(size, line_end):
+    lines = ["\n \nfirst\n", "second line\n", "third, and blank ones\n\n \n", "fourth\n", "last"]
+    lines = [line.replace("\n", line_end) for line in lines]
+    assert documents_of("".join(lines), "line", size) == lines
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("separator", ["\n---\n", "---", "-", "<|end|>", ".*", "\n\n\n", "\x00"])
+def test_a_separator_is_in_none_of_the_documents(size, separator):
+    texts = ["one", "two\nlines\n-", "", "a longer text", "\n end\n"]
+    text = separator.join(texts)
+    assert documents_of(text, separator, size) == text.split(separator)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("separator", ["\n---\n", "\r\n---\r\n"])
+def test_a_line_end_of_a_separator_is_that_of_the_file(size, separator):
+    for line_end in ("\n", "\r\n"):
+        text = f"one{line_end}---{line_end}{line_end}two{line_end}---{line_end}---"
+        expected = ["one", f"{line_end}two", "---"]
+        assert documents_of(text, separator, size) == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_is_one_document(size):
+    assert documents_of(text := "a\n\n\nb\r\n = c = \n", "file", size) == [text]
+    assert documents_of(text, "file", size, cut_long=True) == [text]
+
+
+@pytest.mark.parametrize("document", ["file", "line", "paragraphs"])
+def test_a_file_without_text_is_no_document(document):
+    assert documents_of("", document) == []
+
+
+def words(count: int, between: str = " ") -> str:
+    return between.join(f"w{number}" for number in range(count))
+
+
+@pytest.mark.parametrize("size", [1009, 1 << 18])
+def test_a_long_file_is_cut_at_the_first_blank_line_after_so_many_words(size):
+    paragraphs = [words(90) + ("\r\n\r\n" if number % 2 else "\n\n") for number in range(60)]
+    found = documents_of("".join(paragraphs), "file", size, cut_long=True)
+    per_document = -(-CUT_WORDS // 90)
+    assert found == ["".join(paragraphs[n : n + per_document]) for n in range(0, 60, per_document)]
+
+
+@pytest.mark.parametrize("size", [1009, 1 << 18])
+def test_a_long_file_without_blank_lines_is_cut_at_a_line_end(size):
+    lines = [words(90) + "\n" for _ in range(60)]
+    found = documents_of("".join(lines), "file", size, cut_long=True)
+    per_document = -(-CUT_LINE_WORDS // 90)
+    assert found == ["".join(lines[n : n + per_document]) for n in range(0, 60, per_document)]
+
+
+@pytest.mark.parametrize("size", [100, 1009, 4096, 1 << 18])
+@pytest.mark.parametrize("length", [1, 40, 120])
+def test_a_long_line_is_cut_at_white_space_and_never_within_a_word(size, length):
+    text = " ".join(f"{number:0{length}}" for number in range(9000))
+    found = documents_of(text, "file", size, cut_long=True)
+    assert "".join(found) == text and len(found) > 2
+    assert [word for document in found for word in document.split()] == text.split()
+    assert max(len(document.split()) for document in found) <= 2 * CUT_LINE_WORDS
+
+
+@pytest.mark.parametrize("count", [LONG_WORDS, LONG_WORDS + 1])
+def test_a_file_is_long_above_two_thousand_words(count):
+    assert (len(documents_of(words(count, "\n\n"), "file", cut_long=True)) > 1) == (count > LONG_WORDS)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 18])
+def test_lines_are_those_of_the_file(size):
+    text = "a\r\n\n b\u2028c\x0bd\re\n\nend"
+    assert list(lines_of(in_pieces(text, size))) == re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def test_the_content_of_a_document_is_the_hash_of_its_words_whatever_the_pieces():
+    text = " one  two\r\n\tthree\u2003naïve 塔\n"
+    expected = hashlib.blake2b("one two three naïve 塔".encode(), digest_size=8, person=CONTENT_PERSON)
+    for size in range(1, len(text) + 1):
+        content = Content()
+        for part in parts_of(text) if size == len(text) else in_pieces(text, size):
+            content.add(part if isinstance(part, str) else part.text)
+        assert content.hash == int.from_bytes(expected.digest(), "big")
+        assert (content.words, content.bytes) == (5, len(text.encode()))
+
+
+ANY_TEXT = st.lists(
+    st.sampled_from(["a", "bc ", " ", "\n", "\r\n", "\n\n", "\r", "塔", "-", "\x1c", "\u2028"]), max_size=40
+)
+ANY_DOCUMENT = st.sampled_from(["file", "line", "paragraphs", "-", "\n", "\n\n", "--", "a-"])
+
+
+@settings(max_examples=EXAMPLES, derandomize=True, deadline=None)
+@given(ANY_TEXT.map("".join), ANY_DOCUMENT, st.integers(1, 9), st.booleans())
+def test_documents_do_not_depend_on_the_pieces_and_are_all_of_the_text(text, document, size, cut_long):
+    found, of_one_piece = documents_of(text, document, size, cut_long), documents_of(text, document, cut_long=cut_long)
+    assert [one.split() for one in found] == [one.split() for one in of_one_piece]
+    if document in ("file", "line", "paragraphs"):
+        assert "".join(found) == text
+        assert document == "file" or all(one.split() for one in found) or len(found) == 1
+    elif "\n" not in document:
+        assert found == text.split(document)

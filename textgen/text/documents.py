@@ -120,40 +120,52 @@ def _cut_long(pieces: Iterable[str]) -> Iterator[Part]:
 
 
 def _shorter(line: str) -> list[str]:
-    """Return a line in pieces of CUT_WORDS words, if it has more than CUT_LINE_WORDS."""
-    if len(line) <= CUT_LINE_WORDS or len(line.split()) <= CUT_LINE_WORDS:
-        return [line]
-    return re.findall(rf"(?:\s*\S+){{1,{CUT_WORDS}}}\s*", line)
+    """Return a line in pieces of CUT_WORDS words, if it has more than CUT_LINE_WORDS.
+
+    The last word of a line that comes in pieces is a piece of its own: the next one may go on with it.
+    """
+    word = "" if len(line) < PART_CHARACTERS or line[-1].isspace() else line.rsplit(maxsplit=1)[-1]
+    whole = line[: len(line) - len(word)]
+    if len(whole) <= CUT_LINE_WORDS or len(whole.split()) <= CUT_LINE_WORDS:
+        pieces = [whole]
+    else:
+        pieces = re.findall(rf"(?:\s*\S+){{1,{CUT_WORDS}}}\s*", whole)
+    return [piece for piece in (*pieces, word) if piece]
 
 
 def _cut_lines(lines: Iterable[str], begins: Callable[[bool, int], bool], mid_line: bool = False) -> Iterator[Part]:
     """Yield documents that are cut before lines with text.
 
     `begins(after_blank, words)` says whether one begins at such a line, by whether the line before is blank, and by the
-    words of the document so far. With `mid_line` a document may begin at a piece of a line.
+    words of the document so far. With `mid_line` a document may begin at a piece of a line, after white space.
     """
     kept: list[str] = []
     size = words = 0
-    first, after_blank, at_line = True, False, True
+    first, after_blank, blank, at_place = True, False, True, True  # `blank`: the line so far, of which this is a piece
     for line in lines:
         count = len(line.split())
-        if count and words and (at_line or mid_line) and begins(after_blank, words):
+        if count and words and at_place and begins(after_blank and blank, words):
             yield Part("".join(kept), first)
             kept, size, words, first = [], 0, 0, True
         elif size >= PART_CHARACTERS:
             yield Part("".join(kept), first)
             kept, size, first = [], 0, False
         kept.append(line)
-        size, words, after_blank, at_line = size + len(line), words + count, not count, line.endswith("\n")
+        size, words = size + len(line), words + count
+        blank = blank and not count
+        if line.endswith("\n"):
+            after_blank, blank = blank, True
+        at_place = blank or (mid_line and line[-1].isspace())
     if kept:
         yield Part("".join(kept), first)
 
 
 def _cut_at(pieces: Iterable[str], separator: str) -> Iterator[Part]:
-    """Yield documents that are cut at each `separator`."""
-    rest, begins, reach = "", True, len(separator) - 1
+    """Yield documents that are cut at each `separator`, a line end of which is `\\n` or `\\r\\n` in the text."""
+    pattern = re.compile(r"\r?\n".join(map(re.escape, re.split(r"\r?\n", separator))))
+    rest, begins, reach = "", True, len(separator) + separator.count("\n") - 1
     for piece in pieces:
-        *whole, rest = (rest + piece).split(separator)
+        *whole, rest = pattern.split(rest + piece)
         for text in whole:
             yield from parts_of(text, begins)
             begins = True
