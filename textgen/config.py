@@ -42,9 +42,9 @@ class DataConfig(Section):
     )
     end_of_document: bool = Field(True, description="whether an end-of-text id follows each document")
     validation_fraction: float = Field(
-        0.05, gt=0, lt=1, description="of the documents, where one set of files is split"
+        0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split"
     )
-    test_fraction: float = Field(0.05, gt=0, lt=1, description="of the documents, where one set of files is split")
+    test_fraction: float = Field(0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split")
     max_overlap: float = Field(
         0.05,
         ge=0,

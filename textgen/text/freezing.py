@@ -191,19 +191,18 @@ def check_splits(census: Census, data: DataConfig) -> None:
     for number, split in enumerate(SPLITS):
         if census.count(number) > 0:
             continue
-        if isinstance(data.files, dict) or data.files is None:
+        if data.files is None:
+            raise InputError(f"data.path={data.path!r}: the {split} split is missing or empty")
+        if isinstance(data.files, dict):
             raise InputError(f"data.files.{split}: the split is empty")
         if kept == 0:
             raise InputError("data.files: the files hold no text")
-        fraction = {"validation": data.validation_fraction, "test": data.test_fraction}.get(split)
-        if fraction is None:
-            raise InputError(
-                f"data.files: the {split} split is empty; lower data.validation_fraction and test_fraction"
-            )
-        needed = max(round(1 / fraction), kept + 1)
+        fractions = {"validation": data.validation_fraction, "test": data.test_fraction}
+        fraction = fractions.get(split, 1 - sum(fractions.values()))
         raise InputError(
-            f"data.files: the {split} split is empty: {kept} document{'s' * (kept != 1)} at data.{split}_fraction="
-            f"{fraction:g}; about {needed} are needed, {needed - kept} more, or a larger fraction"
+            f"data.files: the {split} split is empty: the content of {kept} document{'s' * (kept != 1)} put none into "
+            f"it; about {round(1 / fraction):,} more are needed where {fraction:.3g} of the documents are in "
+            f"{split}, or other data.validation_fraction and data.test_fraction"
         )
 
 
@@ -216,7 +215,8 @@ def write_splits(documents: Documents, census: Census, folder: Path) -> dict[str
         for one, part in documents.parts():
             if part.begins:
                 number, place, file = number + 1, place + 1 if one is file else 1, one
-                writer = writers[split_of[number]] if split_of[number] < len(SPLITS) else None
+                known = number < len(split_of)  # but of a file that was changed since, of which its reader will tell
+                writer = writers[split_of[number]] if known and split_of[number] < len(SPLITS) else None
             if writer is not None:
                 writer.add(part, one.file.name, place)
     return {split: writer.written for split, writer in zip(SPLITS, writers, strict=True)}
