@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -178,3 +179,143 @@ def test_wikitext_2_has_the_published_counts(tmp_path):
 def test_an_unknown_configuration_is_named_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match="wikitext-2-v1"):
         fetch(DataConfig(path=str(WIKITEXT), dataset_config="wikitext-3"), Storage.at(tmp_path))
+
+
+def test_a_folder_in_hub_layout_keeps_line_ends_as_the_files_do(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_bytes(f"{split} one\r\n\r\n \n= two =\n".encode())
+    of_path = fetch(DataConfig(path=str(folder), document="line"), Storage.at(tmp_path / "data"))
+    files = {split: f"{folder}/{split}.txt" for split in SPLITS}
+    of_files = fetch(DataConfig(files=files, document="line"), Storage.at(tmp_path / "data"))
+    for split in SPLITS:
+        assert list(read_rows(of_path, split)) == list(read_rows(of_files, split))
+        assert "".join(read_rows(of_path, split)) == f"{split} one\r\n\r\n \n= two =\n"
+
+
+@pytest.mark.parametrize("name", [".corpus", "../.corpus", "in/../.corpus", ".corpus/in", "link"])
+@pytest.mark.parametrize("key", ["path", "files"])
+def test_an_edited_file_is_noticed_wherever_the_folder_is(tmp_path, monkeypatch, name, key):
+    place = tmp_path / "in"
+    place.mkdir()
+    monkeypatch.chdir(place if name.startswith("..") else tmp_path)
+    folder = tmp_path / (".corpus/in" if name.endswith("/in") else ".corpus")
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text(f"{split} one\n")
+    found = []
+    for text in ("train one\n", "train two\n"):
+        (folder / "train.txt").write_text(text)
+        os.utime(folder / "train.txt", ns=(len(found), len(found)))
+        named = {split: f"{name}/{split}.txt" for split in SPLITS} if key == "files" else name
+        found.append(fetch(DataConfig(**{key: named}), Storage.at(tmp_path / "data")))
+        assert list(read_rows(found[-1], "train")) == [text]
+    assert found[0].key != found[1].key
+
+
+def test_every_file_that_is_read_of_a_folder_is_in_the_key_and_another_is_refused(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / ".hidden").mkdir(parents=True)
+    for split in SPLITS:
+        (folder / f".hidden/{split}.txt").write_text(f"{split}\n")
+    entries = "".join(f"      - {{split: {split}, path: .hidden/{split}.txt}}\n" for split in SPLITS)
+    (folder / "README.md").write_text(f"---\nconfigs:\n  - config_name: default\n    data_files:\n{entries}---\n")
+    assert "is read, but is hidden or outside of the folder" in refusal(tmp_path, path=str(folder))
+
+
+def test_a_key_says_how_plain_text_beside_other_kinds_is_read(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text("a\nb\n")
+    (folder / "notes.csv").write_text("text\na\n")
+    counts = []
+    for document in ("file", "line"):
+        raw = fetch(DataConfig(path=str(folder), document=document), Storage.at(tmp_path / "data"))
+        counts.append(raw.splits["train"].documents)
+    assert counts == [1, 2]
+
+
+def refusal(root: Path, **data: Any) -> str:
+    with pytest.raises(InputError) as error:
+        fetch(DataConfig(**data), Storage.at(root / "data"))
+    assert "\n" not in str(error.value)
+    assert not list((root / "data").rglob("*.parquet"))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("README.md", "---\nconfigs: [\n---\n", "ParserError"),
+        ("README.md", "---\nconfigs: 3\n---\n", "data"),
+        ("mine.py", "a = 1\n", "scripts are no longer supported"),
+        ("dataset_infos.json", "{", "JSONDecodeError"),
+        ("test.txt", "", "data.path"),
+        ("validation.txt", None, "data.path"),
+        ("validation.txt", b"\xff", "validation.txt: the text is not UTF-8"),
+    ],
+)
+def test_a_broken_folder_in_hub_layout_is_one_line(tmp_path, name, content, word):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text(f"{split}\n")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert word in refusal(tmp_path, path=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "data", [b"text\na\n" + b'"b', b'{"text": [', b"PAR1", b"\xff\xfe", b'{"text": 1}\n', b"\x00" * 99]
+)
+def test_broken_tables_of_a_folder_in_hub_layout_are_one_line(tmp_path, kind, data):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.{kind}").write_bytes(data)
+    assert refusal(tmp_path, path=str(folder)).startswith("data")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "", "a.txt", "fifo"])
+def test_a_path_that_is_no_folder_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").touch()
+    os.mkfifo(tmp_path / "fifo")
+    assert refusal(tmp_path, path=name) == f"data.path={name!r}: there is no such folder"
+
+
+@pytest.mark.parametrize("key", ["path", "files"])
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch, key):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text("a\n")
+
+    def refuse(path: Path) -> str:  # the tests may be run by root, who may read any file
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sources, "sha256_file", refuse)
+    assert refusal(tmp_path, **{key: str(folder)}).endswith(".txt: Permission denied")
+
+
+@pytest.mark.parametrize("key", ["path", "files"])
+def test_what_is_read_is_what_was_hashed(tmp_path, monkeypatch, key):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text(f"{split}\n")
+    freeze = sources.freeze_files
+
+    def change_and_freeze(*arguments: Any) -> Any:
+        (folder / "test.txt").write_text("other\n")
+        return freeze(*arguments)
+
+    monkeypatch.setattr(sources, "freeze_files", change_and_freeze)
+    named = {split: f"{folder}/{split}.txt" for split in SPLITS} if key == "files" else str(folder)
+    assert "test.txt: the file was changed while it was read" in refusal(tmp_path, **{key: named})

@@ -1,6 +1,7 @@
 """Where a corpus comes from, a class a kind: what identifies it, how it is read, and what there is to say of it."""
 
 import functools
+import os
 import re
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
 from textgen.storage import Storage
 from textgen.text.freezing import RawSplit, Reading, SplitFile, freeze_files
-from textgen.text.local_files import LocalFile, find_files, read_kind
+from textgen.text.local_files import LocalFile, find_files, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library
 from textgen.text.readers import check_row, check_start
 
@@ -164,7 +165,7 @@ class HubFolder:
 
     def identity(self) -> Identity:
         folder = Path(self.path)
-        if not folder.is_dir():
+        if not os.path.isdir(self.path):  # noqa: PTH112  False too where a name is too long
             raise InputError(f"data.path={self.path!r}: there is no such folder")
         sha256s = {path.relative_to(folder).as_posix(): _sha256_source(path) for path in self._files()}
         source: Identity = {
@@ -172,7 +173,7 @@ class HubFolder:
             "files": sha256s,
         }  # fmt: skip
         kinds = {found[0] for path in self._files() if path.suffix != ".md" and (found := read_kind(path))}
-        if kinds == {"text"}:  # which is read here
+        if "text" in kinds:  # which is read here
             source |= {"version": FILES_VERSION, "document": self.data.document}
         return source
 
@@ -207,16 +208,16 @@ class HubFolder:
         known = {(Path(self.path) / name).resolve(): sha256 for name, sha256 in identity["files"].items()}
         for path in (Path(name) for names in data_files.values() for name in names):
             if (sha256 := known.get(path.resolve())) is None:
-                raise InputError(f"data.path={self.path!r}: {path} is read, but is hidden or outside of the folder")
+                read = f"data.path={self.path!r}: {shown(path)} is read"
+                raise InputError(f"{read}, but is hidden or outside of the folder")
             if sha256_file(path) != sha256:
-                raise InputError(f"{path}: the file was changed while it was read; start again")
+                raise InputError(f"{shown(path)}: the file was changed while it was read; start again")
         found = {str(split): list(map(Path, names)) for split, names in data_files.items()}
         return [
-            SplitFile(
-                LocalFile(path, *(read_kind(path) or ("text", None)), name=path.name), known[path.resolve()], split
-            )
+            SplitFile(LocalFile(path, *(read_kind(path) or ("text", None)), shown(Path(path.name))), sha256, split)
             for split in SPLITS
             for path in found.get(split, [])
+            if (sha256 := known[path.resolve()])
         ]
 
     @staticmethod
@@ -310,8 +311,11 @@ def _configuration(identity: Identity) -> str:
 
 
 def _sha256_source(path: Path) -> str:
-    status = path.stat()
-    return _sha256_unchanged(path, status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _sha256_unchanged(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{shown(path)}: {error.strerror}") from None
 
 
 @functools.cache
@@ -328,11 +332,12 @@ def _check_start(file: LocalFile, column: str, sha256: str) -> None:
 
 def _read(load: Callable[[], T]) -> T:
     """Call `load` on a local source, and name what is wrong with it in one line."""
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
+    from yaml import YAMLError
 
     try:
         return load()
-    except (DatasetGenerationError, DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError, YAMLError) as error:
         cause = error.__cause__ or error
         raise InputError(f"data: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
 
