@@ -7,7 +7,7 @@ import torch
 
 from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.protocols import DEFINITIONS, WINDOWS, Text, read_as_lm_eval, read_as_stream, read_split
+from textgen.evaluation.protocols import DEFINITIONS, read_as_lm_eval, read_as_stream, read_split, read_tokens_split
 from textgen.evaluation.scoring import Measured, Metrics, arrays_file, measure
 from textgen.files import content_key, sha256_file
 from textgen.model.device import autocast, choose_device
@@ -16,7 +16,7 @@ from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, find_raw, read_units
 from textgen.text.documents import mark_rows
-from textgen.text.tokens import TokensManifest, encode_stream, load_documents, load_stream
+from textgen.text.tokens import TokensManifest, encode_stream
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 EVALUATED = ("validation", "test")
@@ -63,9 +63,7 @@ def evaluate_splits(
         if raw is not None:
             text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:
-            counts = tokens.splits[name]
-            windows = WINDOWS[evaluation.protocol](counts.tokens, loaded.seq_length, stride)
-            text = Text(load_stream(tokens, name), list(windows), load_documents(tokens, name), counts)
+            text = read_tokens_split(tokens, name, evaluation.protocol, loaded.seq_length, stride)
         measured[name] = measure(loaded.model, text, evaluation.batch_size, f"evaluate {name}")
     return measured
 

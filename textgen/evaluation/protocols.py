@@ -15,7 +15,15 @@ from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_parts, read_units
 from textgen.text.encoding import encode_units
 from textgen.text.tokenizer import UNKNOWN, end_id
-from textgen.text.tokens import Stream, TextCounts, block_count, encode_stream
+from textgen.text.tokens import (
+    Stream,
+    TextCounts,
+    TokensManifest,
+    block_count,
+    encode_stream,
+    load_documents,
+    load_stream,
+)
 
 Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 
@@ -92,6 +100,13 @@ def read_as_stream(stream: Stream, evaluation: EvaluationConfig, seq_length: int
     seq_length = max(1, min(seq_length, length - 1))
     windows = WINDOWS[evaluation.protocol](length, seq_length, evaluation.stride or max(1, seq_length // 2))
     return Text(stream.ids_N, list(windows), stream.documents, stream.counts)
+
+
+def read_tokens_split(tokens: TokensManifest, split: str, protocol: str, seq_length: int, stride: int) -> Text:
+    """Return a split as `sliding` and `blocks` read it, from the stream that is on the disk."""
+    counts = tokens.splits[split]
+    windows = WINDOWS[protocol](counts.tokens, seq_length, stride)
+    return Text(load_stream(tokens, split), list(windows), load_documents(tokens, split), counts)
 
 
 def read_split(

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import TextCounts
 
+SUMMED_WINDOWS = 1 << 10  # at once
+COPIED_TOKENS = 1 << 20  # from the device at once
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
@@ -101,12 +103,22 @@ def read_documents(metrics: Metrics, split: str) -> Documents:
 def measure(model: LanguageModel, text: Text, batch_size: int, label: str | None = None) -> Measured:
     """Score a text; `label` names a progress bar."""
     nats_S = score_tokens(model, text.ids_N, text.windows, batch_size, label)
-    document_N = torch.arange(len(text.documents["tokens"])).repeat_interleave(text.documents["tokens"])
-    document_S = document_N[scored_positions(text.windows)]
-    nats_D = torch.zeros(len(text.documents["tokens"]), dtype=torch.float64).index_add_(0, document_S, nats_S.double())
-    tokens_D = document_S.bincount(minlength=len(nats_D))
+    tokens_D = torch.zeros_like(text.documents["tokens"])
+    nats_D, done = tokens_D.double(), 0
+    for positions_S, document_S in scored_parts(text):
+        nats_D.index_add_(0, document_S, nats_S[done : done + len(positions_S)].double())
+        tokens_D.index_add_(0, document_S, torch.ones_like(document_S))
+        done += len(positions_S)
     found = Documents(nats_D, tokens_D, text.documents["words"], text.documents["bytes"])
     return Measured(summarize(nats_D.sum().item(), len(nats_S), text.counts), nats_S, found)
+
+
+def scored_parts(text: Text) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield where in the stream the scored tokens are and which document each is of, in order, some at a time."""
+    ends_D = text.documents["tokens"].cumsum(0)
+    for start in range(0, len(text.windows), SUMMED_WINDOWS):
+        positions_S = scored_positions(text.windows[start : start + SUMMED_WINDOWS])
+        yield positions_S, torch.searchsorted(ends_D, positions_S, right=True)
 
 
 def scored_positions(windows: list[Window]) -> Tensor:
@@ -149,23 +161,34 @@ def score_tokens(
     """
     device, last = next(model.parameters()).device, len(stream_N) - 1
     windows_W3 = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
+    scored_W = windows_W3[:, 2]
+    first_W = scored_W.cumsum(0) - scored_W  # the place in the result of the first token that a window scores
     order_W = windows_W3[:, 1].argsort(descending=True, stable=True)
-    nats, is_scored = [torch.empty(0, device=device)], [torch.empty(0, dtype=torch.bool)]
+    nats_S = torch.empty(int(scored_W.sum()))
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, which of them are scored, their places
     with tqdm(total=len(windows), desc=label, unit="window", disable=True if label is None else None) as progress:
-        for batch_B3 in windows_W3[order_W].split(batch_size) if windows else ():
-            starts_B1, inputs_B1, scored_B1 = batch_B3.T[:, :, None]
+        for batch_B in order_W.split(batch_size) if windows else ():
+            starts_B1, inputs_B1, scored_B1 = windows_W3[batch_B].T[:, :, None]
             reach_S = torch.arange(int(inputs_B1.max()) + 1)
             ids_BS = stream_N[(starts_B1 + reach_S).clamp(max=last)].long().to(device)
-            nats.append(next_token_nats(model, ids_BS[:, :-1], ids_BS[:, 1:]).flatten())
+            nats = next_token_nats(model, ids_BS[:, :-1], ids_BS[:, 1:]).flatten()
             input_T = reach_S[:-1]
-            is_scored.append(((input_T < inputs_B1) & (input_T >= inputs_B1 - scored_B1)).flatten())
-            progress.update(len(batch_B3))
+            is_scored = ((input_T < inputs_B1) & (input_T >= inputs_B1 - scored_B1)).flatten()
+            waiting.append((nats, is_scored, _ranges(first_W[batch_B], scored_W[batch_B])))
+            if len(waiting) * len(nats) >= COPIED_TOKENS:
+                _copy(waiting, nats_S)
+                waiting = []
+            progress.update(len(batch_B))
             between_batches()
-    scored_W = windows_W3[:, 2]
-    nats_S = torch.empty(int(scored_W.sum()))
-    places_S = _ranges((scored_W.cumsum(0) - scored_W)[order_W], scored_W[order_W])
-    nats_S[places_S] = torch.cat(nats).cpu()[torch.cat(is_scored)]  # copied once: a copy waits for the GPU
+    _copy(waiting, nats_S)
     return nats_S
+
+
+def _copy(waiting: list[tuple[Tensor, Tensor, Tensor]], nats_S: Tensor) -> None:
+    """Copy the losses of several batches to their places, from the device at once: each copy waits for it."""
+    if waiting:
+        nats, is_scored, places = map(torch.cat, zip(*waiting, strict=True))
+        nats_S[places] = nats.cpu()[is_scored]
 
 
 def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from textgen.errors import Damaged
 from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_key
-from textgen.evaluation.protocols import WINDOWS, read_split
-from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_positions
+from textgen.evaluation.protocols import WINDOWS, read_split, read_tokens_split
+from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_parts
 from textgen.files import write_atomic
 from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
@@ -74,16 +74,16 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
     tokens, metrics = candidate.tokens, candidate.metrics
     counts_V = count_ids(tokens, "train").double() + 1
     nats_V = counts_V.sum().log() - counts_V.log()
-    tokenizer, documents = load_manifest_tokenizer(tokens), {}
+    documents = {}
     for split in EVALUATED:
-        text = read_split(
-            tokenizer, candidate.raw, split, tokens.end_of_document, candidate.config.evaluation, metrics.seq_length
-        )
-        positions_S = scored_positions(text.windows)
-        document_N = torch.arange(len(text.documents["tokens"])).repeat_interleave(text.documents["tokens"])
-        nats_S = nats_V[text.ids_N[positions_S].long()]
+        if metrics.protocol == "lm-eval":
+            tokenizer, evaluation = load_manifest_tokenizer(tokens), candidate.config.evaluation
+            text = read_split(tokenizer, candidate.raw, split, tokens.end_of_document, evaluation, metrics.seq_length)
+        else:
+            text = read_tokens_split(tokens, split, metrics.protocol, metrics.seq_length, metrics.stride)
         nats_D = torch.zeros(len(text.documents["tokens"]), dtype=torch.float64)
-        nats_D.index_add_(0, document_N[positions_S], nats_S)
+        for positions_S, document_S in scored_parts(text):
+            nats_D.index_add_(0, document_S, nats_V[text.ids_N[positions_S].long()])
         documents[split] = challenger.splits[split]._replace(nats=nats_D)
     return challenger._replace(name="unigram", splits=documents)
 
