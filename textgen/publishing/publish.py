@@ -6,7 +6,7 @@ Each step is atomic. After a kill the old or the new champion is in use, and the
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_parts, read_rows, read_units
-from textgen.text.documents import Part
+from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
+from textgen.text.documents import Part, by_document
 from textgen.text.overlap import Overlaps, Runs
 from textgen.text.report import report_on
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -143,15 +143,25 @@ def recital(samples: Sequence[Sample], raw: RawManifest) -> Overlaps:
     return runs.overlaps()["samples"]
 
 
+def first_words(texts: Iterable[str], count: int) -> list[str]:
+    """Return the first words of a document, `count` at most."""
+    text = ""
+    for more in texts:
+        text += more
+        if len(words := text.split(maxsplit=count)) > count:
+            return words[:count]
+    return text.split()
+
+
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:
     """Return what the model writes after the first words of rows spread over the validation split, and that as ids."""
-    beginnings = [
-        words
-        for unit in read_units(raw, "validation")
-        if (words := unit.split(maxsplit=2 * SAMPLE_PROMPT_WORDS)[: 2 * SAMPLE_PROMPT_WORDS])
-    ]
-    beginnings = [words for words in beginnings if len(words) >= 2 * SAMPLE_PROMPT_WORDS] or beginnings or [[]]
-    prompts = [" ".join(words[:SAMPLE_PROMPT_WORDS]) for words in beginnings]
+    long, short = list[str](), list[str]()
+    for texts in by_document(read_unit_parts(raw, "validation")):
+        words = first_words(texts, 2 * SAMPLE_PROMPT_WORDS)
+        prompts = short if len(words) < 2 * SAMPLE_PROMPT_WORDS else long
+        if words and not (long and prompts is short):
+            prompts.append(" ".join(words[:SAMPLE_PROMPT_WORDS]))
+    prompts = long or short or [""]
     loaded = load_model(checkpoint.folder)
     samples, continuations = [], []
     for number in range(SAMPLES):
