@@ -1,6 +1,7 @@
 """Data drift: new text beside that of the version in use, before a training, by figures that need no training."""
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence, Set
 from itertools import islice
 from typing import Literal
@@ -175,18 +176,22 @@ def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:
 
 def text_figures(raw: RawManifest, known: Set[str], loaded: LoadedModel) -> TextFigures:
     """Return what a text is like; `known` are the words of its validation that the model was trained on."""
-    lengths = [sum(len(text.split()) for text in texts) for texts in by_document(read_parts(raw, "train"))]
-    total, covered = [], []
+    lengths, total, covered = array("q"), array("q"), array("q")  # words of each document
+    for texts in by_document(read_parts(raw, "train")):
+        lengths.append(sum(len(text.split()) for text in texts))
     for texts in by_document(read_parts(raw, "validation")):
-        words = [word for text in texts for word in text.split()]
-        total.append(len(words))
-        covered.append(sum(word in known for word in words))
+        words = covering = 0
+        for text in texts:
+            words += len(found := text.split())
+            covering += sum(word in known for word in found)
+        total.append(words)
+        covered.append(covering)
     windows = EvaluationConfig(protocol="sliding", stride=loaded.seq_length, batch_size=BATCH_SIZE)
     read = evaluate_rows(loaded, sample(read_parts(raw, "validation"), raw.splits["validation"].text_bytes), windows)
     bits_D = read.documents.nats / math.log(2)
     has_bits = read.metrics.bits_per_byte is not None
     return TextFigures(
-        words_per_document=estimate(lengths, [1] * len(lengths)),
+        words_per_document=estimate(lengths, np.ones(len(lengths))),
         word_coverage=estimate(covered, total),
         bytes_per_token=estimate(read.documents.bytes, read.documents.tokens),
         bits_per_byte=estimate(bits_D, read.documents.bytes) if has_bits else None,
