@@ -1,6 +1,6 @@
 """A look at a frozen text before training: its documents by split and kind, and how much of it stands in train."""
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -76,13 +76,13 @@ class DocumentList:
     def __init__(self, raw: RawManifest, split: str) -> None:
         self.raw, self.split = raw, split
         self.stored = list_documents(raw, split)
-        self.words: list[int] = []
-        self.bytes: list[int] = []
+        self.words, self.bytes = array("q"), array("q")
 
     def watch(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts, and count their documents where no list of them is stored."""
         if self.stored is not None:
-            self.words, self.bytes = (self.stored.column(name).to_pylist() for name in ("words", "bytes"))
+            for name, values in (("words", self.words), ("bytes", self.bytes)):
+                values.frombytes(self.stored.column(name).to_numpy().tobytes())
             yield from parts
             return
         count = Content()
@@ -108,7 +108,7 @@ class DocumentList:
 
     def report(self, overlaps: Overlaps | None) -> SplitReport:
         """Return what the split holds."""
-        words_D = np.array(self.words)
+        words_D = np.frombuffer(self.words, np.int64)
         longest, shortest = int(words_D.argmax()), int(words_D.argmin())
         found = {} if overlaps is None else {
             "overlap": overlaps.share,
@@ -129,16 +129,18 @@ class DocumentList:
     def _by_kind(self) -> dict[str, Amount]:
         if self.stored is None:
             return {}
-        documents, words, sizes = Counter[str](), Counter[str](), Counter[str]()
-        for file, count, size in zip(self.stored.column("file").to_pylist(), self.words, self.bytes, strict=True):
-            ending = ending_of(file)
-            documents[ending] += 1
-            words[ending] += count
-            sizes[ending] += size
-        return {
-            ending: Amount(documents=documents[ending], words=words[ending], bytes=sizes[ending])
-            for ending in sorted(documents)
-        }
+        file_D = self.stored.column("file").unify_dictionaries().combine_chunks()
+        endings = [ending_of(file) for file in file_D.dictionary.to_pylist()]
+        kinds = {ending: number for number, ending in enumerate(sorted(set(endings)))}
+        kind_D = np.array([kinds[ending] for ending in endings])[file_D.indices.to_numpy()]
+        words_D, bytes_D = np.frombuffer(self.words, np.int64), np.frombuffer(self.bytes, np.int64)
+        amounts = {}
+        for ending, number in kinds.items():
+            is_one_D = kind_D == number
+            amounts[ending] = Amount(
+                documents=int(is_one_D.sum()), words=int(words_D[is_one_D].sum()), bytes=int(bytes_D[is_one_D].sum())
+            )
+        return amounts
 
 
 def report_on(raw: RawManifest, storage: Storage) -> TextReport:
