@@ -31,7 +31,8 @@ from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
 from textgen.text.report import TextReport
-from textgen.text.tokens import TokensManifest, block_count
+from textgen.text.stream import block_count
+from textgen.text.tokens import TokensManifest
 from textgen.training.train import total_steps
 
 log = logging.getLogger(__name__)

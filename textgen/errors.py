@@ -4,8 +4,6 @@ import re
 import sys
 from collections.abc import Callable
 
-from textgen.terminal import one_line, printable
-
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
 INTERRUPTED = 130
@@ -84,6 +82,8 @@ def from_text(text: str) -> InputError | Failure | None:
 
 def system_error_in_words(error: OSError) -> str:
     """Return an error of the system in one line: the file and the reason."""
+    from textgen.terminal import one_line
+
     if error.strerror is None:
         return one_line(f"{type(error).__name__}: {error}")
     return one_line(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
@@ -91,6 +91,8 @@ def system_error_in_words(error: OSError) -> str:
 
 def carry_out(command: Callable[[], None]) -> int:
     """Run a command and return its exit code. InputError, Failure and OSError are printed as one line on stderr."""
+    from textgen.terminal import printable
+
     try:
         command()
     except InputError as error:

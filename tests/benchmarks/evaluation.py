@@ -33,8 +33,8 @@ from textgen.evaluation.scoring import score
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
+from textgen.text.stream import encode_stream
 from textgen.text.tokenizer import load_tokenizer
-from textgen.text.tokens import encode_stream
 from textgen.training.meters import memory_peak_bytes
 
 MODEL = ModelConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4)

@@ -22,7 +22,8 @@ from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.version import METRICS_FILE
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
-from textgen.text.tokens import TextCounts, load_stream, tokenize
+from textgen.text.stream import TextCounts
+from textgen.text.tokens import load_stream, tokenize
 
 # length of the stream, of a sequence, stride
 STREAMS = [(2, 16, 8), (10, 16, 4), (16, 16, 8), (17, 16, 8), (18, 16, 8), (50, 16, 8), (45, 16, 5), (49, 16, 16),

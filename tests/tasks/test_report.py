@@ -26,7 +26,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 from textgen.model.find import CHAMPION_FILE
 from textgen.publishing.card import CARD_FILE
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
-from textgen.text.tokens import block_count
+from textgen.text.stream import block_count
 from textgen.training.train import total_steps
 
 

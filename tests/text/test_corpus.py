@@ -11,7 +11,7 @@ import pytest
 from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
 from textgen.storage import Storage
-from textgen.text import readers, sources
+from textgen.text import corpus, readers, sources
 from textgen.text.corpus import fetch, raw_folder, read_parts, read_rows
 from textgen.text.python_docs import python_docs
 
@@ -310,12 +310,12 @@ def test_what_is_read_is_what_was_hashed(tmp_path, monkeypatch, key):
     folder.mkdir()
     for split in SPLITS:
         (folder / f"{split}.txt").write_text(f"{split}\n")
-    freeze = sources.freeze_files
+    freeze = corpus.freeze_files
 
     def change_and_freeze(*arguments: Any) -> Any:
         (folder / "test.txt").write_text("other\n")
         return freeze(*arguments)
 
-    monkeypatch.setattr(sources, "freeze_files", change_and_freeze)
+    monkeypatch.setattr(corpus, "freeze_files", change_and_freeze)
     named = {split: f"{folder}/{split}.txt" for split in SPLITS} if key == "files" else str(folder)
     assert "test.txt: the file was changed while it was read" in refusal(tmp_path, **{key: named})

@@ -15,17 +15,9 @@ from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
 from textgen.text.encoding import encode_units
+from textgen.text.stream import block_count, take_sequences
 from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, load_tokenizer, train_bpe
-from textgen.text.tokens import (
-    block_count,
-    check_length,
-    dtype_for,
-    load_documents,
-    load_manifest_tokenizer,
-    load_stream,
-    take_sequences,
-    tokenize,
-)
+from textgen.text.tokens import check_length, dtype_for, load_documents, load_manifest_tokenizer, load_stream, tokenize
 
 SHARED = Path(__file__).parents[3] / "shared"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "Übung", "naïve", "12", "x_y"]

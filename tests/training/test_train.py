@@ -21,7 +21,8 @@ from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.sections import TrainingConfig
 from textgen.storage import Storage
 from textgen.text import corpus
-from textgen.text.tokens import TokensManifest, block_count, load_stream, tokenize
+from textgen.text.stream import block_count
+from textgen.text.tokens import TokensManifest, load_stream, tokenize
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.optim import lr_at
 from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER

@@ -16,7 +16,8 @@ from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, find_raw, read_units
 from textgen.text.documents import mark_rows
-from textgen.text.tokens import TokensManifest, encode_stream
+from textgen.text.stream import encode_stream
+from textgen.text.tokens import TokensManifest
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
 EVALUATED = ("validation", "test")

@@ -14,16 +14,9 @@ from textgen.config import EvaluationConfig
 from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_parts, read_units
 from textgen.text.encoding import encode_units
+from textgen.text.stream import Stream, TextCounts, block_count, encode_stream
 from textgen.text.tokenizer import UNKNOWN, end_id
-from textgen.text.tokens import (
-    Stream,
-    TextCounts,
-    TokensManifest,
-    block_count,
-    encode_stream,
-    load_documents,
-    load_stream,
-)
+from textgen.text.tokens import TokensManifest, load_documents, load_stream
 
 Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 

@@ -16,7 +16,7 @@ from textgen.evaluation.protocols import Definition, Text, Window
 from textgen.files import Manifest, write_atomic
 from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
-from textgen.text.tokens import TextCounts
+from textgen.text.stream import TextCounts
 
 SUMMED_WINDOWS = 1 << 10  # at once
 COPIED_TOKENS = 1 << 20  # from the device at once

@@ -1,7 +1,7 @@
 """A checkpoint becomes a version, and perhaps the champion: the version in use.
 
-- `gate`: decides whether a version is promoted. `contenders`: the losses that it compares. `contest`: with what a
-  challenger is compared, and on which documents.
+- `gate`: decides whether a version is promoted. `contenders`: with what a challenger is compared, on
+  which documents, and their losses.
 - `publish`: writes the next version, and moves the champion if the gate says so. A crash leaves one of the two in use.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
 - `registry`: the versions, the champion file, promotion and rollback by hand.

@@ -17,8 +17,7 @@ from textgen.model.find import number_of
 from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
-from textgen.publishing.contenders import expected_tokens, score_challenger, write_scores
-from textgen.publishing.contest import hold_contest
+from textgen.publishing.contenders import expected_tokens, hold_contest, score_challenger, write_scores
 from textgen.publishing.gate import (
     decide_without_comparison,
     guard_finite,

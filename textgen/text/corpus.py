@@ -1,5 +1,6 @@
 """Raw text: fetch it from the Hub, a folder, files or Python's own docstrings; freeze it in data/raw; verify it."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ from textgen.files import Manifest
 from textgen.hub import PIN_FILE, pin
 from textgen.storage import Storage
 from textgen.text.documents import Part, by_document, mark_rows
-from textgen.text.freezing import RawSplit, Reading
+from textgen.text.freezing import RawSplit, Reading, freeze_dataset, freeze_files
+from textgen.text.local_files import LocalText
 from textgen.text.sources import HubDataset, choose_source, raw_home
 
 if TYPE_CHECKING:
@@ -62,7 +64,12 @@ def fetch(data: DataConfig, storage: Storage, refresh: bool = False) -> RawManif
     folder = raw_home(identity, storage)
 
     def freeze(temporary: Path) -> RawManifest:
-        splits, reading = source.freeze(identity, temporary)
+        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".download-") as cache:
+            text = source.load(identity, cache)
+            if isinstance(text, LocalText):
+                splits, reading = freeze_files(text, data, temporary)
+            else:
+                splits, reading = freeze_dataset(text, temporary), None
         return RawManifest(key=folder.name, name=folder.parent.name, source=identity, splits=splits, reading=reading)
 
     manifest = storage.build(folder, RawManifest, freeze)

@@ -11,8 +11,8 @@ from textgen.files import sha256_file
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents
 from textgen.text.documents import Content
-from textgen.text.freezing import Documents, SplitFile
-from textgen.text.local_files import find_files
+from textgen.text.freezing import Documents
+from textgen.text.local_files import SplitFile, find_files
 
 
 class Place(NamedTuple):

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from textgen.config import SPLITS, DataConfig, Split
+from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
 from textgen.files import sha256_file
 from textgen.text.documents import LONG_WORDS, Content, Part, cut_text, mark_rows, parts_of
-from textgen.text.local_files import LocalFile
-from textgen.text.readers import read_table, read_text
+from textgen.text.local_files import LocalText, SplitFile
+from textgen.text.readers import check_row, read_table, read_text
 
 if TYPE_CHECKING:
     import pyarrow
+    from datasets import DatasetDict
 
 FEW_DOCUMENTS = 20  # of validation or test, below which long files are cut
+READ_ROWS = 10_000
 WRITE_CHARACTERS = 1 << 22  # of text that are one row group
 HASHES = 2**64
 
@@ -59,15 +61,6 @@ class Reading(BaseModel):
     copies: int = 0  # documents whose words another document has, kept once
     cut: bool = False  # whether long files were cut
     by_row: bool = False  # whether each row is tokenized on its own: of tables whose splits are given
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """A file to read, its sha256, and its split where that is given."""
-
-    file: LocalFile
-    sha256: str
-    split: Split | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Census:
         return int((self.splits_D == split_or_reason).sum())
 
 
-def freeze_files(files: Sequence[SplitFile], data: DataConfig, folder: Path) -> tuple[dict[str, RawSplit], Reading]:
+def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[str, RawSplit], Reading]:
     """Write the splits of local files, and return them and what was read.
 
     Where validation or test would hold fewer than FEW_DOCUMENTS, long files are cut.
@@ -123,7 +116,7 @@ def freeze_files(files: Sequence[SplitFile], data: DataConfig, folder: Path) -> 
     Raises:
         InputError: a file cannot be read, was changed meanwhile, or a split is empty.
     """
-    documents = Documents(files, data)
+    documents = Documents(text.files, data)
     census = take_census(documents)
     held_out = [census.count(SPLITS.index(split)) for split in ("validation", "test")]
     cut = data.document == "file" and census.long_files and min(held_out) < FEW_DOCUMENTS
@@ -132,7 +125,7 @@ def freeze_files(files: Sequence[SplitFile], data: DataConfig, folder: Path) -> 
         census = take_census(documents)
     check_splits(census, data)
     splits = write_splits(documents, census, folder)
-    kinds = Counter(one.file.kind for one in files)
+    kinds = Counter(one.file.kind for one in text.files)
     return splits, Reading(
         files=kinds, empty=census.count(Census.EMPTY), copies=census.count(Census.COPY), cut=cut,
         by_row=documents.by_row,
@@ -305,3 +298,40 @@ class SplitWriter:
         self._text.write_table(table)
         self._list.write_table(pyarrow.Table.from_pylist(self._rows, schema=documents_schema()))
         self._texts, self._begins, self._rows, self._size = [], [], [], 0
+
+
+def freeze_dataset(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
+    """Write each split of a dataset as a read-only parquet file, a row as it is, and return what they hold.
+
+    Raises:
+        InputError: a split or the column `text` is missing, a split is empty, or a row is no text.
+    """
+    from datasets import Value
+
+    if missing := [split for split in SPLITS if split not in dataset]:
+        raise InputError(f"data: no {' and no '.join(missing)} split; there are {', '.join(dataset)}")
+    splits: dict[str, RawSplit] = {}
+    for split in SPLITS:
+        rows = dataset[split]
+        if "text" not in rows.column_names:
+            raise InputError(f"data: the {split} split has no column `text`; it has {', '.join(rows.column_names)}")
+        if rows.features["text"] not in (Value("string"), Value("large_string")):
+            kind = getattr(rows.features["text"], "dtype", "no plain column")
+            raise InputError(f"data: the {split} split, row 1: `text` is {kind}; a string is needed")
+        path = folder / f"{split}.parquet"
+        rows.select_columns("text").to_parquet(path)
+        number = words = text_bytes = 0
+        for batch in rows.select_columns("text").iter(READ_ROWS):
+            for text in batch["text"]:
+                number += 1
+                check_row(text, f"data: the {split} split, row {number}", "text")
+                words += len(text.split())
+                text_bytes += len(text.encode())
+        if text_bytes == 0:
+            raise InputError(f"data: the {split} split is empty")
+        path.chmod(0o444)
+        splits[split] = RawSplit(
+            file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size, rows=len(rows), words=words,
+            text_bytes=text_bytes,
+        )  # fmt: skip
+    return splits

@@ -5,12 +5,16 @@ import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from textgen.errors import InputError
 from textgen.terminal import printable
+
+if TYPE_CHECKING:
+    from textgen.config import Split
 
 KINDS = {
     ".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
@@ -37,6 +41,22 @@ class LocalFile:
     def has_rows(self) -> bool:
         """Whether the file is a table, each row of which is a document."""
         return self.kind != "text"
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A file to read, its sha256, and its split where that is given."""
+
+    file: LocalFile
+    sha256: str
+    split: "Split | None"
+
+
+class LocalText(NamedTuple):
+    """The files of a text, in order, and what was left out of folders, by reason."""
+
+    files: list[SplitFile]
+    left_out: Mapping[str, int] = {}
 
 
 @dataclass

@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
 from textgen.storage import Storage
-from textgen.text.freezing import RawSplit, Reading, SplitFile, freeze_files
-from textgen.text.local_files import LocalFile, find_files, read_kind, shown
+from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library
-from textgen.text.readers import check_row, check_start
+from textgen.text.readers import check_start
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -30,11 +28,10 @@ CORPUS_WAYS_ON = (
     f"or data.dataset_name={EMBEDDED_CORPUS} for the embedded corpus, which needs no network"
 )
 FILES_VERSION = 2  # of how local files are read; a change makes the raw keys of local files new
-READ_ROWS = 10_000
 WIKITEXT = "Salesforce/wikitext"
 UNKNOWN_LICENCE = "not known to textgen; see its source"
 
-Frozen: TypeAlias = "tuple[dict[str, RawSplit], Reading | None]"  # the splits, and what was read of local files
+Loaded: TypeAlias = "DatasetDict | LocalText"
 Identity = dict[str, Any]  # what a raw key is made of; a frozen corpus keeps it as its `source`
 T = TypeVar("T")
 
@@ -62,11 +59,15 @@ class Source(Protocol):
         """
         ...
 
-    def freeze(self, identity: Identity, folder: Path) -> Frozen:
-        """Write the text into `folder`, a parquet file a split.
+    def load(self, identity: Identity, cache: str) -> Loaded:
+        """Return the text, or the files that hold it.
+
+        Args:
+            identity: What `identity` returned.
+            cache: A folder of its own for `datasets`, so that no stale copy can answer.
 
         Raises:
-            InputError: what is there cannot be read, is no longer what it was, or a split is empty.
+            InputError: what is there cannot be read, or is no longer what it was.
             SourceUnavailable: the Hub did not give it.
         """
         ...
@@ -87,11 +88,10 @@ class PythonDocs:
         modules = {name: sha256_file(path) for name, path in standard_library().items()}
         return {"kind": self.KIND, "python": sys.version.split()[0], "modules_sha256": content_key(modules)}
 
-    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+    def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import Dataset, DatasetDict
 
-        rows = {split: Dataset.from_dict({"text": rows}) for split, rows in python_docs().items()}
-        return freeze_dataset(DatasetDict(rows), folder), None
+        return DatasetDict({split: Dataset.from_dict({"text": rows}) for split, rows in python_docs().items()})
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -123,12 +123,11 @@ class Files:
             source |= {"validation_fraction": data.validation_fraction, "test_fraction": data.test_fraction}
         return source
 
-    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+    def load(self, identity: Identity, cache: str) -> Loaded:
         files, left_out = self._find()
         if [one.sha256 for one in files] != [sha256 for sha256s in identity["files"].values() for sha256 in sha256s]:
             raise InputError("data.files: the files were changed while they were read; start again")
-        splits, reading = freeze_files(files, self.data, folder)
-        return splits, reading.model_copy(update={"left_out": dict(left_out)})
+        return LocalText(files, left_out)
 
     def _find(self) -> tuple[list[SplitFile], Counter[str]]:
         named = self.data.files
@@ -185,19 +184,16 @@ class HubFolder:
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
 
-    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+    def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset, load_dataset_builder
 
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as cache:
-            builder = _read(lambda: load_dataset_builder(self.path, self.dataset_config, cache_dir=cache))
-            read = self._check_files(builder.config.data_files or {}, identity)
-            if builder.name == "text":
-                return freeze_files(read, self.data, folder)
-            splits = freeze_dataset(
-                _read(lambda: load_dataset(self.path, self.dataset_config, cache_dir=cache)), folder
-            )
-            self._check_files(builder.config.data_files or {}, identity)
-            return splits, None
+        builder = _read(lambda: load_dataset_builder(self.path, self.dataset_config, cache_dir=cache))
+        files = self._check_files(builder.config.data_files or {}, identity)
+        if builder.name == "text":
+            return LocalText(files)
+        dataset = _read(lambda: load_dataset(self.path, self.dataset_config, cache_dir=cache))
+        self._check_files(builder.config.data_files or {}, identity)
+        return dataset
 
     def _check_files(self, data_files: Mapping[Any, Sequence[str]], identity: Identity) -> list[SplitFile]:
         """Return the files of the splits, as `datasets` found them.
@@ -262,15 +258,11 @@ class HubDataset:
         assert commit is not None
         return commit
 
-    def freeze(self, identity: Identity, folder: Path) -> Frozen:
+    def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset
 
         name, config, commit = self.dataset_name, self.dataset_config, identity["revision"]
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as cache:
-            dataset = ask_hub(
-                name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache)
-            )
-            return freeze_dataset(dataset, folder), None
+        return ask_hub(name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache))
 
     @staticmethod
     def about(identity: Identity) -> About:
@@ -340,40 +332,3 @@ def _read(load: Callable[[], T]) -> T:
     except (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError, YAMLError) as error:
         cause = error.__cause__ or error
         raise InputError(f"data: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
-
-
-def freeze_dataset(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
-    """Write each split of a dataset as a read-only parquet file, a row as it is, and return what they hold.
-
-    Raises:
-        InputError: a split or the column `text` is missing, a split is empty, or a row is no text.
-    """
-    from datasets import Value
-
-    if missing := [split for split in SPLITS if split not in dataset]:
-        raise InputError(f"data: no {' and no '.join(missing)} split; there are {', '.join(dataset)}")
-    splits: dict[str, RawSplit] = {}
-    for split in SPLITS:
-        rows = dataset[split]
-        if "text" not in rows.column_names:
-            raise InputError(f"data: the {split} split has no column `text`; it has {', '.join(rows.column_names)}")
-        if rows.features["text"] not in (Value("string"), Value("large_string")):
-            kind = getattr(rows.features["text"], "dtype", "no plain column")
-            raise InputError(f"data: the {split} split, row 1: `text` is {kind}; a string is needed")
-        path = folder / f"{split}.parquet"
-        rows.select_columns("text").to_parquet(path)
-        number = words = text_bytes = 0
-        for batch in rows.select_columns("text").iter(READ_ROWS):
-            for text in batch["text"]:
-                number += 1
-                check_row(text, f"data: the {split} split, row {number}", "text")
-                words += len(text.split())
-                text_bytes += len(text.encode())
-        if text_bytes == 0:
-            raise InputError(f"data: the {split} split is empty")
-        path.chmod(0o444)
-        splits[split] = RawSplit(
-            file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size, rows=len(rows), words=words,
-            text_bytes=text_bytes,
-        )  # fmt: skip
-    return splits

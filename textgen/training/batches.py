@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from textgen.text.tokens import block_count, take_sequences
+from textgen.text.stream import block_count, take_sequences
 
 
 class BatchOrder:
