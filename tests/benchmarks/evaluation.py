@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.benchmarks.training_step import SEED, hardware
-from textgen.evaluation.protocols import Window, blocks
-from textgen.evaluation.scoring import score
+from textgen.evaluation.protocols import blocks
+from textgen.evaluation.scoring import Window, score
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig

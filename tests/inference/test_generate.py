@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from textgen.errors import Damaged
 from textgen.inference.generate import SamplingConfig, generate, keep_min_p, keep_top_k, keep_top_p, sample
 from textgen.model.pretrained import LoadedModel
-from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT
+from textgen.text.encoding import END_OF_ROW, END_OF_TEXT
 from textgen.text.tokens import load_manifest_tokenizer
 
 GREEDY = SamplingConfig(max_tokens=12, temperature=0)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from textgen.text.documents import Part
-from textgen.text.encoding import BATCH_BYTES, WINDOW, encode_documents
-from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, load_tokenizer, train_bpe
+from textgen.text.encoding import BATCH_BYTES, END_OF_ROW, END_OF_TEXT, WINDOW, encode_documents
+from textgen.text.tokenizer import collect_words, load_tokenizer, train_bpe
 
 GPT2_FILE = Path(__file__).parents[3] / "shared" / "gpt2-tokenizer" / "tokenizer.json"
 TEXT = (

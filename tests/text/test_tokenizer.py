@@ -9,11 +9,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from textgen.errors import InputError
 from textgen.text import tokenizer as ours
 from textgen.text.documents import Part
+from textgen.text.encoding import END_OF_TEXT, UNKNOWN
 from textgen.text.tokenizer import (
-    END_OF_TEXT,
     LONGEST_TAUGHT,
     TRAINING_WINDOW,
-    UNKNOWN,
     check_round_trip,
     collect_words,
     load_tokenizer,

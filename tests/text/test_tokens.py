@@ -14,9 +14,9 @@ from textgen.errors import InputError
 from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
-from textgen.text.encoding import encode_units
+from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, encode_units
 from textgen.text.stream import block_count, take_sequences
-from textgen.text.tokenizer import END_OF_ROW, END_OF_TEXT, collect_words, load_tokenizer, train_bpe
+from textgen.text.tokenizer import collect_words, load_tokenizer, train_bpe
 from textgen.text.tokens import check_length, dtype_for, load_documents, load_manifest_tokenizer, load_stream, tokenize
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -3,35 +3,20 @@
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from textgen.config import EvaluationConfig
+from textgen.evaluation.scoring import Definition, Text, Window
 from textgen.text import documents
 from textgen.text.corpus import RawManifest, read_parts, read_units
-from textgen.text.encoding import encode_units
+from textgen.text.encoding import UNKNOWN, encode_units, end_id
 from textgen.text.stream import Stream, TextCounts, block_count, encode_stream
-from textgen.text.tokenizer import UNKNOWN, end_id
 from textgen.text.tokens import TokensManifest, load_documents, load_stream
-
-Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
 
 ROWS = "the rows as they are, or the documents of local files, each tokenized on its own, in one stream"
 ROW_DENOMINATORS = "words between white space and a row's end as one more; bytes of the rows in UTF-8"
-
-
-class Definition(BaseModel):
-    """What a perplexity is measured on. Two can be compared where all three are the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: str
-    context: str
-    denominators: str
 
 
 DEFINITIONS = {
@@ -51,15 +36,6 @@ DEFINITIONS = {
         denominators='words by re.split(r"\\s+"), bytes in UTF-8: of the documents before they are detokenized',
     ),
 }
-
-
-class Text(NamedTuple):
-    """What a protocol reads: a stream of ids, the windows over it, and what its documents and the whole hold."""
-
-    ids_N: Tensor
-    windows: list[Window]
-    documents: dict[str, Tensor]  # int64 [D]: `tokens` in the stream, `words`, `bytes`
-    counts: TextCounts
 
 
 def blocks(tokens: int, seq_length: int, stride: int | None = None, limit: int | None = None) -> Iterator[Window]:

@@ -12,15 +12,35 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen.evaluation.protocols import Definition, Text, Window
 from textgen.files import Manifest, write_atomic
 from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.text.stream import TextCounts
 
+Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how many of its last targets are scored
+
 SUMMED_WINDOWS = 1 << 10  # at once
 COPIED_TOKENS = 1 << 20  # from the device at once
 LARGEST_EXPONENT = math.log(sys.float_info.max)
+
+
+class Definition(BaseModel):
+    """What a perplexity is measured on. Two can be compared where all three are the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    context: str
+    denominators: str
+
+
+class Text(NamedTuple):
+    """What a protocol reads: a stream of ids, the windows over it, and what its documents and the whole hold."""
+
+    ids_N: Tensor
+    windows: list[Window]
+    documents: dict[str, Tensor]  # int64 [D]: `tokens` in the stream, `words`, `bytes`
+    counts: TextCounts
 
 
 class SplitMetrics(BaseModel):

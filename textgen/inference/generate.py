@@ -6,7 +6,7 @@ from torch import Tensor
 
 from textgen.errors import Damaged
 from textgen.model.pretrained import LoadedModel
-from textgen.text.tokenizer import end_id
+from textgen.text.encoding import end_id
 
 
 class SamplingConfig(BaseModel):

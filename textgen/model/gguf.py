@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from textgen.errors import InputError
 from textgen.files import flush
 from textgen.model.pretrained import LoadedModel, weights
-from textgen.text.tokenizer import end_id
+from textgen.text.encoding import end_id
 
 
 def write_gguf(loaded: LoadedModel, path: Path) -> None:

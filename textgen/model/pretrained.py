@@ -18,7 +18,8 @@ from textgen.files import read_json, write_atomic
 from textgen.model.transformer import LanguageModel, weight_shapes
 from textgen.sections import ModelConfig
 from textgen.terminal import brief, one_line
-from textgen.text.tokenizer import TOKENIZER_FILE, end_id, load_tokenizer, save_tokenizer
+from textgen.text.encoding import end_id
+from textgen.text.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

@@ -10,7 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from textgen.errors import InputError
 from textgen.text.documents import Part, by_document
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_ROW = "<eos>"
+UNKNOWN = "<unk>"
 
 WINDOW = 2**18  # characters: what a longer text is cut into
 LONGEST_PIECE = 2**16  # characters: a pre-token that is longer is cut
@@ -238,3 +243,26 @@ def find_affixes(tokenizer: Tokenizer) -> Affixes:
     text = [place for place, added in enumerate(found.special_tokens_mask) if not added]
     start, end = (text[0], text[-1] + 1) if text else (0, 0)
     return Affixes(found.ids[:start], found.ids[end:])
+
+
+def end_token(tokenizer: Tokenizer) -> str:
+    """Return the special token that ends a text.
+
+    Raises:
+        InputError: the tokenizer has none that textgen knows.
+    """
+    for token in (END_OF_TEXT, END_OF_ROW):
+        if tokenizer.token_to_id(token) is not None:
+            return token
+    raise InputError(f"tokenizer: its vocabulary has neither {END_OF_TEXT} nor {END_OF_ROW}")
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the special token that ends a text.
+
+    Raises:
+        InputError: the tokenizer has none that textgen knows.
+    """
+    found = tokenizer.token_to_id(end_token(tokenizer))
+    assert found is not None
+    return found

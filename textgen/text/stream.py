@@ -11,12 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textgen.text.documents import Part, WordCount
-from textgen.text.encoding import encode_documents
-from textgen.text.tokenizer import (
-    END_OF_ROW,
-    UNKNOWN,
-    end_id,
-)
+from textgen.text.encoding import END_OF_ROW, UNKNOWN, encode_documents, end_id
 
 
 class TextCounts(BaseModel):

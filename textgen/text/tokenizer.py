@@ -17,13 +17,10 @@ from textgen.files import Manifest, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 from textgen.storage import Storage
 from textgen.text.documents import Part, by_document
-from textgen.text.encoding import WINDOW, Cutter, cut_windows
+from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, UNKNOWN, WINDOW, Cutter, cut_windows, end_token
 
 log = logging.getLogger(__name__)
 
-END_OF_TEXT = "<|endoftext|>"
-END_OF_ROW = "<eos>"
-UNKNOWN = "<unk>"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GPT2_REPO = "openai-community/gpt2"
@@ -204,29 +201,6 @@ def collect_words(rows: Iterable[str | Part]) -> Tokenizer:
     )
     tokenizer.add_special_tokens([END_OF_ROW])
     return tokenizer
-
-
-def end_token(tokenizer: Tokenizer) -> str:
-    """Return the special token that ends a text.
-
-    Raises:
-        InputError: the tokenizer has none that textgen knows.
-    """
-    for token in (END_OF_TEXT, END_OF_ROW):
-        if tokenizer.token_to_id(token) is not None:
-            return token
-    raise InputError(f"tokenizer: its vocabulary has neither {END_OF_TEXT} nor {END_OF_ROW}")
-
-
-def end_id(tokenizer: Tokenizer) -> int:
-    """Return the id of the special token that ends a text.
-
-    Raises:
-        InputError: the tokenizer has none that textgen knows.
-    """
-    found = tokenizer.token_to_id(end_token(tokenizer))
-    assert found is not None
-    return found
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
