@@ -27,6 +27,7 @@ from textgen.text.documents import Part
 
 RUN_WORDS = 13
 CHUNK_CHARS = 1 << 17  # hashed at once; the arrays of a chunk then fit a processor's cache
+SPLIT_HASHES = 1 << 18  # looked up at once
 FILTER_BITS_PER_RUN = 32  # one run in about 32 that is not known passes the filter
 
 SEPARATOR, LETTER, ALONE = 0, 1, 2  # what a character is: between words, in a word, or a word of its own
@@ -83,7 +84,7 @@ class Runs:
     """The runs of 13 words of held-out texts, to be looked for in a training text.
 
     A run lies within one document. A document of fewer than 13 words has none, so none of it is ever found. Memory is
-    about 5 bytes a byte of held-out text, twice that for a moment, and does not grow with the training text.
+    about 3 bytes a byte of held-out text, 4 for a moment, and does not grow with the training text.
 
         runs = Runs({"validation": validation_parts, "test": test_parts})
         runs.look_in(train_parts)
@@ -138,7 +139,7 @@ def _read_held_out(parts: Iterable[Part]) -> _HeldOut:
 def _overlaps(text: _HeldOut, found: Hashes) -> Overlaps:
     """Return what `found`, the sorted hashes of the runs that were found, cover of a text."""
     runs_D = np.maximum(text.words_D - (RUN_WORDS - 1), 0)
-    run = np.flatnonzero(_is_in(text.hashes_R, found))
+    run = np.flatnonzero(np.concatenate([_is_in(some, found) for some in _split(text.hashes_R)]))
     document = np.searchsorted(np.cumsum(runs_D), run, "right")
     # Where each found run starts, in words. Runs of two documents start at least 13 words apart.
     start = run + (np.cumsum(text.words_D - runs_D) - (text.words_D - runs_D))[document]
@@ -155,12 +156,13 @@ class _HashSet:
     """A set of hashes, with a filter that tells most others apart at the cost of one look."""
 
     def __init__(self, hashes: list[Hashes]) -> None:
-        self.hashes: Hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))  # sorted
+        self.hashes = _unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
         slot_bits = max((len(self.hashes) * FILTER_BITS_PER_RUN).bit_length(), 3)
         self._shift = np.uint64(64 - slot_bits)
         self._filter = np.zeros(1 << (slot_bits - 3), np.uint8)
-        byte, bit = self._slots(self.hashes)
-        np.bitwise_or.at(self._filter, byte, bit)
+        for some in _split(self.hashes):
+            byte, bit = self._slots(some)
+            np.bitwise_or.at(self._filter, byte, bit)
 
     def find(self, hashes: Hashes) -> NDArray[np.intp]:
         """Return the indices in the set of those of the hashes that are in it."""
@@ -172,6 +174,17 @@ class _HashSet:
         """Return the byte and the bit of the filter that stand for each hash, by its highest bits."""
         slot = hashes >> self._shift
         return (slot >> np.uint64(3)).astype(np.intp), np.uint8(1) << (slot & np.uint64(7)).astype(np.uint8)
+
+
+def _unique(hashes: Hashes) -> Hashes:
+    """Return the different hashes, sorted. `np.unique` would copy them; these are sorted in their place."""
+    hashes.sort()
+    return hashes[np.concatenate([np.ones(len(hashes[:1]), bool), hashes[1:] != hashes[:-1]])]
+
+
+def _split(hashes: Hashes) -> list[Hashes]:
+    """Return the hashes in parts, so that what is made of all of them is never in memory at once."""
+    return np.array_split(hashes, len(hashes) // SPLIT_HASHES + 1)
 
 
 def _is_in(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
