@@ -133,6 +133,14 @@ def test_text_is_the_same_by_pieces_of_any_size(tmp_path, monkeypatch, size, end
     assert {len(piece) for piece in pieces[:-1]} <= {size}
 
 
+@pytest.mark.parametrize(
+    "begins", [b"BZh", b"PK\x03\x04", b"PAR1", b"{", b"\x1f\x8b"[:1], b"(\xc2\xb5/\xc3\xbd", b"= a ="]
+)
+def test_a_text_is_text_however_it_begins(tmp_path, begins):
+    data = begins + b" is how this begins, and it is text\n"
+    assert text_of(make(tmp_path, "a.txt", data)) == data.decode()
+
+
 def test_a_mark_is_removed_at_the_start_alone(tmp_path):
     assert text_of(make(tmp_path, "a.txt", "\ufeff\ufeffa\ufeff")) == "\ufeffa\ufeff"
 
