@@ -218,6 +218,13 @@ def test_long_files_are_not_cut_where_the_splits_are_large_enough(tmp_path):
     assert not many.reading.cut and long in split_of(many)
 
 
+def test_a_long_row_of_a_table_is_not_cut(tmp_path):
+    texts = ["\n\n".join(some_text(100, (row, number)) for number in range(30)) for row in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    raw = freeze(tmp_path, files=str(tmp_path / "a.jsonl"))
+    assert not raw.reading.cut and split_of(raw).keys() == set(texts)
+
+
 def test_an_empty_split_says_how_many_documents_are_missing(tmp_path):
     folder = notes(tmp_path / "notes", range(2))
     for split, fraction in (("validation", 0.05), ("test", 0.02)):

@@ -56,8 +56,16 @@ def test_the_longest_and_the_shortest_document_are_named_by_file_and_place(tmp_p
     files = given(tmp_path, train="one\ntwo two\n", validation="a b c\nd\ne f\n", test="a a a\n")
     found, _ = look(tmp_path, files=files, document="line")
     of_validation = found.splits["validation"]
-    assert (of_validation.longest.name, of_validation.longest.words) == ("validation.txt", 3)
+    assert (of_validation.longest.name, of_validation.longest.words) == ("validation.txt:1", 3)
     assert (of_validation.shortest.name, of_validation.shortest.words) == ("validation.txt:2", 1)
+
+
+def test_a_file_that_is_one_document_has_no_place_and_a_row_has_one(tmp_path):
+    given(tmp_path, train="one\n", validation="two\n")
+    (tmp_path / "test.csv").write_text("text\nthree\n")
+    files = {split: f"{tmp_path}/{split}.*" for split in SPLITS}
+    found, _ = look(tmp_path, files=files)
+    assert [found.splits[split].longest.name for split in SPLITS] == ["train.txt", "validation.txt", "test.csv:1"]
 
 
 def test_what_was_left_out_is_told(tmp_path):

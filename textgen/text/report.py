@@ -104,7 +104,8 @@ class DocumentList:
 
     def _is_alone(self, file: str) -> bool:
         kind = read_kind(Path(file))
-        return kind is not None and kind[0] == "text" and not (self.raw.reading and self.raw.reading.cut)
+        whole = self.raw.source.get("document") == "file" and not (self.raw.reading and self.raw.reading.cut)
+        return whole and kind is not None and kind[0] == "text"
 
     def report(self, overlaps: Overlaps | None) -> SplitReport:
         """Return what the split holds."""
