@@ -20,6 +20,8 @@ from tests.e2e import killable
 from tests.waiting import POLLS
 from textgen.files import Manifest, sha256_file
 from textgen.model.pretrained import WEIGHTS_FILE
+from textgen.storage import Storage
+from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
 from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, StateManifest
@@ -100,6 +102,12 @@ def half_written(out: Path) -> list[Path]:
 
 def states(out: Path) -> list[Path]:
     return sorted((out / STATES_FOLDER).glob("step-????????"))
+
+
+@pytest.fixture(scope="module")
+def tokens(raw, tokens) -> TokensManifest:
+    """Return tokens without ends of documents: of them the trainings below have their best weights before their last."""
+    return tokenize(raw, tokens.tokenizer, Storage.at(tokens.root), end_of_document=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from textgen.errors import InputError
-from textgen.text.local_files import BROKEN, HIDDEN, KINDS, LOOP, SPECIAL, ending_of, find_files, read_kind
+from textgen.text.local_files import BROKEN, HIDDEN, KINDS, LOOP, SPECIAL, STORAGE, ending_of, find_files, read_kind
 
 EXAMPLES = 100
 
@@ -227,3 +227,14 @@ def test_any_value_is_files_or_one_line(tmp_path_factory, value):
         assert find_files("data.files", [f"{folder}/in/{value}"]).files
     except InputError as error:
         assert str(error).startswith("data.files=")
+
+
+def test_what_runs_have_made_is_no_text_of_ones_own(tmp_path):
+    for name in ("a.txt", "data/raw/b.txt", "data/raw/c.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    storage = tmp_path / "data"
+    found = find_files("data.files", [str(tmp_path)], storage)
+    assert ([file.name for file in found.files], found.left_out) == (["a.txt"], {STORAGE: 1})
+    assert [file.name for file in find_files("data.files", [f"{tmp_path}/**/*.txt"], storage).files] == ["a.txt"]
+    assert [file.name for file in find_files("data.files", [f"{storage}/raw/*.txt"], storage).files] == ["b.txt"]

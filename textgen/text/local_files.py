@@ -22,6 +22,7 @@ KINDS = {
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "no regular file", "folder that was read already"
+STORAGE = "storage.root"
 LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
@@ -67,15 +68,18 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def find_files(key: str, values: Sequence[str]) -> Found:
+def find_files(key: str, values: Sequence[str], storage: Path | None = None) -> Found:
     """Return the files that the values of the configuration key `key` name; each file once.
+
+    Of a folder that has the storage root in it, what is in `storage` is left out: it is what runs have made.
 
     Raises:
         InputError: a value names nothing, or a file of a kind that is not read, or a folder cannot be listed.
     """
     found, seen = Found(), set[Path]()
     for value in values:
-        for file in _files_of(key, value, found.left_out):
+        inside = storage is not None and Path(value).resolve().is_relative_to(storage.resolve())
+        for file in _files_of(key, value, found.left_out, None if inside else storage):
             if (place := file.path.resolve()) not in seen:
                 seen.add(place)
                 found.files.append(file)
@@ -103,7 +107,7 @@ def shown(path: Path) -> str:
     return printable(path.as_posix()).translate(LINE_ENDS)
 
 
-def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFile]:
+def _files_of(key: str, value: str, left_out: Counter[str], storage: Path | None) -> Iterator[LocalFile]:
     path = Path(value)
     if value.startswith("~") and not path.exists():
         path = path.expanduser()
@@ -111,13 +115,13 @@ def _files_of(key: str, value: str, left_out: Counter[str]) -> Iterator[LocalFil
     try:
         folder = path
         if value and path.is_dir():
-            paths: Iterable[Path] = _walk(path, left_out)
+            paths: Iterable[Path] = _walk(path, left_out, storage)
         elif path.is_file():
             paths, folder = [path], path.parent
         else:
             folder = _fixed_part(path)
             matches = map(Path, sorted(glob.glob(value, recursive=True)))  # noqa: PTH207
-            paths = [path for path in matches if not path.is_dir()]
+            paths = [path for path in matches if not path.is_dir() and not _is_in(path, storage)]
         any_file = False
         for found in paths:
             any_file = True
@@ -144,7 +148,11 @@ def _local_file(key: str, value: str, path: Path, folder: Path) -> LocalFile:
     return LocalFile(path, *kind, name=shown(path.relative_to(folder)))
 
 
-def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+def _is_in(path: Path, storage: Path | None) -> bool:
+    return storage is not None and path.resolve().is_relative_to(storage.resolve())
+
+
+def _walk(folder: Path, left_out: Counter[str], storage: Path | None) -> Iterator[Path]:
     """Yield the files of a folder and its subfolders, following links, each folder once, by its first name."""
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -161,7 +169,10 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
             if path.name.startswith("."):
                 left_out[HIDDEN] += 1
             elif path.is_dir():
-                waiting.append(path)
+                if _is_in(path, storage):
+                    left_out[STORAGE] += 1
+                else:
+                    waiting.append(path)
             elif path.is_file():
                 if read_kind(path) is None:
                     left_out[shown(Path(path.suffix.lower())) if path.suffix else "no ending"] += 1

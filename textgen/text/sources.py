@@ -27,7 +27,7 @@ CORPUS_WAYS_ON = (
     "data.path=FOLDER for a local copy in Hub layout, "
     f"or data.dataset_name={EMBEDDED_CORPUS} for the embedded corpus, which needs no network"
 )
-FILES_VERSION = 2  # of how local files are read; a change makes the raw keys of local files new
+FILES_VERSION = 3  # of how local files are read; a change makes the raw keys of local files new
 WIKITEXT = "Salesforce/wikitext"
 UNKNOWN_LICENCE = "not known to textgen; see its source"
 
@@ -105,6 +105,7 @@ class Files:
 
     KIND: ClassVar[str] = "files"
     data: DataConfig
+    storage: Storage
 
     def identity(self) -> Identity:
         data, (files, _) = self.data, self._find()
@@ -139,7 +140,7 @@ class Files:
         left_out: Counter[str] = Counter()
         for split, values in by_split.items():
             key = "data.files" if split is None else f"data.files.{split}"
-            found = find_files(key, [values] if isinstance(values, str) else values)
+            found = find_files(key, [values] if isinstance(values, str) else values, self.storage.local)
             if not any(file.path.stat().st_size for file in found.files):
                 raise InputError(f"{key}={values!r}: the split is empty")
             for file in found.files:
@@ -274,7 +275,7 @@ class HubDataset:
 def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> Source:
     """Return the source that the configuration names."""
     if data.files is not None:
-        return Files(data)
+        return Files(data, storage)
     if data.path is not None:
         return HubFolder(data.path, data.dataset_config, data)
     if data.dataset_name == EMBEDDED_CORPUS:
