@@ -106,7 +106,7 @@ def states(out: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tokens(raw, tokens) -> TokensManifest:
-    """Return tokens without ends of documents: of them the trainings below have their best weights before their last."""
+    """Return tokens without ends of documents, of which the trainings below have their best weights before the last."""
     return tokenize(raw, tokens.tokenizer, Storage.at(tokens.root), end_of_document=False)
 
 
