@@ -28,7 +28,6 @@ from tasks.cancel import cancel_children
 from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
-from textgen.publishing.drift import Drift, changes_in_words
 from textgen.storage import Storage
 from textgen.terminal import PlainFormatter, printable, say
 from textgen.text.corpus import RawManifest, raw_folder
@@ -77,6 +76,8 @@ def train_flow(
 
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: stages, metrics, samples, and what to do next."""
+    from textgen.publishing.drift import Drift, changes_in_words  # loads torch, as the flow has by now
+
     # Names and samples are foreign text: no [b] in them, no :smile: and no escape sequence acts.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 

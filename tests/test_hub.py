@@ -125,7 +125,7 @@ def dataset(rows: dict[str, list[str]]) -> dict[str, bytes]:
 
 
 def tokenizer_json() -> bytes:
-    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "?": 2}, unk_token="?"))
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "?": 2, "<|endoftext|>": 3}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return words.to_str().encode()
 

@@ -141,9 +141,9 @@ class Storage:
     def is_remote(self) -> bool:
         return self.remote is not None
 
-    def raw(self, name: str = "") -> Path:
+    def raw(self, name: str | None = None) -> Path:
         """Return the folder of a corpus, which has a folder for each frozen text; without a name, that of all."""
-        return self._folder("raw", name) if name else self.local / "raw"
+        return self.local / "raw" if name is None else self._folder("raw", name)
 
     def processed(self, key: str) -> Path:
         """Return the folder of the tokens with this key."""
@@ -153,9 +153,9 @@ class Storage:
         """Return the folder of a training."""
         return self._folder("checkpoints", name)
 
-    def models(self, name: str = "") -> Path:
+    def models(self, name: str | None = None) -> Path:
         """Return the folder of the published versions of a model; without a name, that of all."""
-        return self._folder("models", name) if name else self.local / "models"
+        return self.local / "models" if name is None else self._folder("models", name)
 
     def drift(self, key: str) -> Path:
         """Return the folder of a comparison of two texts."""

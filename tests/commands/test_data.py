@@ -89,8 +89,8 @@ def test_a_few_documents_are_refused_with_how_many_are_missing(look, notes):
     ("overrides", "said"),
     [
         (["data.files=nowhere"], "data.files='nowhere': no file matches"),
-        (["data.files=''"], "data.files='': no file matches"),
-        (["data.files=[]"], "data.files=[]: the split is empty"),
+        (["data.files=''"], "data.files='': a folder, a file or a glob was expected"),
+        (["data.files=[]"], "data.files=[]: a folder, a file or a glob was expected"),
         (["data.files=" + "x" * 300], "File name too long"),
         (["data.path=" + "x" * 300], "there is no such folder"),
         (["data.path=''"], "there is no such folder"),

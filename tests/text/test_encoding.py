@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from textgen.text.documents import Part
-from textgen.text.encoding import BATCH_BYTES, END_OF_ROW, END_OF_TEXT, WINDOW, encode_documents
+from textgen.text.encoding import BATCH_BYTES, END_OF_ROW, END_OF_TEXT, WINDOW, Cutter, encode_documents
 from textgen.text.tokenizer import collect_words, load_tokenizer, train_bpe
 
 GPT2_FILE = Path(__file__).parents[3] / "shared" / "gpt2-tokenizer" / "tokenizer.json"
@@ -218,3 +218,12 @@ def test_text_is_read_as_it_is_tokenized(size):
 
     next(encode_documents(made(words) if size < 100 else made(own_bpe), parts(), by_line=size < 100))
     assert read <= 3 * BATCH_BYTES + 2 * size + 2 * WINDOW
+
+
+def test_a_place_within_a_pre_token_or_before_one_that_may_go_on_is_no_boundary():
+    text, cutter = "a 7777 b", Cutter(made(own_bpe))
+    encode = cutter.encode
+    assert encode("a 77").ids + encode("77 b").ids == encode(text).ids
+    assert not cutter.is_boundary(text, 0, end=4, right=8)
+    assert not cutter.is_boundary(text, 0, end=1, right=6)
+    assert cutter.is_boundary(text, 0, end=1, right=8)
