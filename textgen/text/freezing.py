@@ -127,7 +127,8 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     splits = write_splits(documents, census, folder)
     kinds = Counter(one.file.kind for one in text.files)
     return splits, Reading(
-        files=kinds, empty=census.count(Census.EMPTY), copies=census.count(Census.COPY), cut=cut,
+        files=kinds, left_out=dict(text.left_out), empty=census.count(Census.EMPTY),
+        copies=census.count(Census.COPY), cut=cut,
         by_row=documents.by_row,
     )  # fmt: skip
 
