@@ -89,9 +89,7 @@ def summarize(result: dict[str, Any]) -> None:
         stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
     console.print(stages)
 
-    for line in text_in_words(RawManifest.model_validate(result["raw"]), TextReport.model_validate(result["text"])):
-        show(line)
-    show("")
+    show("\n".join([*_text_lines(result), ""]))
 
     speed = result["checkpoint"]["speed"]
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in speed["seconds"].items())
@@ -124,6 +122,10 @@ def summarize(result: dict[str, Any]) -> None:
     show(f"Model: {published['path']}")
     prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:2]) or "The")
     show(f"Next:  python -m textgen generate {shlex.quote(published['path'])} --prompt {prompt}")
+
+
+def _text_lines(result: dict[str, Any]) -> list[str]:
+    return text_in_words(RawManifest.model_validate(result["raw"]), TextReport.model_validate(result["text"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,10 +17,11 @@ from tests.flow_runs import run_flow, tiny
 from tests.pace import sitecustomize
 from tests.publications import Publication, make, write_text
 from tests.waiting import PATIENCE_SECONDS, narrow
-from textgen.config import SPLITS, Config, DataConfig, StorageConfig, TokenizerConfig, parse_config
+from textgen.config import Config, StorageConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model.transformer import LanguageModel
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, tokenize

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.train_flow import train_flow
-from textgen.config import SPLITS, Config, parse_config
+from textgen.config import Config, parse_config
+from textgen.sections import SPLITS
 
 STAGES = ("fetch", "tokenize", "train", "evaluate", "publish")
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds"]

@@ -22,9 +22,10 @@ from fake_hub import Failure, FakeHub
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.waiting import PATIENCE_SECONDS
-from textgen.config import SPLITS, DataConfig, TokenizerConfig
+from textgen.config import TokenizerConfig
 from textgen.errors import Damaged, InputError, SourceUnavailable
 from textgen.hub import ask_hub, pin, pinned
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus, sources, tokenizer
 from textgen.text.corpus import RawManifest, read_rows

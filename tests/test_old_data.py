@@ -13,13 +13,13 @@ from tests.flow_runs import run_flow
 from tests.publications import make
 from tests.trainings import refuse
 from textgen.__main__ import main
-from textgen.config import SPLITS, Config, EvaluationConfig, load_config
+from textgen.config import Config, EvaluationConfig, load_config
 from textgen.evaluation.evaluate import evaluate, evaluation_key
 from textgen.evaluation.scoring import Metrics
 from textgen.files import content_key
 from textgen.publishing.drift import DRIFT_VERSION
 from textgen.publishing.version import PublishedManifest
-from textgen.sections import ModelConfig, Section, TrainingConfig
+from textgen.sections import SPLITS, ModelConfig, Section, TrainingConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest, tokenize

@@ -1,9 +1,11 @@
-"""The sections that shape the weights, model and training, and what every section of the configuration shares."""
+"""The sections that shape the weights, data, model and training, and what every section of the configuration shares."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from textgen.terminal import brief
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -196,3 +198,66 @@ class TrainingConfig(Section):
     @property
     def sequences_per_step(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps
+
+
+EMBEDDED_CORPUS = "python-docs"
+RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class DataConfig(Section):
+    """Where the text comes from (`files`, else `path`, else `dataset_name`) and how long a training sequence is."""
+
+    dataset_name: str = Field("Salesforce/wikitext", min_length=1, description="a Hub dataset, or python-docs")
+    dataset_config: str | None = Field(None, description="the configuration of a Hub dataset or a local folder")
+    revision: str | None = Field(None, description="a Hub commit, branch or tag; pinned to a commit at the first fetch")
+    path: str | None = Field(None, description="a local folder in Hub layout, in place of the Hub")
+    files: str | list[str] | dict[Split, str | list[str]] | None = Field(
+        None,
+        description="your own files, in place of the Hub: a folder, a file, a glob, a list of these, or a split each",
+    )
+    text_column: str = Field("text", min_length=1, description="the column of tables that holds the text")
+    document: str = Field(
+        "file", min_length=1, description="what a document of plain text is: file, paragraphs, line, or a separator"
+    )
+    end_of_document: bool = Field(True, description="whether an end-of-text id follows each document")
+    validation_fraction: float = Field(
+        0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split"
+    )
+    test_fraction: float = Field(0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split")
+    max_overlap: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of test's words in runs of 13 that stand in train, above which no promotion",
+    )
+    seq_length: int = Field(128, ge=1, description="tokens in a training sequence: the model's context")
+
+    @field_validator("dataset_name")
+    @classmethod
+    def present_name(cls, name: str) -> str:
+        return RENAMED_DATASETS.get(name, name)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def files_are_named(cls, files: Any) -> Any:
+        values = list(files.values()) if isinstance(files, dict) else [files]
+        named = [value for some in values for value in (some if isinstance(some, list) else [some])]
+        known = not isinstance(files, dict) or set(files) <= set(SPLITS)
+        if files is not None and not (named and known and all(isinstance(value, str) and value for value in named)):
+            raise rule(
+                f"data.files={brief(files)}: a folder, a file or a glob was expected, a list of these, or "
+                "{train, validation, test} of these"
+            )
+        return files
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        if self.files is not None and self.path is not None:
+            raise rule("data.files and data.path are both set; give one source")
+        if isinstance(self.files, dict) and (missing := [split for split in SPLITS if split not in self.files]):
+            raise rule(f"data.files has no glob for {', '.join(missing)}; it needs {', '.join(SPLITS)}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise rule("data.validation_fraction and data.test_fraction leave nothing to train on")
+        return self

@@ -112,34 +112,11 @@ class Remote:
         return True
 
 
-class Storage:
-    """A storage root: `local`, where the stages work, and the remote root that it mirrors, if there is one.
+class Folders:
+    """The folders of a storage root on this machine: the one place that spells their names."""
 
-    Every method that brings, pushes, claims, lists or deletes raises StorageUnavailable where the remote root does not
-    answer, or refuses.
-    """
-
-    def __init__(self, config: StorageConfig) -> None:
-        """Open the root.
-
-        Raises:
-            InputError: fsspec knows no such kind of URL, or lacks the package for it.
-        """
-        self.local, self.root = config.local, config.root
-        self.remote = Remote(config.root, self.local.resolve()) if config.is_remote else None
-
-    @classmethod
-    def at(cls, root: str | Path) -> "Storage":
-        """Open the root at a folder or an fsspec URL.
-
-        Raises:
-            InputError: it is none that a root can be, fsspec knows no such kind of URL, or lacks the package for it.
-        """
-        return cls(parse_config({"storage": {"root": str(root)}}).storage)
-
-    @property
-    def is_remote(self) -> bool:
-        return self.remote is not None
+    def __init__(self, local: Path) -> None:
+        self.local = local
 
     def raw(self, name: str | None = None) -> Path:
         """Return the folder of a corpus, which has a folder for each frozen text; without a name, that of all."""
@@ -203,6 +180,37 @@ class Storage:
     def name(self, folder: Path) -> str:
         """Return a folder's path under the root."""
         return folder.absolute().relative_to(self.local.absolute()).as_posix()
+
+
+class Storage(Folders):
+    """A storage root: `local`, where the stages work, and the remote root that it mirrors, if there is one.
+
+    Every method that brings, pushes, claims, lists or deletes raises StorageUnavailable where the remote root does not
+    answer, or refuses.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        """Open the root.
+
+        Raises:
+            InputError: fsspec knows no such kind of URL, or lacks the package for it.
+        """
+        super().__init__(config.local)
+        self.root = config.root
+        self.remote = Remote(config.root, self.local.resolve()) if config.is_remote else None
+
+    @classmethod
+    def at(cls, root: str | Path) -> "Storage":
+        """Open the root at a folder or an fsspec URL.
+
+        Raises:
+            InputError: it is none that a root can be, fsspec knows no such kind of URL, or lacks the package for it.
+        """
+        return cls(parse_config({"storage": {"root": str(root)}}).storage)
+
+    @property
+    def is_remote(self) -> bool:
+        return self.remote is not None
 
     def build(self, folder: Path, manifest_type: type[M], build: Callable[[Path], M]) -> M:
         """Return the manifest of `folder`: brought, or else built by `build` and pushed."""

@@ -11,8 +11,8 @@ from typing import Any
 from tests import waiting
 from tests.e2e.services import ROOT, Prefect, processes_of_run, until
 from tests.waiting import narrow
-from textgen.config import SPLITS
 from textgen.publishing.version import PublishedManifest
+from textgen.sections import SPLITS
 from textgen.training.figures import read_log
 
 STEPS = 100

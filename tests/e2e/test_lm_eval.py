@@ -12,9 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from textgen.config import Config, DataConfig, TokenizerConfig
+from textgen.config import Config, TokenizerConfig
 from textgen.evaluation.evaluate import evaluate
 from textgen.evaluation.scoring import read_documents
+from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.tokens import tokenize

@@ -8,9 +8,10 @@ import pytest
 
 from tests.fixtures import WORDS
 from tests.publications import Publication, make
-from textgen.config import SPLITS, Config, PublishConfig
+from textgen.config import Config, PublishConfig
 from textgen.errors import InputError
 from textgen.publishing.drift import Changes, check_fractions, measure_drift
+from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, fetch, list_documents
 from textgen.text.documents import Content

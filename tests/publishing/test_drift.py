@@ -9,11 +9,12 @@ import pytest
 
 from tests.fixtures import WORDS
 from tests.publications import write_text
-from textgen.config import SPLITS, EvaluationConfig
+from textgen.config import EvaluationConfig
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.model.pretrained import load_model
 from textgen.publishing import drift
 from textgen.publishing.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
+from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.documents import mark_rows

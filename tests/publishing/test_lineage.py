@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from textgen.config import SPLITS
 from textgen.files import Manifest, canonical_json, sha256_file
 from textgen.publishing.card import environment_in_words
 from textgen.publishing.lineage import lineage_of
 from textgen.publishing.version import LINEAGE_FILE, Decision
+from textgen.sections import SPLITS
 from textgen.training import environment
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.environment import Environment

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus, readers, sources
 from textgen.text.corpus import fetch, raw_folder, read_parts, read_rows

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgen import files
-from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import documents, freezing, readers
 from textgen.text.corpus import RawManifest, fetch, list_documents, read_rows, read_units

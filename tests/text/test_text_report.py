@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from textgen.config import SPLITS, DataConfig
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import report
 from textgen.text.corpus import fetch

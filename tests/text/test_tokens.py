@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from textgen.config import SPLITS, DataConfig, TokenizerConfig
+from textgen.config import TokenizerConfig
 from textgen.errors import InputError
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows, read_units

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 import textgen.training.batches
 import textgen.training.train
 from tests.trainings import Interruption, ignore, interrupt_at, refuse
-from textgen.config import SPLITS, Config, DataConfig, TokenizerConfig
+from textgen.config import Config, TokenizerConfig
 from textgen.errors import Diverged, InputError
 from textgen.evaluation.protocols import blocks
 from textgen.evaluation.scoring import score
 from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
-from textgen.sections import TrainingConfig
+from textgen.sections import SPLITS, DataConfig, TrainingConfig
 from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.text.stream import block_count

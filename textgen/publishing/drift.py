@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
-from textgen.config import SPLITS, Config, EvaluationConfig
+from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged, InputError
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
@@ -19,6 +19,7 @@ from textgen.model.find import CHAMPION_FILE, read_champion
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import PublishedManifest, read_lineage
+from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents, read_parts, read_rows
 from textgen.text.documents import Part, by_document

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textgen.config import DataConfig
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.hub import PIN_FILE, pin
+from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text.documents import Part, by_document, mark_rows
 from textgen.text.freezing import RawSplit, Reading, freeze_dataset, freeze_files

@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from textgen.config import SPLITS, DataConfig
 from textgen.errors import Damaged
 from textgen.files import sha256_file
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents
 from textgen.text.documents import Content

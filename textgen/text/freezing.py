@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from textgen.config import SPLITS, DataConfig
 from textgen.errors import InputError
 from textgen.files import sha256_file
+from textgen.sections import SPLITS, DataConfig
 from textgen.text.documents import LONG_WORDS, Content, Part, cut_text, mark_rows, parts_of
 from textgen.text.local_files import LocalText, SplitFile
 from textgen.text.readers import check_row, read_table, read_text

@@ -14,7 +14,7 @@ from textgen.errors import InputError
 from textgen.terminal import printable
 
 if TYPE_CHECKING:
-    from textgen.config import Split
+    from textgen.sections import Split
 
 KINDS = {
     ".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",

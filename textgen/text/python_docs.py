@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from textgen.config import SPLITS
+from textgen.sections import SPLITS
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # and what holds statements
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

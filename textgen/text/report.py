@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from textgen.config import SPLITS
 from textgen.files import Manifest, content_key
+from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents, read_parts
 from textgen.text.documents import Content, Part

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
-from textgen.config import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
+from textgen.sections import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.storage import Storage
 from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from textgen.config import MAX_VOCAB_SIZE, SPLITS, TokenizerConfig
+from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
 from textgen.files import Manifest, content_key, sha256_file, write_atomic
+from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
 from textgen.text.stream import TextCounts, block_count, encode_stream
