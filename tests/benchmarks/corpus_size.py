@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.training_step import SEED, hardware
+from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.config import Config, parse_config
 from textgen.evaluation import evaluate
 from textgen.evaluation.scoring import Metrics
@@ -292,10 +292,7 @@ def main() -> None:
         "model": {**MODEL, "seq_length": SEQ_LENGTH},
         "results": results,
     }
-    written = json.dumps(report, indent=2)
-    print(written)
-    if options.json is not None:
-        options.json.write_text(written + "\n")
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

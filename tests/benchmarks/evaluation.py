@@ -10,7 +10,6 @@ round.
 """
 
 import argparse
-import json
 import multiprocessing
 import shlex
 import statistics
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.benchmarks.training_step import SEED, hardware
+from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.evaluation.protocols import blocks
 from textgen.evaluation.scoring import Window, score
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
@@ -167,10 +166,7 @@ def main() -> None:
         "rounds": options.rounds,
         "results": compare(shape, read_stream(options.shared), options.rounds, device),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

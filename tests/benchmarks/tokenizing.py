@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet
 
 from tests.benchmarks.corpus_size import MB
-from tests.benchmarks.training_step import SEED, hardware
+from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.model.device import choose_device
 from textgen.text.documents import by_document, mark_rows, parts_of
 from textgen.text.encoding import encode_documents
@@ -142,10 +142,7 @@ def main() -> None:
         "rounds": options.rounds,
         "results": results,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

@@ -212,6 +212,14 @@ def compare(shape: dict[str, Any], vocab_size: int, rounds: int, device: torch.d
     }
 
 
+def write_report(report: dict[str, Any], path: Path | None) -> None:
+    """Print a benchmark's figures as JSON, and write them to `path` if there is one."""
+    text = json.dumps(report, indent=2)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")
+
+
 def hardware(device: torch.device) -> str:
     """Return the name of the GPU, or of the processor with its cores."""
     if device.type == "cuda":
@@ -240,10 +248,7 @@ def main() -> None:
         "rounds": options.rounds,
         "results": [compare(shape, vocab_size, options.rounds, device) for vocab_size in options.vocab_size],
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

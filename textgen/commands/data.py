@@ -31,9 +31,9 @@ def add_data(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from textgen.publishing.find_document import find_document
     from textgen.storage import Storage
     from textgen.text.corpus import fetch
-    from textgen.text.find_document import find_document
     from textgen.text.report import report_on
     from textgen.text.tokens import tokenize
 

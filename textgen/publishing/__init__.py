@@ -6,6 +6,7 @@
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
 - `registry`: the versions, the champion file, promotion and rollback by hand.
 - `card`, `plots`, `lineage`: the model card and what is in it.
+- `find_document`: which texts and versions hold a document.
 - `drift`: how far a new text is from that of the champion.
 - `upload`: uploads the champion to a Hugging Face Hub repository.
 """

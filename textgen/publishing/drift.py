@@ -4,6 +4,7 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence, Set
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -82,26 +83,33 @@ class Drift(Manifest):
         return {}
 
 
+def find_champion(config: Config, storage: Storage) -> Path | None:
+    """Return the folder of the version in use, None before there is one."""
+    home = storage.models(config.name)
+    storage.bring_file(home / CHAMPION_FILE)
+    if (version := read_champion(home)) is None:
+        return None
+    storage.bring(home / version, PublishedManifest)
+    return home / version
+
+
 def check_fractions(raw: RawManifest, config: Config, storage: Storage) -> None:
     """Check that no document moves from the champion's test or validation into train.
 
     Raises:
         InputError: a fraction of the split is smaller than that of the champion's text.
     """
-    home = storage.models(config.name)
-    storage.bring_file(home / CHAMPION_FILE)
-    if "test_fraction" not in raw.source or (version := read_champion(home)) is None:
+    if "test_fraction" not in raw.source or (folder := find_champion(config, storage)) is None:
         return
-    storage.bring(home / version, PublishedManifest)
     try:
-        last = read_lineage(home / version, "raw", "source")
+        last = read_lineage(folder, "raw", "source")
     except Damaged:  # which the publish stage names and sets aside
         return
     for name in ("validation_fraction", "test_fraction"):
         if raw.source[name] < (before := last.get(name, 0.0)):
             raise InputError(
-                f"data.{name}={raw.source[name]:g} is below the {before:g} of {config.name} {version}: documents that "
-                "it was measured on would be trained on; keep the fraction, or use another name"
+                f"data.{name}={raw.source[name]:g} is below the {before:g} of {config.name} {folder.name}: documents "
+                "that it was measured on would be trained on; keep the fraction, or use another name"
             )
 
 
@@ -111,13 +119,10 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
     A comparison is made once and kept in data/drift.
     """
     storage.bring(raw.folder, RawManifest)
-    home = storage.models(config.name)
-    storage.bring_file(home / CHAMPION_FILE)
-    if (version := read_champion(home)) is None:
+    if (folder := find_champion(config, storage)) is None:
         return None
-    storage.bring(home / version, PublishedManifest)
     try:
-        champion = PublishedManifest.parse(home / version)
+        champion = PublishedManifest.parse(folder)
     except Damaged:  # which the publish stage names and sets aside
         return None
     if champion.raw_sha256 == {split: text.sha256 for split, text in raw.splits.items()}:
@@ -143,19 +148,19 @@ def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: S
 
 def compare_documents(last: RawManifest, new: RawManifest) -> Changes | None:
     """Return which documents came and went, None where a text has no list of its documents."""
-    lists = [{split: list_documents(raw, split) for split in SPLITS} for raw in (last, new)]
-    hashes: list[dict[str, np.ndarray]] = []
-    for by_split in lists:
-        found: dict[str, np.ndarray] = {}
-        for split, table in by_split.items():
-            if table is None:
-                return None
-            found[split] = np.unique(table.column("hash").to_numpy())
-        hashes.append(found)
+    hashes = [_hashes_by_split(raw) for raw in (last, new)]
+    if not all(hashes):
+        return None
     last_D, new_D = (np.unique(np.concatenate(list(found.values()))) for found in hashes)
     stayed = len(np.intersect1d(last_D, new_D, assume_unique=True))
     in_place = sum(len(np.intersect1d(hashes[0][split], hashes[1][split], assume_unique=True)) for split in SPLITS)
     return Changes(came=len(new_D) - stayed, went=len(last_D) - stayed, stayed=stayed, moved=max(0, stayed - in_place))
+
+
+def _hashes_by_split(raw: RawManifest) -> dict[str, np.ndarray]:
+    """Return the hashes of each split's documents, nothing where a text has no list of them."""
+    lists = {str(split): list_documents(raw, split) for split in SPLITS}
+    return {split: np.unique(one.column("hash").to_numpy()) for split, one in lists.items() if one is not None}
 
 
 def changes_in_words(drift: Drift) -> str:

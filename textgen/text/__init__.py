@@ -5,7 +5,6 @@
 - `documents`: how plain text is cut into documents, which rows begin one, and the content by which one is known.
 - `freezing`: which split a document of local files is in, and the parquet files. `corpus`: the frozen text in data/raw.
 - `overlap`, `report`: how much of the held-out text stands in train, and what else `textgen data` shows.
-- `find_document`: which texts and versions hold a document.
 - `tokenizer`, `encoding`: GPT-2's BPE, a BPE trained on the text, or its words; long documents in bounded memory.
 - `tokens`: the token ids of a split as one tensor in data/processed, and the blocks cut from it.
 

@@ -20,6 +20,11 @@ class Part(NamedTuple):
     begins: bool  # whether a document begins here
 
 
+def utf8_length(text: str) -> int:
+    """Return how many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 class WordCount:
     """The words of a document, between white space, and its bytes in UTF-8, as its pieces come."""
 
@@ -37,7 +42,7 @@ class WordCount:
             self.words += words.lstrip(" ").count(" ") + 1 - goes_on
         if text:
             self._inside = not text[-1].isspace()
-            self.bytes += len(text) if text.isascii() else len(text.encode())
+            self.bytes += utf8_length(text)
         return words
 
 

@@ -1,6 +1,5 @@
 """Documents become ids, in memory that does not grow with them: long ones are cut where it changes no id."""
 
-import io
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from textgen.errors import InputError
-from textgen.text.documents import Part, by_document
+from textgen.text.documents import Part, by_document, lines_of, utf8_length
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_ROW = "<eos>"
@@ -157,7 +156,7 @@ def batches(cutter: Cutter, parts: Iterable[Part], by_line: bool) -> Iterator[Ba
                     yield batch
                     batch, size = Batch([], []), 0
                 batch.pieces.append(piece)
-                size += text_bytes(piece.text) + PIECE_BYTES
+                size += utf8_length(piece.text) + PIECE_BYTES
         batch.ends.append(len(batch.pieces))
     if batch.pieces:
         yield batch
@@ -176,19 +175,12 @@ def encode_units(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[in
 
 def split_lines(texts: Iterable[str]) -> Iterator[Part]:
     """Yield the lines of a text, each a document of its own; a text without any line is one empty line."""
-    begins, lines = True, 0
-    for text in texts:
-        for line in io.StringIO(text, newline="\n"):
-            yield Part(line, begins)
-            begins = line.endswith("\n")
-            lines += 1
-    if not lines:
+    begins, line = True, ""
+    for line in lines_of(texts, longest=1):
+        yield Part(line, begins)
+        begins = line.endswith("\n")
+    if not line:
         yield Part("", True)
-
-
-def text_bytes(text: str) -> int:
-    """Return the length of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def cut_windows(

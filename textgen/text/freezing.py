@@ -33,8 +33,9 @@ HASHES = 2**64
 class RawSplit(BaseModel):
     """One split of the frozen text: a parquet file with a `text` column, and what it holds.
 
-    Of local files, a document is in one or more rows of the file, the first of which `begins` it; `rows` counts the
-    documents, and a second file names them. Of other sources, `documents` is null.
+    Of local files, a document is in one or more rows of the file, the first of which `begins` it; a second file lists
+    the documents. `rows` counts what is tokenized as a whole: documents, or the rows of tables whose splits are given.
+    Of other sources, it counts the rows, and `documents` is null.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,8 +129,7 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     kinds = Counter(one.file.kind for one in text.files)
     return splits, Reading(
         files=kinds, left_out=dict(text.left_out), empty=census.count(Census.EMPTY),
-        copies=census.count(Census.COPY), cut=cut,
-        by_row=documents.by_row,
+        copies=census.count(Census.COPY), cut=cut, by_row=documents.by_row,
     )  # fmt: skip
 
 

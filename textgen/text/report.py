@@ -11,7 +11,7 @@ from textgen.files import Manifest, content_key
 from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents, read_parts
-from textgen.text.documents import Content, Part
+from textgen.text.documents import Part, WordCount
 from textgen.text.local_files import ending_of, in_words, read_kind
 from textgen.text.overlap import Overlaps, Runs, worst
 
@@ -71,7 +71,7 @@ class TextReport(Manifest):
 
 
 class DocumentList:
-    """The documents of a split: each one's name, words, bytes and content's hash."""
+    """The documents of a split: each one's name, words and bytes."""
 
     def __init__(self, raw: RawManifest, split: str) -> None:
         self.raw, self.split = raw, split
@@ -85,10 +85,10 @@ class DocumentList:
                 values.frombytes(self.stored.column(name).to_numpy().tobytes())
             yield from parts
             return
-        count = Content()
+        count = WordCount()
         for part in parts:
             if part.begins:
-                count = Content()
+                count = WordCount()
                 self.words.append(0)
                 self.bytes.append(0)
             count.add(part.text)

@@ -159,9 +159,12 @@ class HubFolder:
     """A local folder in the layout of a Hub dataset."""
 
     KIND: ClassVar[str] = "folder"
-    path: str
-    dataset_config: str | None
     data: DataConfig
+
+    @property
+    def path(self) -> str:
+        assert self.data.path is not None
+        return self.data.path
 
     def identity(self) -> Identity:
         folder = Path(self.path)
@@ -169,7 +172,7 @@ class HubFolder:
             raise InputError(f"data.path={self.path!r}: there is no such folder")
         sha256s = {path.relative_to(folder).as_posix(): _sha256_source(path) for path in self._files()}
         source: Identity = {
-            "kind": self.KIND, "folder": folder.resolve().name, "dataset_config": self.dataset_config,
+            "kind": self.KIND, "folder": folder.resolve().name, "dataset_config": self.data.dataset_config,
             "files": sha256s,
         }  # fmt: skip
         kinds = {found[0] for path in self._files() if path.suffix != ".md" and (found := read_kind(path))}
@@ -188,11 +191,11 @@ class HubFolder:
     def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset, load_dataset_builder
 
-        builder = _read(lambda: load_dataset_builder(self.path, self.dataset_config, cache_dir=cache))
+        builder = _read(lambda: load_dataset_builder(self.path, self.data.dataset_config, cache_dir=cache))
         files = self._check_files(builder.config.data_files or {}, identity)
         if builder.name == "text":
             return LocalText(files)
-        dataset = _read(lambda: load_dataset(self.path, self.dataset_config, cache_dir=cache))
+        dataset = _read(lambda: load_dataset(self.path, self.data.dataset_config, cache_dir=cache))
         self._check_files(builder.config.data_files or {}, identity)
         return dataset
 
@@ -211,10 +214,9 @@ class HubFolder:
                 raise InputError(f"{shown(path)}: the file was changed while it was read; start again")
         found = {str(split): list(map(Path, names)) for split, names in data_files.items()}
         return [
-            SplitFile(LocalFile(path, *(read_kind(path) or ("text", None)), shown(Path(path.name))), sha256, split)
+            SplitFile(_local_file(path), known[path.resolve()], split)
             for split in SPLITS
             for path in found.get(split, [])
-            if (sha256 := known[path.resolve()])
         ]
 
     @staticmethod
@@ -277,7 +279,7 @@ def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> 
     if data.files is not None:
         return Files(data, storage)
     if data.path is not None:
-        return HubFolder(data.path, data.dataset_config, data)
+        return HubFolder(data)
     if data.dataset_name == EMBEDDED_CORPUS:
         return PythonDocs()
     return HubDataset(data.dataset_name, data.dataset_config, data.revision, storage, refresh)
@@ -301,6 +303,11 @@ def _folder_name(name: str) -> str:
 
 def _configuration(identity: Identity) -> str:
     return f", configuration `{identity['dataset_config']}`" if identity["dataset_config"] else ""
+
+
+def _local_file(path: Path) -> LocalFile:
+    kind, compression = read_kind(path) or ("text", None)
+    return LocalFile(path, kind, compression, shown(Path(path.name)))
 
 
 def _sha256_source(path: Path) -> str:

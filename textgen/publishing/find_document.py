@@ -1,17 +1,16 @@
 """Which frozen texts, and which published versions that were trained on them, hold a document."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from textgen.errors import Damaged
 from textgen.files import sha256_file
+from textgen.publishing.version import LINEAGE_FILE, read_lineage
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents
-from textgen.text.documents import Content
-from textgen.text.freezing import Documents
+from textgen.text.freezing import Documents, take_census
 from textgen.text.local_files import SplitFile, find_files
 
 
@@ -49,24 +48,14 @@ def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]
 def _hashes(file: Path, data: DataConfig) -> set[int]:
     found = find_files("--find", [str(file)]).files
     files = [SplitFile(one, sha256_file(one.path), None) for one in found]
-    hashes = set()
-    for cut_long in (False, True):
-        content: Content | None = None
-        for _, part in Documents(files, data, cut_long).parts():
-            if part.begins or content is None:
-                if content is not None:
-                    hashes.add(content.hash)
-                content = Content()
-            content.add(part.text)
-        if content is not None:
-            hashes.add(content.hash)
-    return hashes
+    census = [take_census(Documents(files, data, cut_long)) for cut_long in (False, True)]
+    return {number for one in census for number in one.hashes_D.tolist()}
 
 
 def _versions_by_raw(storage: Storage) -> dict[str, list[str]]:
     versions: dict[str, list[str]] = {}
-    for lineage in sorted(storage.models().glob("*/v*/lineage.json")):
-        with suppress(ValueError, KeyError, TypeError):
-            folder = json.loads(lineage.read_bytes())["raw"]["folder"]
+    for lineage in sorted(storage.models().glob(f"*/v*/{LINEAGE_FILE}")):
+        with suppress(Damaged):
+            folder = read_lineage(lineage.parent, "raw", "folder")
             versions.setdefault(folder, []).append(f"{lineage.parents[1].name}@{lineage.parent.name}")
     return versions
