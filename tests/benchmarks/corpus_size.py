@@ -287,7 +287,7 @@ def main() -> None:
         results.append({"text": options.text, "text_bytes": text_bytes, "stages": stages})
     report = {
         "command": shlex.join(["python", "-m", "tests.benchmarks.corpus_size", *sys.argv[1:]]),
-        "hardware": f"{hardware(choose_device('cpu'))}, shared with other work",
+        "hardware": hardware(choose_device("cpu")),
         "versions": {name: version(name) for name in ("torch", "tokenizers", "pyarrow", "numpy")},
         "model": {**MODEL, "seq_length": SEQ_LENGTH},
         "results": results,

@@ -137,7 +137,7 @@ def main() -> None:
             results[name] = compare(found, options.rounds, sum(map(len, texts)))
     report = {
         "command": shlex.join(["python", "-m", "tests.benchmarks.tokenizing", *sys.argv[1:]]),
-        "hardware": f"{hardware(choose_device('cpu'))}, shared with other work",
+        "hardware": hardware(choose_device("cpu")),
         "versions": {"tokenizers": version("tokenizers")},
         "rounds": options.rounds,
         "results": results,
