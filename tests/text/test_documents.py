@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from textgen.text import documents
 from textgen.text.documents import (
     CONTENT_PERSON,
-    CUT_LINE_WORDS,
     CUT_WORDS,
+    LINE_FACTOR,
     LONG_WORDS,
     Content,
     by_document,
@@ -79,11 +79,11 @@ def in_pieces(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def documents_of(text: str, document: str, size: int = 1 << 18, cut_long: bool = False) -> list[str]:
+def documents_of(text: str, document: str, size: int = 1 << 18, cut_words: int | None = None) -> list[str]:
     """Return the documents of a text that comes in pieces of `size` characters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "PART_CHARACTERS", size)
-        return ["".join(texts) for texts in by_document(cut_text(in_pieces(text, size), document, cut_long))]
+        return ["".join(texts) for texts in by_document(cut_text(in_pieces(text, size), document, cut_words))]
 
 
 SIZES = [*range(1, 12), 1 << 18]
@@ -130,7 +130,7 @@ def test_a_line_end_of_a_separator_is_that_of_the_file(size, separator):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_file_is_one_document(size):
     assert documents_of(text := "a\n\n\nb\r\n = c = \n", "file", size) == [text]
-    assert documents_of(text, "file", size, cut_long=True) == [text]
+    assert documents_of(text, "file", size, cut_words=CUT_WORDS) == [text]
 
 
 @pytest.mark.parametrize("document", ["file", "line", "paragraphs"])
@@ -145,7 +145,7 @@ def words(count: int, between: str = " ") -> str:
 @pytest.mark.parametrize("size", [1009, 1 << 18])
 def test_a_long_file_is_cut_at_the_first_blank_line_after_so_many_words(size):
     paragraphs = [words(90) + ("\r\n\r\n" if number % 2 else "\n\n") for number in range(60)]
-    found = documents_of("".join(paragraphs), "file", size, cut_long=True)
+    found = documents_of("".join(paragraphs), "file", size, cut_words=CUT_WORDS)
     per_document = -(-CUT_WORDS // 90)
     assert found == ["".join(paragraphs[n : n + per_document]) for n in range(0, 60, per_document)]
 
@@ -153,8 +153,8 @@ def test_a_long_file_is_cut_at_the_first_blank_line_after_so_many_words(size):
 @pytest.mark.parametrize("size", [1009, 1 << 18])
 def test_a_long_file_without_blank_lines_is_cut_at_a_line_end(size):
     lines = [words(90) + "\n" for _ in range(60)]
-    found = documents_of("".join(lines), "file", size, cut_long=True)
-    per_document = -(-CUT_LINE_WORDS // 90)
+    found = documents_of("".join(lines), "file", size, cut_words=CUT_WORDS)
+    per_document = -(-(CUT_WORDS * LINE_FACTOR) // 90)
     assert found == ["".join(lines[n : n + per_document]) for n in range(0, 60, per_document)]
 
 
@@ -162,15 +162,15 @@ def test_a_long_file_without_blank_lines_is_cut_at_a_line_end(size):
 @pytest.mark.parametrize("length", [1, 40, 120])
 def test_a_long_line_is_cut_at_white_space_and_never_within_a_word(size, length):
     text = " ".join(f"{number:0{length}}" for number in range(9000))
-    found = documents_of(text, "file", size, cut_long=True)
+    found = documents_of(text, "file", size, cut_words=CUT_WORDS)
     assert "".join(found) == text and len(found) > 2
     assert [word for document in found for word in document.split()] == text.split()
-    assert max(len(document.split()) for document in found) <= 2 * CUT_LINE_WORDS
+    assert max(len(document.split()) for document in found) <= 2 * CUT_WORDS * LINE_FACTOR
 
 
 @pytest.mark.parametrize("count", [LONG_WORDS, LONG_WORDS + 1])
 def test_a_file_is_long_above_two_thousand_words(count):
-    assert (len(documents_of(words(count, "\n\n"), "file", cut_long=True)) > 1) == (count > LONG_WORDS)
+    assert (len(documents_of(words(count, "\n\n"), "file", cut_words=CUT_WORDS)) > 1) == (count > LONG_WORDS)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1 << 18])
@@ -197,9 +197,10 @@ ANY_DOCUMENT = st.sampled_from(["file", "line", "paragraphs", "-", "\n", "\n\n",
 
 
 @settings(max_examples=EXAMPLES, derandomize=True, deadline=None)
-@given(ANY_TEXT.map("".join), ANY_DOCUMENT, st.integers(1, 9), st.booleans())
-def test_documents_do_not_depend_on_the_pieces_and_are_all_of_the_text(text, document, size, cut_long):
-    found, of_one_piece = documents_of(text, document, size, cut_long), documents_of(text, document, cut_long=cut_long)
+@given(ANY_TEXT.map("".join), ANY_DOCUMENT, st.integers(1, 9), st.sampled_from([None, CUT_WORDS]))
+def test_documents_do_not_depend_on_the_pieces_and_are_all_of_the_text(text, document, size, cut_words):
+    found = documents_of(text, document, size, cut_words)
+    of_one_piece = documents_of(text, document, cut_words=cut_words)
     assert [one.split() for one in found] == [one.split() for one in of_one_piece]
     if document in ("file", "line", "paragraphs"):
         assert "".join(found) == text

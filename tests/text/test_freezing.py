@@ -21,7 +21,7 @@ from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import documents, freezing, readers
 from textgen.text.corpus import RawManifest, fetch, list_documents, read_rows, read_units
-from textgen.text.freezing import FEW_DOCUMENTS
+from textgen.text.freezing import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
 
 EXAMPLES = 100
 WORDS = ["river", "tower", "lamp", "old", "small", "winds", "under", "stone", "light", "house", "the", "a", "and", "of"]
@@ -196,7 +196,7 @@ def test_an_article_of_wikitext_is_a_document_and_is_never_cut_by_our_split(tmp_
 
 
 def test_long_files_are_cut_where_the_splits_would_be_small_and_join_to_the_file(tmp_path):
-    text = "\n\n".join(some_text(150, number) for number in range(400)) + "\n"
+    text = "\n\n".join(some_text(150, number) for number in range(1200)) + "\n"
     (tmp_path / "book.txt").write_text(text)
     raw = freeze(tmp_path, files=str(tmp_path / "book.txt"))
     assert raw.reading.cut
@@ -205,6 +205,18 @@ def test_long_files_are_cut_where_the_splits_would_be_small_and_join_to_the_file
     assert "".join(next(texts[split]) for _, _, split in sorted(listed)) == text
     assert sorted(number for number, _, _ in listed) == list(range(1, len(listed) + 1))
     assert all(1000 <= words < 1150 for _, words, _ in sorted(listed)[:-1])
+
+
+@pytest.mark.parametrize(("paragraphs", "cut_words"), [(2000, 1000), (400, 500), (190, 250), (80, 250)])
+def test_long_files_are_cut_shorter_where_the_gate_would_have_too_few_documents(tmp_path, paragraphs, cut_words):
+    text = "\n\n".join(some_text(120, number) for number in range(paragraphs))
+    (tmp_path / "book.txt").write_text(text)
+    raw = freeze(tmp_path, files=str(tmp_path / "book.txt"), validation_fraction=0.1, test_fraction=0.1)
+    assert (raw.reading.cut, raw.reading.cut_words) == (True, cut_words)
+    held_out = min(raw.splits[split].documents for split in ("validation", "test"))
+    assert (held_out >= TOO_FEW_DOCUMENTS) == (paragraphs > 80)
+    sizes = [document["words"] for split in SPLITS for document in list_documents(raw, split).to_pylist()]
+    assert sorted(sizes)[1] >= cut_words and max(sizes) < cut_words + 120
 
 
 def test_long_files_are_not_cut_where_the_splits_are_large_enough(tmp_path):

@@ -10,7 +10,7 @@ from textgen.publishing.version import LINEAGE_FILE, read_lineage
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents
-from textgen.text.freezing import Documents, take_census
+from textgen.text.freezing import CUTS, Documents, take_census
 from textgen.text.local_files import SplitFile, find_files
 
 
@@ -48,7 +48,7 @@ def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]
 def _hashes(file: Path, data: DataConfig) -> set[int]:
     found = find_files("--find", [str(file)]).files
     files = [SplitFile(one, sha256_file(one.path), None) for one in found]
-    census = [take_census(Documents(files, data, cut_long)) for cut_long in (False, True)]
+    census = [take_census(Documents(files, data, cut_words)) for cut_words in (None, *CUTS)]
     return {number for one in census for number in one.hashes_D.tolist()}
 
 

@@ -7,9 +7,9 @@ from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
 PART_CHARACTERS = 1 << 18  # of a piece of a document, whatever the document's size
-LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small,
-CUT_WORDS = 1000  # at the next blank line after so many words,
-CUT_LINE_WORDS = 2000  # or, where there is no blank line, at the next line end after so many
+LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small
+CUT_WORDS = 1000  # after about so many words, at the next blank line,
+LINE_FACTOR = 2  # or, where there is none, at the next line end after so many times as many
 CONTENT_PERSON = b"textgen split 1"  # salts the hash that splits: with another one, every document moves
 
 
@@ -87,17 +87,17 @@ def lines_of(pieces: Iterable[str], longest: int | None = None) -> Iterator[str]
         yield last
 
 
-def cut_text(pieces: Iterable[str], document: str, cut_long: bool) -> Iterator[Part]:
+def cut_text(pieces: Iterable[str], document: str, cut_words: int | None = None) -> Iterator[Part]:
     """Yield the documents of plain text, in parts.
 
     Args:
         pieces: The text, in pieces of PART_CHARACTERS.
         document: `file`, `paragraphs`, `line`, or the separator between documents, which is in none of them.
-        cut_long: Whether a file of more than LONG_WORDS is cut, where a document is a file.
+        cut_words: After how many words a file of more than LONG_WORDS is cut, where a document is a file.
     """
     match document:
         case "file":
-            return _cut_long(pieces) if cut_long else _whole(pieces)
+            return _whole(pieces) if cut_words is None else _cut_long(pieces, cut_words)
         case "line":
             return _cut_lines(lines_of(pieces, PART_CHARACTERS), lambda after_blank, words: True)
         case "paragraphs":
@@ -110,31 +110,33 @@ def _whole(pieces: Iterable[str]) -> Iterator[Part]:
         yield Part(piece, number == 0)
 
 
-def _cut_long(pieces: Iterable[str]) -> Iterator[Part]:
+def _cut_long(pieces: Iterable[str], cut_words: int) -> Iterator[Part]:
     """Yield a file as one document, or, if it is long, cut at blank lines, else at line ends, else at white space."""
     pieces, first, words = iter(pieces), [], 0
     for piece in pieces:
         first.append(piece)
         if (words := words + len(piece.split())) > LONG_WORDS:
-            lines = chain.from_iterable(map(_shorter, lines_of(chain(first, pieces), PART_CHARACTERS)))
+            lines = lines_of(chain(first, pieces), PART_CHARACTERS)
             yield from _cut_lines(
-                lines, lambda after_blank, words: words >= (CUT_WORDS if after_blank else CUT_LINE_WORDS), mid_line=True
+                chain.from_iterable(_shorter(line, cut_words) for line in lines),
+                lambda after_blank, words: words >= cut_words * (1 if after_blank else LINE_FACTOR),
+                mid_line=True,
             )
             return
     yield from _whole(first)
 
 
-def _shorter(line: str) -> list[str]:
-    """Return a line in pieces of CUT_WORDS words, if it has more than CUT_LINE_WORDS.
+def _shorter(line: str, cut_words: int) -> list[str]:
+    """Return a line in pieces of `cut_words` words, if it has more than LINE_FACTOR times as many.
 
     The last word of a line that comes in pieces is a piece of its own: the next one may go on with it.
     """
     word = "" if len(line) < PART_CHARACTERS or line[-1].isspace() else line.rsplit(maxsplit=1)[-1]
     whole = line[: len(line) - len(word)]
-    if len(whole) <= CUT_LINE_WORDS or len(whole.split()) <= CUT_LINE_WORDS:
+    if len(whole) <= (most := cut_words * LINE_FACTOR) or len(whole.split()) <= most:
         pieces = [whole]
     else:
-        pieces = re.findall(rf"(?:\s*\S+){{1,{CUT_WORDS}}}\s*", whole)
+        pieces = re.findall(rf"(?:\s*\S+){{1,{cut_words}}}\s*", whole)
     return [piece for piece in (*pieces, word) if piece]
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from textgen.errors import InputError
 from textgen.files import sha256_file
 from textgen.sections import SPLITS, DataConfig
-from textgen.text.documents import LONG_WORDS, Content, Part, cut_text, mark_rows, parts_of
+from textgen.text.documents import CUT_WORDS, LONG_WORDS, Content, Part, cut_text, mark_rows, parts_of
 from textgen.text.local_files import LocalText, SplitFile
 from textgen.text.readers import check_row, read_table, read_text
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 FEW_DOCUMENTS = 20  # of validation or test, below which long files are cut
+TOO_FEW_DOCUMENTS = 5  # below which they are cut into shorter documents: the gate decides on no fewer
+CUTS = (CUT_WORDS, CUT_WORDS // 2, CUT_WORDS // 4)  # the words of a document of a long file, as tried in turn
 READ_ROWS = 10_000
 WRITE_CHARACTERS = 1 << 22  # of text that are one row group
 HASHES = 2**64
@@ -60,7 +62,8 @@ class Reading(BaseModel):
     left_out: dict[str, int] = {}  # of folders, by reason
     empty: int = 0  # documents without a word
     copies: int = 0  # documents whose words another document has, kept once
-    cut: bool = False  # whether long files were cut
+    cut: bool = False  # whether long files were cut,
+    cut_words: int = CUT_WORDS  # and into documents of about how many words
     by_row: bool = False  # whether each row is tokenized on its own: of tables whose splits are given
 
 
@@ -70,7 +73,7 @@ class Documents:
 
     files: Sequence[SplitFile]
     data: DataConfig
-    cut_long: bool = False
+    cut_words: int | None = None  # how long the documents of a long file are; null: each file is one
 
     @property
     def by_row(self) -> bool:
@@ -89,7 +92,7 @@ class Documents:
                 found = rows if self.by_row else chain.from_iterable(parts_of(*row) for row in rows)
             else:
                 pieces = read_text(one.file, one.sha256)
-                found = cut_text(pieces, self.data.document, self.cut_long)
+                found = cut_text(pieces, self.data.document, self.cut_words)
             for part in found:
                 yield one, part
 
@@ -108,28 +111,36 @@ class Census:
         """Return how many documents are in a split, or were left out for a reason."""
         return int((self.splits_D == split_or_reason).sum())
 
+    @property
+    def held_out(self) -> int:
+        """The documents of validation or of test, whichever has fewer."""
+        return min(self.count(SPLITS.index(split)) for split in ("validation", "test"))
+
 
 def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[str, RawSplit], Reading]:
     """Write the splits of local files, and return them and what was read.
 
-    Where validation or test would hold fewer than FEW_DOCUMENTS, long files are cut.
+    Where validation or test would hold fewer than FEW_DOCUMENTS, long files are cut into documents of CUT_WORDS; where
+    that leaves fewer than TOO_FEW_DOCUMENTS, into shorter ones.
 
     Raises:
         InputError: a file cannot be read, was changed meanwhile, or a split is empty.
     """
     documents = Documents(text.files, data)
     census = take_census(documents)
-    held_out = [census.count(SPLITS.index(split)) for split in ("validation", "test")]
-    cut = data.document == "file" and census.long_files and min(held_out) < FEW_DOCUMENTS
-    if cut:
-        documents = replace(documents, cut_long=True)
-        census = take_census(documents)
+    if data.document == "file" and census.long_files and census.held_out < FEW_DOCUMENTS:
+        for words in CUTS:
+            documents = replace(documents, cut_words=words)
+            census = take_census(documents)
+            if census.held_out >= TOO_FEW_DOCUMENTS:
+                break
     check_splits(census, data)
     splits = write_splits(documents, census, folder)
     kinds = Counter(one.file.kind for one in text.files)
     return splits, Reading(
         files=kinds, left_out=dict(text.left_out), empty=census.count(Census.EMPTY),
-        copies=census.count(Census.COPY), cut=cut, by_row=documents.by_row,
+        copies=census.count(Census.COPY), cut=documents.cut_words is not None,
+        cut_words=documents.cut_words or CUT_WORDS, by_row=documents.by_row,
     )  # fmt: skip
 
 

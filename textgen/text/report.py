@@ -167,7 +167,8 @@ def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
     if (reading := raw.reading) is not None:
         if reading.cut:
             lines.append(
-                "long files were cut at blank lines into documents of about 1,000 words: the splits were too small"
+                f"long files were cut at blank lines into documents of about {reading.cut_words:,} words: "
+                "the splits were too small"
             )
         if reading.copies:
             lines.append(f"copies: {reading.copies:,} documents have the words of another one, and were left out")

@@ -27,7 +27,7 @@ CORPUS_WAYS_ON = (
     "data.path=FOLDER for a local copy in Hub layout, "
     f"or data.dataset_name={EMBEDDED_CORPUS} for the embedded corpus, which needs no network"
 )
-FILES_VERSION = 3  # of how local files are read; a change makes the raw keys of local files new
+FILES_VERSION = 4  # of how local files are read; a change makes the raw keys of local files new
 WIKITEXT = "Salesforce/wikitext"
 UNKNOWN_LICENCE = "not known to textgen; see its source"
 
