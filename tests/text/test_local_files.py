@@ -115,6 +115,16 @@ def test_links_are_followed_and_loops_of_them_end(tmp_path):
     assert found.left_out == {LOOP: 2}
 
 
+def test_a_glob_of_all_folders_ends_where_links_make_loops(tmp_path):
+    """Two links to the folder itself have 2^40 paths that the system opens."""
+    write(tmp_path, "mine/x.txt", "mine/a/y.txt", "mine/.hidden/h.txt")
+    for name in ("one", "two"):
+        (tmp_path / "mine" / name).symlink_to(".")
+    assert names(tmp_path / "mine" / "**" / "*.txt") == ["a/y.txt", "x.txt"]
+    assert names(tmp_path / "**" / "mine" / "**" / "*.txt") == ["mine/a/y.txt", "mine/x.txt"]
+    assert names(tmp_path / "mine" / "**" / ".hidden" / "*") == [".hidden/h.txt"]
+
+
 def test_a_file_of_two_names_has_the_same_one_whatever_order_the_disk_lists_them_in(tmp_path, monkeypatch):
     write(tmp_path, "b/x.txt", "m/y.txt")
     for name in ("a", "c", "m/z"):

@@ -120,8 +120,7 @@ def _files_of(key: str, value: str, left_out: Counter[str], storage: Path | None
             paths, folder = [path], path.parent
         else:
             folder = _fixed_part(path)
-            matches = map(Path, sorted(glob.glob(value, recursive=True)))  # noqa: PTH207
-            paths = [path for path in matches if not path.is_dir() and not _is_in(path, storage)]
+            paths = [path for path in _matches(path) if not path.is_dir() and not _is_in(path, storage)]
         any_file = False
         for found in paths:
             any_file = True
@@ -136,6 +135,28 @@ def _fixed_part(pattern: Path) -> Path:
     """Return the folder of a glob's files: its parts before the first that matches several names."""
     parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
     return Path(*parts)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Return what a glob matches. `**` is a folder and those below it, each read once, so that loops of links end."""
+    if "**" not in pattern.parts:
+        return sorted(map(Path, glob.glob(str(pattern))))  # noqa: PTH207
+    at = pattern.parts.index("**")
+    below = pattern.parts[at + 1 :] or ("*",)
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [path for path in _matches(Path(*pattern.parts[:at])) if path.is_dir()][::-1]
+    while waiting:
+        here = waiting.pop()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += _matches(Path(glob.escape(str(here)), *below))
+        with os.scandir(here) as entries:
+            folders = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        waiting += sorted(folders, reverse=True)
+    return sorted(found)
 
 
 def _local_file(key: str, value: str, path: Path, folder: Path) -> LocalFile:
