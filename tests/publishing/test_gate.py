@@ -255,3 +255,12 @@ def test_what_is_too_short_to_tell_is_not_called_degenerate(continuations):
 def test_always_and_never_promote_whatever_the_comparison(policy, promoted):
     worse = decide(PublishConfig(policy=policy), *draw_pair(TEXTS[0], -1.0, 0), guard_generation(REPEATED), "sliding")
     assert (worse.promoted, worse.reason, worse.difference) == (promoted, f"publish.policy={policy}", None)
+
+
+def test_without_a_document_there_is_no_comparison():
+    challenger, champion = draw_pair(Text(8, 1.0), 0.5, seed=1)
+    nothing = Documents(*(array[:0] for array in challenger.splits["test"]))
+    pair = (scores._replace(splits={**scores.splits, "test": nothing}) for scores in (challenger, champion))
+    decision = decide(GATE, *pair, [], "sliding")
+    assert not decision.promoted
+    assert decision.reason.startswith("it cannot be compared with v1: no document of test is left; ")

@@ -140,11 +140,11 @@ def decide(
         reason = f"no champion is sound that it could be compared with; {BY_HAND}"
         return Decision(promoted=False, reason=reason, protocol=protocol, guards=guards)
     found = rates(challenger, opponent, "test")
-    if found is None:
-        reason = (
-            f"it cannot be compared with {opponent.name}: another tokenizer, and unknown words leave no bits a byte; "
-            + BY_HAND
-        )
+    if found is None or not len(found.weight_D):
+        lacking = "another tokenizer, and unknown words leave no bits a byte"
+        if found is not None:
+            lacking = "no document of test is left"
+        reason = f"it cannot be compared with {opponent.name}: {lacking}; {BY_HAND}"
         return Decision(promoted=False, reason=reason, opponent=opponent.name, protocol=protocol, guards=guards)
     guards = [*guards, guard_validation(challenger, opponent)]
     min_improvement = policy.min_improvement_nats * found.per_token
