@@ -66,6 +66,15 @@ def test_tokens_are_marked_in_a_few_documents(look, notes):
     assert len([line for line in marked if line.startswith("note ")]) == 3
 
 
+def test_a_character_of_several_tokens_is_shown_once(look, tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text("so a \N{GRINNING FACE} b" if split == "validation" else "so a b")
+    files = ", ".join(f"{split}: {tmp_path}/{split}.txt" for split in ("train", "validation", "test"))
+    code, out, _ = look(f"data.files={{{files}}}", "tokenizer.vocab_size=257", "--tokens")
+    assert code == 0
+    assert out.splitlines()[-1] == "s|o| |a| |\N{GRINNING FACE}|||| |b"
+
+
 def test_the_split_of_a_document_is_found_by_its_words(look, notes, tmp_path):
     assert look(f"data.files={notes}", *HALF)[0] == 0
     document = tmp_path / "one.txt"
