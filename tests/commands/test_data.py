@@ -84,7 +84,16 @@ def test_the_split_of_a_document_is_found_by_its_words(look, notes, tmp_path):
     assert [(place["document"], place["versions"]) for place in json.loads(out)] == [("notes.jsonl:8", [])]
     assert "notes.jsonl:8; versions: none" in look("--find", str(document))[1]
     document.write_text("note 7000")
-    assert look("--find", str(document))[1] == "no text holds it\n"
+    assert look("--find", str(document))[1] == "no text of local files holds it\n"
+
+
+def test_a_file_is_found_in_a_text_that_was_cut_otherwise(look, tmp_path):
+    document = tmp_path / "lines.txt"
+    document.write_text("".join(f"line {number} of the old tower\n" for number in range(ROWS)))
+    assert look(f"data.files={document}", *HALF, "data.document=line")[0] == 0
+    code, out, _ = look("--find", str(document), "--json")
+    assert code == 0
+    assert {place["document"] for place in json.loads(out)} == {f"lines.txt:{number + 1}" for number in range(ROWS)}
 
 
 def test_a_few_documents_are_refused_with_how_many_are_missing(look, notes):

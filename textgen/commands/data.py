@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> None:
         for place in found if not options.json else ():
             say(f"{place.split} of {place.raw}: {place.document}; versions: {', '.join(place.versions) or 'none'}")
         if not found and not options.json:
-            say("no text holds it")
+            say("no text of local files holds it")
         return
     raw = fetch(config.data, storage)
     report = report_on(raw, storage)

@@ -1,5 +1,6 @@
 """Which frozen texts, and which published versions that were trained on them, hold a document."""
 
+import functools
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,17 +25,25 @@ class Place(NamedTuple):
 
 
 def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]:
-    """Return where the documents of `file` are, whole or cut as long files are.
+    """Return where the documents of `file` are, among the texts of local files.
+
+    The file is taken whole, cut as long files are, and cut by the `data.document` of each text.
 
     Raises:
         InputError: the file is absent or cannot be read.
     """
-    hashes = _hashes(file, data)
+
+    @functools.cache
+    def hashes_of(document: str) -> set[int]:
+        return _hashes(file, data.model_copy(update={"document": document}))
+
+    as_configured = hashes_of(data.document)
     versions = _versions_by_raw(storage)
     places = []
     for manifest_file in sorted(storage.raw().glob(f"*/*/{RawManifest.FILE}")):
         with suppress(Damaged):
             raw = RawManifest.parse(manifest_file.parent)
+            hashes = as_configured | hashes_of(str(raw.source.get("document", data.document)))
             for split in SPLITS:
                 if (documents := list_documents(raw, split)) is None:
                     continue
