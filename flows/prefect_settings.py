@@ -1,4 +1,4 @@
-"""What is checked before Prefect is imported: it reads its settings then, and waits for ever on a folder of its own."""
+"""Checks Prefect's settings before it is imported: it reads them then, and hangs if it cannot write its folder."""
 
 import io
 import os
@@ -19,14 +19,14 @@ DEFAULT_HOME = "~/.prefect"
 
 
 def check_settings() -> None:
-    """End the process with one line where Prefect's settings in the environment are none that it can work with."""
+    """End the process with one line if a setting of Prefect in the environment cannot be used."""
     if code := carry_out(_check):
         sys.exit(code)
 
 
 def _check() -> None:
     for name in (HOME, *ADDRESSES):
-        if os.environ.get(name) == "":  # which Prefect takes for a server of that address
+        if os.environ.get(name) == "":  # Prefect would take it for an address, or for the working folder
             del os.environ[name]
     check_home(Path(os.environ.get(HOME, DEFAULT_HOME)).expanduser(), has_server=SERVER in os.environ)
     for name, example in ADDRESSES.items():
@@ -53,7 +53,7 @@ def check_home(home: Path, has_server: bool) -> None:
     """
     try:
         if has_server:
-            home.exists()
+            home.exists()  # raises where Prefect, which looks for its profiles there, would
             return
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):

@@ -230,7 +230,7 @@ class DataConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="share of test's words in runs of 13 that stand in train, above which no promotion",
+        description="share of the words of validation or test in runs of 13 that are in train; above it, no promotion",
     )
     seq_length: int = Field(128, ge=1, description="tokens in a training sequence: the model's context")
 
@@ -257,7 +257,7 @@ class DataConfig(Section):
         if self.files is not None and self.path is not None:
             raise rule("data.files and data.path are both set; give one source")
         if isinstance(self.files, dict) and (missing := [split for split in SPLITS if split not in self.files]):
-            raise rule(f"data.files has no glob for {', '.join(missing)}; it needs {', '.join(SPLITS)}")
+            raise rule(f"data.files has nothing for {', '.join(missing)}; it needs {', '.join(SPLITS)}")
         if self.validation_fraction + self.test_fraction >= 1:
             raise rule("data.validation_fraction and data.test_fraction leave nothing to train on")
         return self

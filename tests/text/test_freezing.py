@@ -259,7 +259,10 @@ def _said_of_split(tmp_path: Path, split: str, files: str, fractions: dict[str, 
 def test_an_empty_train_split_says_how_many_documents_are_missing_too(tmp_path):
     folder = notes(tmp_path / "notes", range(1))
     said = _said_of_split(tmp_path, "train", str(folder), {"validation_fraction": 0.45, "test_fraction": 0.45})
-    assert "the content of 1 document put none into it; about 10 more are needed" in said
+    assert (
+        "the train split is empty: 1 document and none of them in it; with data.validation_fraction=0.45 and "
+        "data.test_fraction=0.45 about 10 more are needed"
+    ) in said
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\u2003\n", "\ufeff"])

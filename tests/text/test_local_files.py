@@ -102,7 +102,7 @@ def test_what_a_folder_has_beside_text_is_left_out_and_counted(tmp_path):
     os.mkfifo(tmp_path / "fifo.txt")
     found = find_files("data.files", [str(tmp_path)])
     assert [file.name for file in found.files] == ["a.txt"]
-    assert found.left_out == {HIDDEN: 3, ".jpg": 2, ".pdf": 1, "no ending": 1, ".gz": 1, BROKEN: 2, SPECIAL: 1}
+    assert found.left_out == {HIDDEN: 3, ".jpg": 2, ".pdf": 1, "without an ending": 1, ".gz": 1, BROKEN: 2, SPECIAL: 1}
 
 
 def test_links_are_followed_and_loops_of_them_end(tmp_path):

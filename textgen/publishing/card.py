@@ -95,7 +95,7 @@ def _reading(raw: RawManifest) -> str:
     if (reading := raw.reading) is None:
         return ""
     done = [
-        *([f"Long files were cut at blank lines into documents of about {reading.cut_words:,} words."] * reading.cut),
+        *([f"Long files were cut into documents of about {reading.cut_words:,} words."] * reading.cut),
         *([f"{reading.copies:,} copies of documents were left out."] * (reading.copies > 0)),
     ]
     return "".join(f" {sentence}" for sentence in done)

@@ -204,10 +204,12 @@ def check_splits(census: Census, data: DataConfig) -> None:
             raise InputError("data.files: the files hold no text")
         fractions = {"validation": data.validation_fraction, "test": data.test_fraction}
         fraction = fractions.get(split, 1 - sum(fractions.values()))
+        named = " and ".join(
+            f"data.{name}_fraction={value:g}" for name, value in fractions.items() if split in (name, "train")
+        )
         raise InputError(
-            f"data.files: the {split} split is empty: the content of {kept} document{'s' * (kept != 1)} put none into "
-            f"it; about {round(1 / fraction):,} more are needed where {fraction:.3g} of the documents are in "
-            f"{split}, or other data.validation_fraction and data.test_fraction"
+            f"data.files: the {split} split is empty: {kept} document{'s' * (kept != 1)} and none of them in it; with "
+            f"{named} about {round(1 / fraction):,} more are needed"
         )
 
 

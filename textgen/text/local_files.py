@@ -21,7 +21,7 @@ KINDS = {
     ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "no regular file", "folder that was read already"
+HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "not a regular file", "folder that was read already"
 STORAGE = "storage.root"
 LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
@@ -196,7 +196,7 @@ def _walk(folder: Path, left_out: Counter[str], storage: Path | None) -> Iterato
                     waiting.append(path)
             elif path.is_file():
                 if read_kind(path) is None:
-                    left_out[shown(Path(path.suffix.lower())) if path.suffix else "no ending"] += 1
+                    left_out[shown(Path(path.suffix.lower())) if path.suffix else "without an ending"] += 1
                 else:
                     yield path
             else:

@@ -12,6 +12,7 @@ from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, list_documents, read_parts
 from textgen.text.documents import Part, WordCount
+from textgen.text.freezing import FEW_DOCUMENTS
 from textgen.text.local_files import ending_of, in_words, read_kind
 from textgen.text.overlap import Overlaps, Runs, worst
 
@@ -167,13 +168,14 @@ def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
     if (reading := raw.reading) is not None:
         if reading.cut:
             lines.append(
-                f"long files were cut at blank lines into documents of about {reading.cut_words:,} words: "
-                "the splits were too small"
+                "long files were cut, at blank lines where there are any, into documents of about "
+                f"{reading.cut_words:,} words: "
+                f"uncut, validation or test would have fewer than {FEW_DOCUMENTS} documents"
             )
         if reading.copies:
-            lines.append(f"copies: {reading.copies:,} documents have the words of another one, and were left out")
+            lines.append(f"copies of documents left out: {reading.copies:,}")
         if reading.empty:
-            lines.append(f"empty: {reading.empty:,} documents without a word were left out")
+            lines.append(f"documents without a word left out: {reading.empty:,}")
         if reading.left_out:
             lines.append(f"left out of folders: {in_words(reading.left_out)}")
     shares = ", ".join(f"{report.splits[split].overlap:.1%} of {split}" for split in HELD_OUT)
