@@ -176,7 +176,7 @@ def test_the_worst_documents_come_by_share_then_by_their_longest_run():
 
 
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="needs ../shared/wikitext")
-def test_the_articles_of_wikitext_2_overlap_as_sets_of_tuples_say():
+def test_the_articles_of_wikitext_2_overlap_by_less_than_half_a_percent():
     """Between white space, so that a comma is a word too, it would be 0.49% of validation and 0.29% of test."""
     articles = {}
     for split in ("train", "validation", "test"):
