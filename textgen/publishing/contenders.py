@@ -51,7 +51,11 @@ def hold_contest(
     opponent = _score_opponent(home, champion, challenger, candidate)
     if champion is not None and opponent is not None:
         seen_D = seen_documents(champion, candidate.raw, storage)
-        if seen_D is not None and len(seen_D) == len(challenger.splits["test"].tokens):
+        if seen_D is not None and len(seen_D) != len(challenger.splits["test"].tokens):
+            log.warning(
+                "text that %s was trained on is not left out: %s cuts test otherwise", champion.version, protocol
+            )
+        elif seen_D is not None:
             documents = DocumentList(candidate.raw, "test")
             left_out = [documents.name(number) for number in seen_D.nonzero().flatten().tolist()]
             challenger, opponent = without(challenger, seen_D), without(opponent, seen_D)
