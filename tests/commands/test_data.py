@@ -96,6 +96,17 @@ def test_a_file_is_found_in_a_text_that_was_cut_otherwise(look, tmp_path):
     assert {place["document"] for place in json.loads(out)} == {f"lines.txt:{number + 1}" for number in range(ROWS)}
 
 
+def test_a_damaged_text_is_named_where_a_document_is_looked_for(look, notes, tmp_path, caplog):
+    assert look(f"data.files={notes}", *HALF)[0] == 0
+    document = tmp_path / "one.txt"
+    document.write_text("note 7 of the [b]old[/b] tower and more")
+    (damaged,) = tmp_path.rglob("train.documents.parquet")
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"nothing")
+    assert look("--find", str(document))[:2] == (0, "no text of local files holds it\n")
+    assert "train.documents.parquet is damaged" in caplog.text
+
+
 def test_a_few_documents_are_refused_with_how_many_are_missing(look, notes):
     notes.write_text('{"text": "one"}\n')
     code, out, err = look(f"data.files={notes}")
