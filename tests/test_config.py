@@ -218,6 +218,28 @@ def test_lists_quotes_and_null_of_an_override_are_yaml():
     assert load_config(None, ["data.files=null"]).data.files is None
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["data.files=", "data.files.train=", "data.document=", "training.epochs=", "training.epochs= #", "seed= ", "data="],
+)
+def test_an_override_without_a_value_is_a_mistake(override):
+    """An unset variable, `data.files=$NOTES`, trained on the default text."""
+    with pytest.raises(InputError, match="no value stands after `=`") as caught:
+        load_config(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tilde_of_an_override_is_text():
+    assert load_config(None, ["data.files=~"]).data.files == "~"
+    assert load_config(None, ["data.files=[~, ~/notes]"]).data.files == ["~", "~/notes"]
+    with pytest.raises(InputError, match=r"training\.max_steps='~'"):
+        load_config(None, ["training.max_steps=~"])
+
+
+def test_the_home_of_nobody_is_a_name_as_any_other():
+    assert load_config(None, ["storage.root=~no-such-user/data"]).root == Path("~no-such-user/data")
+
+
 @pytest.mark.parametrize("files", ["3", "[]", "[1]", "{train: a, dev: b}", "{train: {a: b}}", "{}", "''"])
 def test_what_names_no_files_is_one_line(files, tmp_path):
     (tmp_path / "config.yaml").write_text(f"data: {{files: {files}}}")

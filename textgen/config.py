@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from textgen.errors import InputError
+from textgen.files import expand_home
 from textgen.plain_yaml import MAX_CHARACTERS, NotPlain, read_yaml
 from textgen.sections import DataConfig, ModelConfig, Section, TrainingConfig, rule
 from textgen.terminal import brief
@@ -17,7 +18,6 @@ MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
 MAX_MISTAKES = 20  # lines of an error
 
-NULLS = ("", "null", "~")  # in an override
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
 
 
@@ -115,8 +115,8 @@ class StorageConfig(Section):
     def local(self) -> Path:
         """The folder that the stages work in: the root itself, or a remote root's own place in `cache`."""
         if self.is_remote:
-            return Path(self.cache).expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root)
-        return Path(self.root).expanduser()
+            return expand_home(self.cache) / re.sub(r"[^A-Za-z0-9._-]+", "--", self.root)
+        return expand_home(self.root)
 
 
 class Config(Section):
@@ -234,14 +234,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"{brief(override)}: an override is section.key=value")
     try:
-        value = read_yaml(text)
+        value = read_yaml(text, tilde_is_null=False)
     except NotPlain as error:
         if not takes_text(key):
             raise InputError(f"{brief(override)}: the value is not YAML of a configuration: {error}") from None
         value = text
-    is_yaml = text in NULLS or text.startswith(("'", '"')) or (text[:1] in "[{" and isinstance(value, list | dict))
+    is_yaml = text == "null" or text.startswith(("'", '"')) or (text[:1] in "[{" and isinstance(value, list | dict))
     if takes_text(key) and not is_yaml:
         value = text  # as it is typed: in YAML, *.txt is an alias, 2024-01-02 a date, and # begins a comment
+    if not text or (value is None and text.strip().lower() != "null"):
+        raise InputError(f"{brief(override)}: no value stands after `=`; is a variable empty? null unsets a key")
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)

@@ -31,6 +31,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def expand_home(name: str) -> Path:
+    """Return a path, in which a leading `~` is the home folder; `~name` of no user stays as it is."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such user
+
+
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -25,8 +25,10 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  the base class's
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, tilde_is_null: bool) -> None:
         super().__init__(text)
+        if not tilde_is_null:
+            self.yaml_implicit_resolvers = {**self.yaml_implicit_resolvers, "~": []}
         self.depth, self.values = 0, 0
         self.values_below: dict[Node, int] = {}
 
@@ -118,8 +120,8 @@ _Loader.add_constructor(f"{YAML_TAG}map", _construct_mapping)
 _Loader.add_constructor(MERGE, lambda loader, node: node.value)  # `<<` where it is no key
 
 
-def read_yaml(text: str) -> Any:
-    """Return the value of a YAML text.
+def read_yaml(text: str, tilde_is_null: bool = True) -> Any:
+    """Return the value of a YAML text; `~` is text where it is not to be null.
 
     Raises:
         NotPlain: it is not YAML, or not as a configuration may be.
@@ -127,7 +129,7 @@ def read_yaml(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         raise NotPlain(f"more than {MAX_CHARACTERS:,} characters")
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, tilde_is_null)
         try:
             return loader.get_single_data()
         finally:

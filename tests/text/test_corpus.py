@@ -195,6 +195,14 @@ def test_a_folder_in_hub_layout_keeps_line_ends_as_the_files_do(tmp_path):
         assert "".join(read_rows(of_path, split)) == f"{split} one\r\n\r\n \n= two =\n"
 
 
+def test_a_folder_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.txt").write_text("one")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    of_home, of_path = (DataConfig(path=path) for path in ("~/mine", str(tmp_path / "mine")))
+    assert raw_folder(of_home, Storage.at(tmp_path / "data")) == raw_folder(of_path, Storage.at(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("name", [".corpus", "../.corpus", "in/../.corpus", ".corpus/in", "link"])
 @pytest.mark.parametrize("key", ["path", "files"])
 def test_an_edited_file_is_noticed_wherever_the_folder_is(tmp_path, monkeypatch, name, key):

@@ -88,6 +88,17 @@ def test_a_glob_from_the_working_folder_has_the_same_names(tmp_path, monkeypatch
     assert names("../*.txt") == ["b.txt"]
 
 
+def test_a_tilde_is_the_home_folder_unless_something_has_that_name(tmp_path, monkeypatch):
+    write(tmp_path, "home/notes/a.txt", "here/b.txt")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert names("~") == ["notes/a.txt"]
+    assert names("~/notes", "~/notes/*.txt") == ["a.txt"]
+    assert "no file matches" in refusal("~no-such-user/notes")
+    write(tmp_path, "here/~/c.txt")
+    assert names("~") == ["c.txt"]
+
+
 def test_a_list_is_each_file_once_in_the_order_of_the_paths(tmp_path):
     write(tmp_path, "b.txt", "a/c.txt", "a/d.txt")
     (tmp_path / "link.txt").symlink_to("b.txt")

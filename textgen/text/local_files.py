@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from textgen.errors import InputError
+from textgen.files import expand_home
 from textgen.terminal import printable
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def find_files(key: str, values: Sequence[str], storage: Path | None = None) -> 
     """
     found, seen = Found(), set[Path]()
     for value in values:
-        inside = storage is not None and Path(value).resolve().is_relative_to(storage.resolve())
+        inside = storage is not None and find_path(value).resolve().is_relative_to(storage.resolve())
         for file in _files_of(key, value, found.left_out, None if inside else storage):
             if (place := file.path.resolve()) not in seen:
                 seen.add(place)
@@ -102,15 +103,23 @@ def ending_of(name: str) -> str:
     return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in COMPRESSIONS else suffixes[-1:])
 
 
+def find_path(name: str) -> Path:
+    """Return the path that a name means: a leading `~` is the home folder, unless something has that very name."""
+    path = Path(name)
+    try:
+        return path if path.exists() else expand_home(name)
+    except OSError:  # as of a name that is too long
+        return path
+
+
 def shown(path: Path) -> str:
     """Return a path as one line of UTF-8: line ends, and bytes that are no text, as their escapes."""
     return printable(path.as_posix()).translate(LINE_ENDS)
 
 
 def _files_of(key: str, value: str, left_out: Counter[str], storage: Path | None) -> Iterator[LocalFile]:
-    path = Path(value)
-    if value.startswith("~") and not path.exists():
-        path = path.expanduser()
+    path = find_path(value)
+    if path != Path(value):
         value = str(path)
     try:
         folder = path

@@ -15,7 +15,7 @@ from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
 from textgen.sections import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
 from textgen.storage import Storage
-from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, read_kind, shown
+from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, find_path, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library
 from textgen.text.readers import check_start
 
@@ -164,7 +164,7 @@ class HubFolder:
     @property
     def path(self) -> str:
         assert self.data.path is not None
-        return self.data.path
+        return str(find_path(self.data.path)) if self.data.path else ""
 
     def identity(self) -> Identity:
         folder = Path(self.path)
