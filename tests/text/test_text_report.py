@@ -114,6 +114,18 @@ def test_a_report_is_made_once_for_a_text(tmp_path, monkeypatch):
     assert first.folder.parent == tmp_path / "data" / "reports"
 
 
+def test_the_same_text_in_other_files_has_a_report_of_its_own(tmp_path):
+    """The report was known by the text alone: the second one named the files of the first."""
+    of_lines, _ = look(tmp_path, files=given(tmp_path, train="a b\n", validation="c\n", test="d\n"), document="line")
+    files = {split: str(tmp_path / f"{split}.csv") for split in SPLITS}
+    for split, text in {"train": "a b", "validation": "c", "test": "d"}.items():
+        Path(files[split]).write_text(f'text\n"{text}\n"\n')
+    of_rows, _ = look(tmp_path, files=files)
+    for found, ending in ((of_lines, ".txt"), (of_rows, ".csv")):
+        assert list(found.splits["test"].kinds) == [ending]
+        assert found.splits["test"].longest.name == f"test{ending}:1"
+
+
 def test_documents_of_a_folder_in_hub_layout_are_counted_and_numbered(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
