@@ -5,6 +5,7 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from textgen.publishing.gate import Scores, decide
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, Decision, Guard, PublishedManifest, read_lineage
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_parts
+from textgen.text.corpus import RawManifest, document_hashes, read_parts
 from textgen.text.overlap import Runs
 from textgen.text.report import DocumentList
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -150,8 +151,9 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
 
 
 def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Tensor | None:
-    """Return which documents of test share much with the text that the champion was trained on [D].
+    """Return which documents of test the champion was trained on, or on much of them [D].
 
+    A document of fewer than 13 words has no run that could be found; one of any length is known by its content's hash.
     None where that text is this one, whose splits are apart, or is no longer there.
     """
     try:
@@ -166,7 +168,8 @@ def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Stora
     runs = Runs({"test": read_parts(raw, "test")})
     runs.look_in(read_parts(last, "train"))
     overlap = runs.overlaps()["test"]
-    return torch.from_numpy(overlap.covered_D > MOST_SEEN * overlap.words_D)
+    is_same_D = np.isin(document_hashes(raw, "test"), document_hashes(last, "train"))
+    return torch.from_numpy(is_same_D | (overlap.covered_D > MOST_SEEN * overlap.words_D))
 
 
 def without(scores: Scores, seen_D: Tensor) -> Scores:

@@ -1,17 +1,20 @@
 """Raw text: fetch it from the Hub, a folder, files or Python's own docstrings; freeze it in data/raw; verify it."""
 
 import tempfile
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.hub import PIN_FILE, pin
 from textgen.sections import DataConfig
 from textgen.storage import Storage
-from textgen.text.documents import Part, by_document, mark_rows
+from textgen.text.documents import Content, Part, by_document, mark_rows
 from textgen.text.freezing import RawSplit, Reading, freeze_dataset, freeze_files
 from textgen.text.local_files import LocalText
 from textgen.text.sources import HubDataset, choose_source, raw_home
@@ -135,6 +138,19 @@ def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":
 
     file = manifest.splits[split].documents_file
     return None if file is None else pyarrow.parquet.read_table(manifest.folder / file)
+
+
+def document_hashes(manifest: RawManifest, split: str) -> np.ndarray:
+    """Return the hash of each document's content [D]: from the list of them, else from the text."""
+    if (listed := list_documents(manifest, split)) is not None:
+        return listed.column("hash").to_numpy()
+    hashes = array("Q")
+    for texts in by_document(read_parts(manifest, split)):
+        content = Content()
+        for text in texts:
+            content.add(text)
+        hashes.append(content.hash)
+    return np.frombuffer(hashes, np.uint64)
 
 
 def _read(manifest: RawManifest, split: str) -> Iterator[tuple[str, bool | None]]:
