@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from tests.fixtures import WORDS
 from tests.publications import Publication, make
 from textgen.config import Config, PublishConfig
 from textgen.errors import InputError
+from textgen.publishing import contenders
+from textgen.publishing.candidate import Candidate
+from textgen.publishing.contenders import hold_contest
 from textgen.publishing.drift import Changes, check_fractions, measure_drift
+from textgen.publishing.version import Decision
 from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, fetch, list_documents
@@ -97,6 +102,24 @@ def test_the_champion_is_compared_on_documents_that_it_never_saw(weeks):
     assert decision.left_out == edited_in_test
     assert decision.documents == len(names) - len(edited_in_test)
     assert f"of test left out, known to the champion: {edited_in_test[0]}" in second.published.reason
+
+
+def test_where_the_champions_text_is_gone_the_comparison_promotes_nothing(weeks, tmp_path, monkeypatch):
+    """The documents that it was trained on were compared as any others, and the decision did not say so."""
+    config, first, second = weeks
+    monkeypatch.setattr(contenders, "decide", lambda *_: Decision(promoted=True, reason="better"))
+    home, elsewhere = Storage(config.storage).models("textgen"), Storage.at(tmp_path)
+
+    def contest(candidate: Candidate) -> Decision:
+        return hold_contest(home, first.published, candidate, elsewhere, [])
+
+    decision = contest(second.candidate)
+    assert not decision.promoted
+    assert decision.reason.startswith("better; but v1 may have been trained on documents of test")
+    assert "is missing; `models promote VERSION` makes it the champion" in decision.reason
+    assert contest(first.candidate).promoted, "of the same text, whose splits are apart"
+    always = config.model_copy(update={"publish": PublishConfig(policy="always")})
+    assert contest(replace(second.candidate, config=always)).promoted
 
 
 def test_a_smaller_fraction_is_refused_for_text_that_the_champion_saw(weeks):

@@ -18,7 +18,7 @@ from textgen.model.device import autocast, choose_device
 from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.gate import Scores, decide
+from textgen.publishing.gate import BY_HAND, Scores, decide
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, Decision, Guard, PublishedManifest, read_lineage
 from textgen.storage import Storage
@@ -40,6 +40,8 @@ def hold_contest(
 ) -> Decision:
     """Return whether the challenger is promoted, by the documents of test that the champion was not trained on.
 
+    Where these cannot be told, because the champion's text is gone, the comparison is made and promotes nothing.
+
     Args:
         home: The folder of the versions.
         champion: The version in use, None before there is a sound one.
@@ -48,10 +50,14 @@ def hold_contest(
         guards: What the challenger must hold whatever it is compared with.
     """
     policy, protocol, left_out = candidate.config.publish, candidate.metrics.protocol, list[str]()
+    unknown: Damaged | None = None
     challenger = score_challenger(candidate.metrics, candidate.checkpoint.sha256[TOKENIZER_FILE])
     opponent = _score_opponent(home, champion, challenger, candidate)
     if champion is not None and opponent is not None:
-        seen_D = seen_documents(champion, candidate.raw, storage)
+        try:
+            seen_D = seen_documents(champion, candidate.raw, storage)
+        except Damaged as damage:
+            seen_D, unknown = None, damage
         if seen_D is not None and len(seen_D) != len(challenger.splits["test"].tokens):
             log.warning(
                 "text that %s was trained on is not left out: %s cuts test otherwise", champion.version, protocol
@@ -61,6 +67,12 @@ def hold_contest(
             left_out = [documents.name(number) for number in seen_D.nonzero().flatten().tolist()]
             challenger, opponent = without(challenger, seen_D), without(opponent, seen_D)
     decision = decide(policy, challenger, opponent, guards, protocol)
+    if champion is not None and unknown is not None:
+        reason = (
+            f"{decision.reason}; but {champion.version} may have been trained on documents of test, and its text "
+            f"cannot be looked at: {unknown}; {BY_HAND}"
+        )
+        return decision.model_copy(update={"promoted": False, "reason": reason})
     if not left_out:
         return decision
     named = ", ".join(left_out[:NAMED]) + ", …" * (len(left_out) > NAMED)
@@ -154,17 +166,14 @@ def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Stora
     """Return which documents of test the champion was trained on, or on much of them [D].
 
     A document of fewer than 13 words has no run that could be found; one of any length is known by its content's hash.
-    None where that text is this one, whose splits are apart, or is no longer there.
+    None where its train split is this one, which is apart from test.
+
+    Raises:
+        Damaged: its text is no longer there, or is not what it was.
     """
-    try:
-        last = trained_text(champion, storage)
-    except Damaged as damage:
-        log.warning(
-            "what %s was trained on cannot be compared with the documents of test: %s", champion.version, damage
-        )
+    if champion.raw_sha256.get("train") == raw.splits["train"].sha256:
         return None
-    if last.splits["train"].sha256 == raw.splits["train"].sha256:
-        return None
+    last = trained_text(champion, storage)
     runs = Runs({"test": read_parts(raw, "test")})
     runs.look_in(read_parts(last, "train"))
     overlap = runs.overlaps()["test"]
