@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from textgen.text.tokens import TokensManifest
 
 SHOWN_DOCUMENTS = 3  # with their tokens marked
-SHOWN_PARTS = 10  # of each, as rows of WikiText
-SHOWN_TOKENS = 40
+SHOWN_TOKENS = 40  # of each
 
 
 def add_data(commands: Commands) -> None:
@@ -48,7 +46,8 @@ def _run(options: argparse.Namespace) -> None:
         for place in found if not options.json else ():
             say(f"{place.split} of {place.raw}: {place.document}; versions: {', '.join(place.versions) or 'none'}")
         if not found and not options.json:
-            say("no text of local files holds it")
+            only_there = f"; those that are only in {storage.root} were not looked in" if storage.is_remote else ""
+            say(f"no text holds it{only_there}")
         return
     raw = fetch(config.data, storage)
     report = report_on(raw, storage)
@@ -97,8 +96,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
-    from textgen.text.corpus import read_parts
-    from textgen.text.documents import by_document
+    from textgen.text.corpus import read_units
     from textgen.text.tokens import load_manifest_tokenizer
 
     yield ""
@@ -109,13 +107,7 @@ def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
         )
     yield from _table(rows)
     tokenizer = load_manifest_tokenizer(tokens)
-    for texts in islice(by_document(read_parts(raw, "validation")), SHOWN_DOCUMENTS):
-        text = "".join(islice(texts, SHOWN_PARTS))[: SHOWN_TOKENS * 40]
-        yield _marked(text, tokenizer.encode(text, add_special_tokens=False).offsets)
-
-
-def _marked(text: str, offsets: Sequence[tuple[int, int]]) -> str:
-    """Return the first tokens of a text with marks between; a character of several tokens is shown with the first."""
-    ends = [0, *(end for _, end in offsets[:SHOWN_TOKENS])]
-    shown = "|".join(text[start:end] for start, end in pairwise(ends))
-    return f"{shown} …" if len(offsets) > SHOWN_TOKENS else shown
+    for _, text in zip(range(SHOWN_DOCUMENTS), read_units(raw, "validation"), strict=False):
+        encoding = tokenizer.encode(text[: SHOWN_TOKENS * 40], add_special_tokens=False)
+        marked = "|".join(text[start:end] for start, end in encoding.offsets[:SHOWN_TOKENS])
+        yield f"{marked}{' …' if len(encoding.ids) > SHOWN_TOKENS else ''}"

@@ -3,21 +3,21 @@
 import functools
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from textgen.errors import Damaged
-from textgen.files import sha256_file, verify
+import numpy as np
+
+from textgen.errors import Damaged, InputError
+from textgen.files import sha256_file
 from textgen.publishing.version import LINEAGE_FILE, read_lineage
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, list_documents
-from textgen.text.freezing import CUTS, Documents, take_census
+from textgen.text.corpus import RawManifest, document_hashes
+from textgen.text.freezing import Documents, take_census
 from textgen.text.local_files import SplitFile, find_files
-
-if TYPE_CHECKING:
-    import pyarrow
+from textgen.text.report import DocumentList
+from textgen.text.tokenizer import GPT2_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -31,66 +31,85 @@ class Place(NamedTuple):
     versions: list[str]
 
 
-def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]:
-    """Return where the documents of `file` are, among the texts of local files.
+class Asked:
+    """The file that is asked about, as documents."""
 
-    The file is taken whole, cut as long files are, and cut by the `data.document` of each text.
+    def __init__(self, file: Path, data: DataConfig) -> None:
+        """Read the file.
+
+        Raises:
+            InputError: it is absent, cannot be read, or holds no text.
+        """
+        self.data = data
+        self.files = [SplitFile(one, sha256_file(one.path), None) for one in find_files("--find", [str(file)]).files]
+        if not len(self.hashes("file", None)):
+            raise InputError(f"--find={str(file)!r}: there is no text in it")
+
+    @functools.cache  # noqa: B019  for as long as the command runs
+    def hashes(self, document: str, cut_words: int | None) -> np.ndarray:
+        """Return the hashes of its documents, as a text of this `data.document` has them."""
+        data = self.data.model_copy(update={"document": document})
+        census = take_census(Documents(self.files, data, cut_words))
+        return census.hashes_D[census.words_D > 0]
+
+    def found_in(self, raw: RawManifest, split: str) -> list[int]:
+        """Return which documents of a split it holds, whole or cut as those of the text are."""
+        cut_words = raw.reading.cut_words if raw.reading is not None and raw.reading.cut else None
+        own = self.hashes(raw.source.get("document", "file"), cut_words)
+        known = np.concatenate([own, self.hashes("file", None)])
+        return np.flatnonzero(np.isin(document_hashes(raw, split), known)).tolist()
+
+
+def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]:
+    """Return where the documents of `file` are, whole or cut as those of each text are.
 
     Raises:
-        InputError: the file is absent or cannot be read.
+        InputError: the file is absent, cannot be read or holds no text, or there is no text to look in.
+        Damaged: no text holds it, and one could not be looked in.
     """
-
-    @functools.cache
-    def hashes_of(document: str) -> set[int]:
-        return _hashes(file, data.model_copy(update={"document": document}))
-
-    as_configured = hashes_of(data.document)
-    versions = _versions_by_raw(storage)
+    asked = Asked(file, data)
+    versions, missed = _versions_by_raw(storage)
     places = []
-    for raw in _texts(storage):
-        hashes = as_configured | hashes_of(str(raw.source.get("document", data.document)))
+    looked_in = set[str]()
+    for folder in _raw_folders(storage):
+        name = storage.name(folder)
         try:
-            lists = _read_lists(raw)
+            raw = RawManifest.read(folder)
         except Damaged as damage:
-            log.warning("%s; not searched", damage)
+            missed.append(str(damage))
             continue
-        name = storage.name(raw.folder)
-        for split, documents in lists.items():
-            for row in documents.select(["file", "number", "hash"]).to_pylist():
-                if row["hash"] in hashes:
-                    places.append(Place(name, split, f"{row['file']}:{row['number']}", versions.get(name, [])))
+        looked_in.add(name)
+        for split in SPLITS:
+            if numbers := asked.found_in(raw, split):
+                documents = DocumentList(raw, split)
+                places += [Place(name, split, documents.name(n), versions.get(name, [])) for n in numbers]
+    missed += [f"{raw} of {', '.join(versions[raw])} is not there" for raw in sorted(versions.keys() - looked_in)]
+    for one in missed:
+        log.warning("not looked in: %s", one)
+    if not places and missed:
+        raise Damaged("no text that could be looked in holds it, but not every text could")
+    if not looked_in:
+        raise InputError(f"storage.root={storage.root!r}: there is no text in {storage.raw()} to look in")
     return places
 
 
-def _texts(storage: Storage) -> Iterator[RawManifest]:
+def _raw_folders(storage: Storage) -> Iterator[Path]:
+    """Yield the folders of frozen texts, but for those that were set aside and made anew."""
     for file in sorted(storage.raw().glob(f"*/*/{RawManifest.FILE}")):
-        with suppress(Damaged):  # or of another kind, as GPT-2's tokenizer
-            yield RawManifest.parse(file.parent)
+        folder, key = file.parent, file.parent.name.split(".damaged-")[0]
+        is_replaced = key != folder.name and (folder.with_name(key) / RawManifest.FILE).exists()
+        if folder.parent.name != GPT2_FOLDER and not folder.name.startswith(".") and not is_replaced:
+            yield folder
 
 
-def _read_lists(raw: RawManifest) -> "dict[str, pyarrow.Table]":
-    """Return the list of each split's documents, nothing where a text has none.
-
-    Raises:
-        Damaged: a list is missing, or is not what it was.
-    """
-    sha256s = {one.documents_file: one.documents_sha256 for one in raw.splits.values()}
-    verify(raw.folder, {file: sha256 for file, sha256 in sha256s.items() if file is not None and sha256 is not None})
-    lists = {split: list_documents(raw, split) for split in SPLITS}
-    return {split: one for split, one in lists.items() if one is not None}
-
-
-def _hashes(file: Path, data: DataConfig) -> set[int]:
-    found = find_files("--find", [str(file)]).files
-    files = [SplitFile(one, sha256_file(one.path), None) for one in found]
-    census = [take_census(Documents(files, data, cut_words)) for cut_words in (None, *CUTS)]
-    return {number for one in census for number in one.hashes_D.tolist()}
-
-
-def _versions_by_raw(storage: Storage) -> dict[str, list[str]]:
+def _versions_by_raw(storage: Storage) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the versions that were trained on each text, and which do not say on what they were."""
     versions: dict[str, list[str]] = {}
+    silent = []
     for lineage in sorted(storage.models().glob(f"*/v*/{LINEAGE_FILE}")):
-        with suppress(Damaged):
+        try:
             folder = read_lineage(lineage.parent, "raw", "folder")
-            versions.setdefault(folder, []).append(f"{lineage.parents[1].name}@{lineage.parent.name}")
-    return versions
+            versions.setdefault(str(folder), []).append(f"{lineage.parents[1].name}@{lineage.parent.name}")
+        except Damaged as damage:
+            silent.append(str(damage))
+    return versions, silent

@@ -141,14 +141,14 @@ def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":
 
 
 def document_hashes(manifest: RawManifest, split: str) -> np.ndarray:
-    """Return the hash of each document's content [D]: from the list of them, else from the text."""
+    """Return the hash of each document's content [D]: as listed, else of the text, with a line end after each row."""
     if (listed := list_documents(manifest, split)) is not None:
         return listed.column("hash").to_numpy()
     hashes = array("Q")
     for texts in by_document(read_parts(manifest, split)):
         content = Content()
         for text in texts:
-            content.add(text)
+            content.add(f"{text}\n")
         hashes.append(content.hash)
     return np.frombuffer(hashes, np.uint64)
 
