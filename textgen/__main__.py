@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (add_train, add_evaluate, add_generate, add_gguf, add_models, add_data):
         add(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides after an option that stands between them
+        options.overrides += rest
     return carry_out(lambda: options.run(options))
 
 
