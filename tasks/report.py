@@ -30,6 +30,7 @@ from textgen.publishing.card import CARD_FILE
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
 from textgen.publishing.version import METRICS_FILE, PublishedManifest
+from textgen.terminal import counted
 from textgen.text.report import TextReport
 from textgen.text.stream import block_count
 from textgen.text.tokens import TokensManifest
@@ -127,7 +128,7 @@ def show_text(name: str, report: TextReport) -> None:
     """Show what the splits of a text hold, and how much of them stands in train."""
     rows = [
         {"split": split, "documents": f"{one.documents:,}", "words": f"{one.words:,}", "bytes": f"{one.bytes:,}",
-         "longest document": f"{inline(one.longest.name)}, {one.longest.words:,} words",
+         "longest document": f"{inline(one.longest.name)}, {counted(one.longest.words, 'word')}",
          "stands in train": "-" if one.overlap is None else f"{one.overlap:.1%}",
          "most": "; ".join(f"{inline(found.name)} {found.share:.0%}" for found in one.worst) or "-"}
         for split, one in report.splits.items()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from textgen.terminal import PlainFormatter, brief, one_line, printable, say
+from textgen.terminal import PlainFormatter, brief, counted, one_line, printable, say
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve 塔 ▸ 🙂", "two\nlines\tand a tab", "[b]bold[/b] :smile: `x`"])
@@ -25,6 +25,11 @@ def test_text_that_does_not_act_is_as_it_was(text):
 )
 def test_a_character_that_acts_is_its_escape(text, shown):
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 words"), (1, "1 word"), (1200, "1,200 words")])
+def test_one_of_a_thing_is_not_several(number, shown):
+    assert counted(number, "word") == shown
 
 
 def test_a_log_line_does_not_act():

@@ -12,7 +12,7 @@ from textgen.errors import InputError
 from textgen.files import expand_home
 from textgen.plain_yaml import MAX_CHARACTERS, NotPlain, read_yaml
 from textgen.sections import DataConfig, ModelConfig, Section, TrainingConfig, rule
-from textgen.terminal import brief
+from textgen.terminal import brief, counted
 
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
@@ -210,7 +210,7 @@ def parse_config(values: dict[str, Any]) -> Config:
             else:
                 lines.append(line)
         if len(mistakes) > MAX_MISTAKES:
-            lines.append(f"and {len(mistakes) - MAX_MISTAKES:,} mistakes more")
+            lines.append(f"and {counted(len(mistakes) - MAX_MISTAKES, 'mistake')} more")
         raise InputError("\n".join(lines)) from None
 
 

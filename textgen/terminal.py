@@ -50,6 +50,11 @@ def brief(value: Any) -> str:
     return _shorten(_Brief().repr(value))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as `1 word` and `1,200 words`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def one_line(text: object) -> str:
     """Return a message of somebody else's in one line, shortened."""
     return printable(_shorten(" ".join(str(text).split()), 3 * LONGEST_VALUE))

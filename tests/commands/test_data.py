@@ -114,6 +114,15 @@ def test_a_few_documents_are_refused_with_how_many_are_missing(look, notes):
     assert err.count("\n") == 1 and "more are needed" in err
 
 
+def test_one_document_of_one_word_is_called_so(look, tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(split)
+    code, out, _ = look("data.files={train: train.txt, validation: validation.txt, test: test.txt}")
+    assert code == 0
+    assert "1 word: train.txt" in out and "test has 1 document, and" in out
+    assert "1 words" not in out and "1 documents" not in out
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -76,8 +76,8 @@ def test_what_was_left_out_is_told(tmp_path):
     for name, text in {"copy.txt": "note  7", "blank.md": " \n", "p.jpg": "", "q.jpg": "", ".h.txt": "hidden"}.items():
         (folder / name).write_text(text)
     _, lines = look(tmp_path, files=str(folder), validation_fraction=0.3, test_fraction=0.3)
-    assert "copies of documents left out: 1" in lines
-    assert "documents without a word left out: 1" in lines
+    assert "copies: 1 document with the words of another one, left out" in lines
+    assert "empty: 1 document without a word, left out" in lines
     assert "left out of folders: 2 .jpg, 1 hidden" in lines
     assert not [line for line in lines if "were cut" in line]
 

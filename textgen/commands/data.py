@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import Commands
 from textgen.config import Config, find_config, load_config
-from textgen.terminal import printable, say
+from textgen.terminal import counted, printable, say
 
 if TYPE_CHECKING:
     from textgen.text.corpus import RawManifest
@@ -77,7 +77,7 @@ def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator
     ]
     for split, one in report.splits.items():
         overlap = "-" if one.overlap is None else f"{one.overlap:.1%}, {one.longest_overlap} words in a row"
-        sizes = [f"{found.words:,} words: {printable(found.name)}" for found in (one.longest, one.shortest)]
+        sizes = [f"{counted(found.words, 'word')}: {printable(found.name)}" for found in (one.longest, one.shortest)]
         rows.append((split, f"{one.documents:,}", f"{one.words:,}", f"{one.bytes:,}", *sizes, overlap))
         for ending, amount in one.kinds.items():
             rows.append((f"  {ending}", f"{amount.documents:,}", f"{amount.words:,}", f"{amount.bytes:,}", "", "", ""))

@@ -14,6 +14,7 @@ from textgen.publishing.gate import overlap_guard
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
 from textgen.publishing.version import Decision, Sample
+from textgen.terminal import counted
 from textgen.text.corpus import RawManifest
 from textgen.text.sources import about
 from textgen.text.tokens import TokensManifest, load_documents
@@ -98,7 +99,7 @@ def _reading(raw: RawManifest) -> str:
         return ""
     done = [
         *([f"Long files were cut into documents of about {reading.cut_words:,} words."] * reading.cut),
-        *([f"{reading.copies:,} copies of documents were left out."] * (reading.copies > 0)),
+        *([f"Copies of documents that were left out: {reading.copies:,}."] * (reading.copies > 0)),
     ]
     return "".join(f" {sentence}" for sentence in done)
 
@@ -177,8 +178,9 @@ def training_in_words(checkpoint: CheckpointManifest) -> str:
     stopped = " (stopped early)" if checkpoint.stopped_early else ""
     precision = f" in {checkpoint.precision}" if checkpoint.precision is not None else ""
     return (
-        f"{checkpoint.steps:,} steps{stopped}, {checkpoint.tokens_trained:,} tokens, {checkpoint.train_seconds:.1f} "
-        f"seconds on {devices}{precision}, {speed.seconds['train']:.1f} of them in steps: "
+        f"{counted(checkpoint.steps, 'step')}{stopped}, {checkpoint.tokens_trained:,} tokens, "
+        f"{checkpoint.train_seconds:.1f} seconds on {devices}{precision}, "
+        f"{speed.seconds['train']:.1f} of them in steps: "
         f"{speed.tokens_per_second:,.0f} tokens a second in these, {speed.mfu:.1%} of the matrix peak of "
         f"{speed.peak_flops / 1e12:.3g} TFLOP/s, {speed.memory_peak_bytes / 2**30:.2f} GiB of memory at the peak. "
         f"Energy: {energy}. The weights are those of step {checkpoint.best_step:,}, the best on validation."

@@ -22,6 +22,7 @@ from textgen.publishing.gate import BY_HAND, Scores, decide
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, Decision, Guard, PublishedManifest, read_lineage
 from textgen.storage import Storage
+from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, document_hashes, read_parts
 from textgen.text.overlap import Runs
 from textgen.text.report import DocumentList
@@ -76,8 +77,8 @@ def hold_contest(
     if not left_out:
         return decision
     named = ", ".join(left_out[:NAMED]) + ", …" * (len(left_out) > NAMED)
-    plural = "document" if len(left_out) == 1 else "documents"
-    reason = f"{decision.reason}; {len(left_out)} {plural} of test left out, known to the champion: {named}"
+    documents_of_test = f"{counted(len(left_out), 'document')} of test"
+    reason = f"{decision.reason}; {documents_of_test} left out, known to the champion: {named}"
     return decision.model_copy(update={"left_out": left_out, "reason": reason})
 
 

@@ -22,6 +22,7 @@ from textgen.publishing.registry import trained_text
 from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.sections import SPLITS
 from textgen.storage import Storage
+from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, list_documents, read_parts, read_rows
 from textgen.text.documents import Part, by_document
 
@@ -168,7 +169,7 @@ def changes_in_words(drift: Drift) -> str:
     if (changes := drift.changes) is None:
         return ""
     moved = f", {changes.moved:,} of them into another split" if changes.moved else ""
-    return f"; {changes.came:,} documents came, {changes.went:,} went, {changes.stayed:,} stayed{moved}"
+    return f"; {counted(changes.came, 'document')} came, {changes.went:,} went, {changes.stayed:,} stayed{moved}"
 
 
 def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from textgen.config import Config, PublishConfig
 from textgen.evaluation.scoring import Documents
 from textgen.publishing.version import Decision, Guard
+from textgen.terminal import counted
 from textgen.text.overlap import Overlaps
 from textgen.text.report import HELD_OUT, TextReport, overlap_in_words
 
@@ -154,7 +155,7 @@ def decide(
     scored = int(challenger.splits["test"].tokens.count_nonzero())
     reason = _in_words(found, opponent.name, comparison, min_improvement, policy.confidence)
     if (most := most_confidence(scored)) < policy.confidence:
-        reason += f"; {scored} {'document' if scored == 1 else 'documents'} can give {most:.2%} at most"
+        reason += f"; {counted(scored, 'document')} can give {most:.2%} at most"
     total = found.weight_D.sum()
     return Decision(
         promoted=better and not failed,
@@ -286,8 +287,8 @@ def gate_warnings(report: TextReport, config: Config) -> list[str]:
     documents, needed = report.splits["test"].documents, documents_needed(config.publish.confidence)
     if documents < needed:
         lines.append(
-            f"the gate cannot decide: test has {documents} document{'s' * (documents != 1)}, and {needed} are needed "
-            f"for publish.confidence={config.publish.confidence:g}; add text, raise data.test_fraction, or cut "
+            f"the gate cannot decide: test has {counted(documents, 'document')}, and {needed} are needed for "
+            f" publish.confidence={config.publish.confidence:g}; add text, raise data.test_fraction, or cut "
             "documents smaller with data.document"
         )
     for split in HELD_OUT:

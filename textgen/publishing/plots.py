@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from textgen.terminal import counted
 from textgen.text.tokens import TokensManifest, count_ids, load_documents
 from textgen.training.checkpoint import CheckpointManifest
 
@@ -56,7 +57,7 @@ def plot_data(tokens: TokensManifest, path: Path) -> None:
         if (some := words_D[words_D > 0]).size:
             words, counts = np.unique(some, return_counts=True)  # few points, however many documents there are
             shares = np.cumsum([0, *counts]) / len(some)
-            label = f"{split}, {len(some):,} documents"
+            label = f"{split}, {counted(len(some), 'document')}"
             lengths.step([words[0], *words], shares, where="post", color=COLORS[split], label=label)
     lengths.set(title="Words in a document", xlabel="words", ylabel="share of documents with no more", xscale="log")
     lengths.set_ylim(0, 1)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from textgen.files import Manifest, content_key
 from textgen.sections import SPLITS
 from textgen.storage import Storage
+from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, list_documents, read_parts
 from textgen.text.documents import Part, WordCount
 from textgen.text.freezing import FEW_DOCUMENTS
@@ -163,8 +164,8 @@ def report_on(raw: RawManifest, storage: Storage) -> TextReport:
 def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
     """Return what is in a text and what was left out, in a few lines."""
     amounts = ", ".join(f"{one.documents:,} in {split}" for split, one in report.splits.items())
-    words = sum(one.words for one in report.splits.values())
-    lines = [f"text: {sum(one.documents for one in report.splits.values()):,} documents ({amounts}), {words:,} words"]
+    documents, words = (sum(getattr(one, what) for one in report.splits.values()) for what in ("documents", "words"))
+    lines = [f"text: {counted(documents, 'document')} ({amounts}), {counted(words, 'word')}"]
     if (reading := raw.reading) is not None:
         if reading.cut:
             lines.append(
@@ -173,9 +174,9 @@ def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
                 f"uncut, validation or test would have fewer than {FEW_DOCUMENTS} documents"
             )
         if reading.copies:
-            lines.append(f"copies of documents left out: {reading.copies:,}")
+            lines.append(f"copies: {counted(reading.copies, 'document')} with the words of another one, left out")
         if reading.empty:
-            lines.append(f"documents without a word left out: {reading.empty:,}")
+            lines.append(f"empty: {counted(reading.empty, 'document')} without a word, left out")
         if reading.left_out:
             lines.append(f"left out of folders: {in_words(reading.left_out)}")
     shares = ", ".join(f"{report.splits[split].overlap:.1%} of {split}" for split in HELD_OUT)
