@@ -114,6 +114,18 @@ def test_a_few_documents_are_refused_with_how_many_are_missing(look, notes):
     assert err.count("\n") == 1 and "more are needed" in err
 
 
+def test_a_fraction_below_the_champions_is_told_as_a_run_refuses_it(look, notes, tmp_path):
+    version = tmp_path / "data" / "models" / "textgen" / "v1"
+    version.mkdir(parents=True)
+    (version.parent / "champion").write_text("v1\n")
+    source = {"validation_fraction": 0.25, "test_fraction": 0.3}
+    (version / "lineage.json").write_text(json.dumps({"raw": {"source": source}}))
+    code, out, _ = look(f"data.files={notes}", *HALF)
+    assert code == 0
+    assert "warning: no run will train on it: data.test_fraction=0.25 is below the 0.3 of textgen v1" in out
+    assert "no run will" not in look(f"data.files={notes}", *HALF, "data.test_fraction=0.3")[1]
+
+
 def test_one_document_of_one_word_is_called_so(look, tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text(split)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import Commands
 from textgen.config import Config, find_config, load_config
+from textgen.errors import Damaged, InputError
 from textgen.terminal import counted, printable, say
 
 if TYPE_CHECKING:
+    from textgen.storage import Storage
     from textgen.text.corpus import RawManifest
     from textgen.text.report import TextReport
     from textgen.text.tokens import TokensManifest
@@ -57,7 +59,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(_as_json(raw, report, tokens), indent=2))
         return
-    for line in [*_lines(config, raw, report), *(_token_lines(raw, tokens) if tokens is not None else ())]:
+    refusals = _refusals(raw, config, storage)
+    for line in [*_lines(config, raw, report), *refusals, *(_token_lines(raw, tokens) if tokens is not None else ())]:
         say(line)
 
 
@@ -87,6 +90,16 @@ def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator
             yield f"{split}: {found.share:.0%} of {found.name} stands in train, {found.longest} words in a row"
     for line in gate_warnings(report, config):
         yield f"warning: {line}"
+
+
+def _refusals(raw: "RawManifest", config: Config, storage: "Storage") -> Iterator[str]:
+    """Yield why a run would refuse the text before it trains on it."""
+    from textgen.publishing.drift import check_fractions
+
+    try:
+        check_fractions(raw, config, storage)
+    except (InputError, Damaged) as error:
+        yield f"warning: no run will train on it: {error}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
