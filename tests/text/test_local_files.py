@@ -5,13 +5,25 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from textgen.errors import InputError
-from textgen.text.local_files import BROKEN, HIDDEN, KINDS, LOOP, SPECIAL, STORAGE, ending_of, find_files, read_kind
+from textgen.text.local_files import (
+    BROKEN,
+    HIDDEN,
+    KINDS,
+    LOOP,
+    SPECIAL,
+    STORAGE,
+    UNREADABLE,
+    ending_of,
+    find_files,
+    read_kind,
+)
 
 EXAMPLES = 100
 
@@ -116,6 +128,29 @@ def test_what_a_folder_has_beside_text_is_left_out_and_counted(tmp_path):
     assert found.left_out == {HIDDEN: 3, ".jpg": 2, ".pdf": 1, "without an ending": 1, ".gz": 1, BROKEN: 2, SPECIAL: 1}
 
 
+def test_what_may_not_be_read_in_a_folder_is_left_out_and_counted(tmp_path, monkeypatch):
+    """`data.files=/` ended at a link in /proc that nobody may follow. Root, who may run the tests, may read all."""
+    write(tmp_path, "mine/a.txt", "mine/locked/b.txt", "mine/secret.txt", "mine/link.txt")
+    mine = tmp_path / "mine"
+    scandir, access, is_dir = os.scandir, os.access, Path.is_dir
+
+    def refuse(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(path: Path, *arguments: object) -> Any:
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *arguments)
+
+        return refused
+
+    monkeypatch.setattr(os, "scandir", refuse("locked", scandir))
+    monkeypatch.setattr(Path, "is_dir", refuse("link.txt", is_dir))
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "secret.txt" and access(path, mode))
+    found = find_files("data.files", [str(mine)])
+    assert [file.name for file in found.files] == ["a.txt"]
+    assert found.left_out == {UNREADABLE: 3}
+    assert refusal(mine / "locked").endswith(f"Permission denied: {mine / 'locked'}"), "which the value names itself"
+
+
 def test_links_are_followed_and_loops_of_them_end(tmp_path):
     write(tmp_path, "mine/a/x.txt", "mine/z/y.txt", "other/o.txt")
     (tmp_path / "mine/a/up").symlink_to("..")
@@ -197,19 +232,6 @@ def test_a_folder_without_text_is_refused_with_what_it_has(tmp_path):
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     assert "File name too long" in refusal(tmp_path / ("x" * 300))
-
-
-def test_a_folder_that_may_not_be_listed_is_refused_and_named(tmp_path, monkeypatch):
-    write(tmp_path, "a.txt", "closed/b.txt")
-    scandir = os.scandir
-
-    def refuse(path: Path) -> object:  # the tests may be run by root, who may list any folder
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    assert refusal(tmp_path).endswith(f"Permission denied: {tmp_path / 'closed'}")
 
 
 def test_a_name_of_bytes_that_are_no_text_is_shown_with_escapes(tmp_path):

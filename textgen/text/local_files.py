@@ -22,7 +22,9 @@ KINDS = {
     ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-HIDDEN, BROKEN, SPECIAL, LOOP = "hidden", "broken link", "not a regular file", "folder that was read already"
+HIDDEN, BROKEN, SPECIAL, LOOP, UNREADABLE = (
+    "hidden", "broken link", "not a regular file", "folder that was read already", "unreadable",
+)  # fmt: skip
 STORAGE = "storage.root"
 LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
@@ -183,33 +185,49 @@ def _is_in(path: Path, storage: Path | None) -> bool:
 
 
 def _walk(folder: Path, left_out: Counter[str], storage: Path | None) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, following links, each folder once, by its first name."""
+    """Yield the files of a folder and its subfolders, following links, each folder once, by its first name.
+
+    What may not be read is left out, but for the folder itself.
+    """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            left_out[LOOP] += 1
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                left_out[LOOP] += 1
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                paths = [Path(entry.path) for entry in entries]
+        except OSError:
+            if here == folder:
+                raise
+            left_out[UNREADABLE] += 1
             continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as entries:
-            paths = [Path(entry.path) for entry in entries]
         for path in sorted(paths, reverse=True):  # the last of `waiting` is the next
             if path.name.startswith("."):
                 left_out[HIDDEN] += 1
-            elif path.is_dir():
+                continue
+            try:
+                is_folder, is_file = path.is_dir(), path.is_file()
+            except OSError:  # as of a link into a folder that may not be entered
+                left_out[UNREADABLE] += 1
+                continue
+            if is_folder:
                 if _is_in(path, storage):
                     left_out[STORAGE] += 1
                 else:
                     waiting.append(path)
-            elif path.is_file():
-                if read_kind(path) is None:
-                    left_out[shown(Path(path.suffix.lower())) if path.suffix else "without an ending"] += 1
-                else:
-                    yield path
-            else:
+            elif not is_file:
                 left_out[BROKEN if path.is_symlink() else SPECIAL] += 1
+            elif read_kind(path) is None:
+                left_out[shown(Path(path.suffix.lower())) if path.suffix else "without an ending"] += 1
+            elif not os.access(path, os.R_OK):
+                left_out[UNREADABLE] += 1
+            else:
+                yield path
 
 
 def _why(left_out: Counter[str]) -> str:
