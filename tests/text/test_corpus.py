@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -193,6 +194,18 @@ def test_a_folder_in_hub_layout_keeps_line_ends_as_the_files_do(tmp_path):
     for split in SPLITS:
         assert list(read_rows(of_path, split)) == list(read_rows(of_files, split))
         assert "".join(read_rows(of_path, split)) == f"{split} one\r\n\r\n \n= two =\n"
+
+
+@pytest.mark.parametrize("source", ["path", "python-docs"])
+def test_no_progress_bar_of_datasets_is_shown(tmp_path, capfd, monkeypatch, source):
+    monkeypatch.setattr(sources, "python_docs", lambda: {split: ["one"] for split in SPLITS})
+    (tmp_path / "mine").mkdir()
+    for split in SPLITS:
+        (tmp_path / "mine" / f"{split}.jsonl").write_text('{"text": "one"}\n')
+    datasets.enable_progress_bars()
+    data = DataConfig(path=str(tmp_path / "mine")) if source == "path" else DataConfig(dataset_name=source)
+    fetch(data, Storage.at(tmp_path / "data"))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_in_the_home_folder_is_found(tmp_path, monkeypatch):

@@ -91,6 +91,7 @@ class PythonDocs:
     def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import Dataset, DatasetDict
 
+        _show_no_bars()
         return DatasetDict({split: Dataset.from_dict({"text": rows}) for split, rows in python_docs().items()})
 
     @staticmethod
@@ -191,6 +192,7 @@ class HubFolder:
     def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset, load_dataset_builder
 
+        _show_no_bars()
         builder = _read(lambda: load_dataset_builder(self.path, self.data.dataset_config, cache_dir=cache))
         files = self._check_files(builder.config.data_files or {}, identity)
         if builder.name == "text":
@@ -264,6 +266,8 @@ class HubDataset:
     def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset
 
+        if not sys.stderr.isatty():
+            _show_no_bars()
         name, config, commit = self.dataset_name, self.dataset_config, identity["revision"]
         return ask_hub(name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache))
 
@@ -328,6 +332,13 @@ def _sha256_unchanged(path: Path, size: int, mtime_ns: int) -> str:
 def _check_start(file: LocalFile, column: str, sha256: str) -> None:
     """Check that a file begins as its ending says, once a process while it is as it is."""
     check_start(file, column)
+
+
+def _show_no_bars() -> None:
+    """Have `datasets` show no progress bars in this process: reading what is on this disk takes moments."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
 
 
 def _read(load: Callable[[], T]) -> T:
