@@ -13,11 +13,22 @@ from textgen.config import EvaluationConfig
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.model.pretrained import load_model
 from textgen.publishing import drift
-from textgen.publishing.drift import SAMPLE_BYTES, Estimate, TextFigures, estimate, judge, measure_drift, sample
-from textgen.sections import SPLITS
+from textgen.publishing.drift import (
+    SAMPLE_BYTES,
+    Drift,
+    Estimate,
+    TextFigures,
+    changes_in_words,
+    compare_documents,
+    estimate,
+    judge,
+    measure_drift,
+    sample,
+)
+from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
-from textgen.text.documents import mark_rows
+from textgen.text.documents import CUT_WORDS, mark_rows
 
 
 def figures(error: float = 0.0, **values: float | None) -> TextFigures:
@@ -152,6 +163,32 @@ def test_a_figure_past_its_bound_is_named_and_one_within_it_is_not(changes, move
 def test_a_figure_within_the_error_of_the_samples_has_not_moved():
     assert judge(figures(error=1.0), figures(error=1.0, words_per_document=14, bytes_per_token=6.0)) == []
     assert len(judge(figures(error=0.5), figures(error=0.5, bytes_per_token=6.0))) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "new", "said"),
+    [
+        (None, None, None),
+        (1000, 1000, None),
+        (1000, None, "long files were cut into documents of about 1,000 words before and are whole now"),
+        (None, 250, "long files were whole before and are cut into documents of about 250 words now"),
+        (1000, 500, "of about 1,000 words before and are cut into documents of about 500 words now"),
+    ],
+)
+def test_that_long_files_are_cut_otherwise_than_before_is_told(tmp_path, last, new, said):
+    """With more documents long files became whole, and their documents came and went without a word of why."""
+    files = write_text(tmp_path / "text", {split: split for split in SPLITS})
+    raw = corpus.fetch(DataConfig(files=files), Storage.at(tmp_path / "data"))
+
+    def cut(words: int | None) -> corpus.RawManifest:
+        changes = {"cut": words is not None, "cut_words": words or CUT_WORDS}
+        return raw.model_copy(update={"reading": raw.reading.model_copy(update=changes)})
+
+    changes = compare_documents(cut(last), cut(new))
+    words = changes_in_words(Drift(key="k", champion="v1", raw_key="r", verdict="same", reasons=[], changes=changes))
+    assert words.startswith("; 0 documents came, 0 went, 3 stayed")
+    assert ("long files" in words) == (said is not None)
+    assert said is None or f"{said}: their text is in other documents" in words
 
 
 def sample_of(rows: list[str]) -> list[str]:

@@ -67,6 +67,8 @@ class Changes(BaseModel):
     went: int
     stayed: int
     moved: int  # of those that stayed, into another split
+    last_cut_words: int | None = None  # of the documents that long files were cut into; None: they were whole
+    new_cut_words: int | None = None
 
 
 class Drift(Manifest):
@@ -155,7 +157,14 @@ def compare_documents(last: RawManifest, new: RawManifest) -> Changes | None:
     last_D, new_D = (np.unique(np.concatenate(list(found.values()))) for found in hashes)
     stayed = len(np.intersect1d(last_D, new_D, assume_unique=True))
     in_place = sum(len(np.intersect1d(hashes[0][split], hashes[1][split], assume_unique=True)) for split in SPLITS)
-    return Changes(came=len(new_D) - stayed, went=len(last_D) - stayed, stayed=stayed, moved=max(0, stayed - in_place))
+    return Changes(
+        came=len(new_D) - stayed, went=len(last_D) - stayed, stayed=stayed, moved=max(0, stayed - in_place),
+        last_cut_words=_cut_words(last), new_cut_words=_cut_words(new),
+    )  # fmt: skip
+
+
+def _cut_words(raw: RawManifest) -> int | None:
+    return raw.reading.cut_words if raw.reading is not None and raw.reading.cut else None
 
 
 def _hashes_by_split(raw: RawManifest) -> dict[str, np.ndarray]:
@@ -169,7 +178,13 @@ def changes_in_words(drift: Drift) -> str:
     if (changes := drift.changes) is None:
         return ""
     moved = f", {changes.moved:,} of them into another split" if changes.moved else ""
-    return f"; {counted(changes.came, 'document')} came, {changes.went:,} went, {changes.stayed:,} stayed{moved}"
+    came = f"; {counted(changes.came, 'document')} came, {changes.went:,} went, {changes.stayed:,} stayed{moved}"
+    last, new = (
+        "whole" if words is None else f"cut into documents of about {words:,} words"
+        for words in (changes.last_cut_words, changes.new_cut_words)
+    )  # fmt: skip
+    other = f"; long files were {last} before and are {new} now: their text is in other documents"
+    return came if last == new else came + other
 
 
 def known_words(last: RawManifest, texts: Sequence[RawManifest]) -> Set[str]:
