@@ -157,6 +157,38 @@ def test_a_malformed_file_is_refused_in_a_line(tmp_path, content, said):
     assert len(str(refused.value)) < 300 + len(str(path))
 
 
+@pytest.mark.parametrize(
+    ("largest", "said"),
+    [
+        (4_000_000_000, "int32 holds"),
+        (2**31, "int32 holds"),
+        (2_000_000_000, "have no token"),
+        (2**20 + 3, "1,048,577"),
+    ],
+)
+@pytest.mark.parametrize("place", ["vocab", "added"])
+def test_ids_that_no_model_has_rows_for_are_refused_at_once(tmp_path, largest, said, place):
+    stored = json.loads(BPE)
+    stored["model"]["vocab"][END_OF_TEXT] = 1
+    stored["model"]["vocab"]["b"] = largest
+    if place == "added":
+        stored["added_tokens"] = [
+            {"id": largest, "content": "b", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}
+        ]  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=said) as refused:
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert f"{largest:,}" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_some_ids_may_be_missing(tmp_path):
+    stored = json.loads(BPE)
+    stored["model"]["vocab"] |= {END_OF_TEXT: 1, "b": 2**20 + 2}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    assert vocab_size(load_tokenizer(tmp_path / "tokenizer.json")) == 2**20 + 3
+
+
 def metaspace(**settings: str) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram([(UNKNOWN, 0.0), *((c, -1.0) for c in "▁Hello,wrd\n\x1b")], unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from textgen.config import TokenizerConfig
+from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
 from textgen.files import Manifest, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
@@ -28,6 +28,7 @@ GPT2_FOLDER = "gpt2"  # of data/raw, a folder a commit
 TRAINING_WINDOW = 2**16  # characters of a text that the trainer is given at once; it holds 256 of them
 LONGEST_TAUGHT = 1024  # characters, after a space, of a pre-token that a BPE learns from: the longer, the slower
 LONG_RUN = re.compile(rf"\S{{{LONGEST_TAUGHT},}}|\s{{{LONGEST_TAUGHT},}}")
+MOST_MISSING = 2**20  # ids without a token, up to the largest one; a model has a row for each of them
 CHECKED_CHARACTERS = 2**20  # of text that a tokenizer has to reproduce,
 CHECKED_TEXT = 2**16  # and of one text
 SHOWN_CHARACTERS = 40
@@ -108,7 +109,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json, without the truncation, padding and dropout that it may ask for.
 
     Raises:
-        InputError: the file is absent, is no tokenizer, or has no token that ends a text.
+        InputError: the file is absent, is no tokenizer, has no token that ends a text, or has ids that are too large.
     """
     if not path.is_file():
         raise InputError(f"tokenizer: there is no {path}")
@@ -121,11 +122,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
         end_token(tokenizer)
     except InputError as error:
         raise InputError(f"{error}: {path}") from None
+    _check_ids(tokenizer, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if isinstance(tokenizer.model, models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def _check_ids(tokenizer: Tokenizer, path: Path) -> None:
+    vocabulary, tokens = vocab_size(tokenizer), tokenizer.get_vocab_size(with_added_tokens=True)
+    if vocabulary > MAX_VOCAB_SIZE:
+        raise InputError(f"tokenizer: {path} has the id {vocabulary - 1:,}; int32 holds ids below {MAX_VOCAB_SIZE:,}")
+    if vocabulary - tokens > MOST_MISSING:
+        raise InputError(
+            f"tokenizer: {path} has {tokens:,} tokens and the id {vocabulary - 1:,}: {vocabulary - tokens:,} ids "
+            f"have no token, and a model would have a row for each; at most {MOST_MISSING:,} may be missing"
+        )
 
 
 def train_bpe(rows: Iterable[str | Part], vocab_size: int) -> Tokenizer:
