@@ -71,7 +71,7 @@ def test_articles_are_those_of_the_original_file_whether_its_lines_or_the_hubs_r
 
 
 def test_a_text_may_end_without_a_line_feed():
-    assert wikitext_pages([" = A = \n", " end"]) == [" = A = \n end"]
+    assert wikitext_pages([" = A = \n", " = = B = = \n", " end"]) == [" = A = \n = = B = = \n end"]
 
 
 @pytest.mark.parametrize("page", ARTICLES)

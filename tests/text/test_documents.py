@@ -15,6 +15,7 @@ from textgen.text import documents
 from textgen.text.documents import (
     CONTENT_PERSON,
     CUT_WORDS,
+    HEADING_ROWS,
     LINE_FACTOR,
     LONG_WORDS,
     Content,
@@ -22,7 +23,9 @@ from textgen.text.documents import (
     cut,
     cut_text,
     is_heading,
+    is_wikitext,
     lines_of,
+    mark_rows,
     parts_of,
 )
 
@@ -53,6 +56,23 @@ def test_a_heading_is_known_by_its_equals_signs(line, is_one):
 def test_a_text_that_does_not_begin_with_a_heading_is_cut_at_each_row_with_text():
     rows = ["", "\n", "a\n", "\n", " \n", " = B = \n", "c"]
     assert texts(rows) == ["\na\n\n \n", " = B = \n", "c"]
+
+
+@pytest.mark.parametrize("heading", ["= Introduction =", " = A = \n"])
+@pytest.mark.parametrize("rest", [["one", "two", "= = =", "=====\n", "== Markdown ==", "= a =\nb", "x = y ="], []])
+def test_a_table_that_begins_with_one_heading_is_cut_at_each_row(heading, rest):
+    assert texts(["", heading, *rest]) == [heading, *rest]
+
+
+@pytest.mark.parametrize("second", [" = B = \n", " = = B = = \n", "= = = B = = ="])
+@pytest.mark.parametrize("between", [0, HEADING_ROWS - 1, HEADING_ROWS])
+def test_wikitext_is_known_by_a_second_heading_of_any_level_among_the_next_thousand_rows(second, between):
+    rows = ["", " = A = \n", *[" one \n"] * between, second, " two \n"]
+    known = between < HEADING_ROWS
+    assert is_wikitext(rows) == known
+    articles = 2 if second == " = B = \n" else 1
+    assert len(texts(rows)) == (articles if known else len(rows) - 1)
+    assert len(list(mark_rows(iter(rows)))) == len(rows)
 
 
 @pytest.mark.parametrize("rows", [[], [""], ["", "\n"]])

@@ -3,13 +3,14 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, islice, pairwise
 from typing import NamedTuple
 
 PART_CHARACTERS = 1 << 18  # of a piece of a document, whatever the document's size
 LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small
 CUT_WORDS = 1000  # after about so many words, at the next blank line,
 LINE_FACTOR = 2  # or, where there is none, at the next line end after so many times as many
+HEADING_ROWS = 1000  # after WikiText's first heading, among which a second one is
 CONTENT_PERSON = b"textgen split 1"  # salts the hash that splits: with another one, every document moves
 
 
@@ -198,18 +199,21 @@ def by_document(parts: Iterable[Part]) -> Iterator[Iterator[str]]:
 def mark_rows(rows: Iterable[str]) -> Iterator[Part]:
     """Yield each row of a text as a part, and whether a document begins there.
 
-    Where the first row with text is a top-level heading, as in WikiText, each such heading begins a document, an
-    article. Otherwise each row with text does. Rows without text belong to the document before them, those at the
-    beginning to the first.
+    In WikiText's lines, as `is_wikitext` knows them, each top-level heading begins a document, an article. Otherwise
+    each row with text does. Rows without text belong to the document before them, those at the beginning to the first.
     """
-    wikitext: bool | None = None
-    for number, row in enumerate(rows):
-        starts = bool(row.strip())
-        if starts and wikitext is None:
-            wikitext, starts = is_heading(row), False  # the first document began at the first row
-        elif wikitext:
-            starts = starts and is_heading(row)
-        yield Part(row, starts or number == 0)
+    rows, first = iter(rows), []
+    for row in rows:
+        first.append(row)
+        if row.strip():
+            break
+    if first and is_heading(first[-1]):
+        first += islice(rows, HEADING_ROWS)
+    wikitext, before = is_wikitext(first), True  # `before`: no row with text was there yet
+    for number, row in enumerate(chain(first, rows)):
+        has_text = bool(row.strip())
+        yield Part(row, number == 0 or (has_text and not before and (not wikitext or is_heading(row))))
+        before = before and not has_text
 
 
 def cut(rows: Sequence[str]) -> list[slice]:
@@ -218,9 +222,15 @@ def cut(rows: Sequence[str]) -> list[slice]:
     return [slice(start, end) for start, end in pairwise([*starts, len(rows)])] or [slice(0, 0)]
 
 
-def is_wikitext(rows: Sequence[str]) -> bool:
-    """Return whether the first row with text is a top-level heading."""
-    return is_heading(next((row for row in rows if row.strip()), ""))
+def is_wikitext(rows: Iterable[str]) -> bool:
+    """Return whether a text is WikiText's lines.
+
+    Its first row with text is a top-level heading, and a heading of any level is among the HEADING_ROWS after it. A
+    table of other texts may begin with a row that looks like a heading.
+    """
+    rows = iter(rows)
+    first = next((row for row in rows if row.strip()), "")
+    return is_heading(first) and any(map(is_any_heading, islice(rows, HEADING_ROWS)))
 
 
 def is_heading(line: str) -> bool:
@@ -230,3 +240,9 @@ def is_heading(line: str) -> bool:
     """
     line = line.replace("= = =", "===").replace("= =", "==").strip()
     return line.startswith("= ") and line.endswith(" =") and "\n" not in line
+
+
+def is_any_heading(line: str) -> bool:
+    """Return whether a line is a heading of any level, as ` = = Title = = `."""
+    line = line.strip()
+    return line.startswith("= ") and line.endswith(" =") and "\n" not in line and bool(line.strip("= "))
