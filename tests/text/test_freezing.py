@@ -115,6 +115,31 @@ def test_the_split_of_a_text_is_the_same_for_ever(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("document", "hint"),
+    [
+        ("paragraph", "did you mean paragraphs?"),
+        ("lines", "did you mean line?"),
+        ("File ", "did you mean file?"),
+        (r"\n\n", """'data.document="\\n\\n"'"""),
+        ("===", "between documents"),
+    ],
+)
+def test_a_separator_that_no_file_has_is_refused(tmp_path, document, hint):
+    folder = notes(tmp_path / "notes", range(3))
+    (folder / "a.jsonl").write_text(json.dumps({"text": "a row"}) + "\n" + json.dumps({"text": "another"}) + "\n")
+    said = refusal(tmp_path, files=str(folder), document=document)
+    assert said.startswith(f"data.document={document!r}: ") and said.endswith(hint)
+
+
+def test_a_separator_may_be_in_some_of_the_files_and_is_not_looked_for_in_tables(tmp_path):
+    folder = notes(tmp_path / "notes", range(40))
+    (folder / "some.txt").write_text("one---two")
+    assert {"one", "two"} < split_of(freeze(tmp_path, files=str(folder), document="---")).keys()
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": some_text(9, n)}) + "\n" for n in range(80)))
+    assert len(split_of(freeze(tmp_path, files=str(tmp_path / "a.jsonl"), document="---"))) == 80
+
+
 def test_a_larger_fraction_moves_documents_out_of_train_alone(tmp_path):
     folder = notes(tmp_path / "notes", range(150))
     small = units(freeze(tmp_path, files=str(folder)))

@@ -7,6 +7,7 @@ from itertools import chain, groupby, islice, pairwise
 from typing import NamedTuple
 
 PART_CHARACTERS = 1 << 18  # of a piece of a document, whatever the document's size
+WAYS_TO_CUT = ("file", "paragraphs", "line")  # of `data.document`; any other value is a separator
 LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small
 CUT_WORDS = 1000  # after about so many words, at the next blank line,
 LINE_FACTOR = 2  # or, where there is none, at the next line end after so many times as many

@@ -1,5 +1,6 @@
 """Local files become the splits of a frozen corpus: which split a document is in, copies, and the parquet files."""
 
+import difflib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,17 @@ from pydantic import BaseModel, ConfigDict
 from textgen.errors import InputError
 from textgen.files import sha256_file
 from textgen.sections import SPLITS, DataConfig
-from textgen.text.documents import CUT_WORDS, LONG_WORDS, Content, Part, cut_text, mark_rows, parts_of
+from textgen.terminal import brief
+from textgen.text.documents import (
+    CUT_WORDS,
+    LONG_WORDS,
+    WAYS_TO_CUT,
+    Content,
+    Part,
+    cut_text,
+    mark_rows,
+    parts_of,
+)
 from textgen.text.local_files import LocalText, SplitFile
 from textgen.text.readers import check_row, read_table, read_text
 
@@ -104,7 +115,8 @@ class Census:
     hashes_D: np.ndarray
     words_D: np.ndarray
     splits_D: np.ndarray  # an index of SPLITS, or one of the two below
-    long_files: bool  # whether a file of plain text has more than LONG_WORDS
+    long_files: bool  # whether a file of plain text has more than LONG_WORDS,
+    cut_files: bool  # and whether one holds several documents
     EMPTY, COPY = 100, 101
 
     def count(self, split_or_reason: int) -> int:
@@ -124,10 +136,11 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     that leaves fewer than TOO_FEW_DOCUMENTS, into shorter ones.
 
     Raises:
-        InputError: a file cannot be read, was changed meanwhile, or a split is empty.
+        InputError: a file cannot be read or was changed meanwhile, no file has the separator, or a split is empty.
     """
     documents = Documents(text.files, data)
     census = take_census(documents)
+    check_separator(documents, census)
     if data.document == "file" and census.long_files and census.held_out < FEW_DOCUMENTS:
         for words in CUTS:
             documents = replace(documents, cut_words=words)
@@ -147,7 +160,7 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
 def take_census(documents: Documents) -> Census:
     """Read all documents and return in which split each of them is."""
     hashes, words, given = array("Q"), array("q"), array("b")
-    long_files, content, file = False, Content(), None
+    long_files, cut_files, content, file = False, False, Content(), None
 
     def note() -> None:
         hashes.append(content.hash)
@@ -158,6 +171,7 @@ def take_census(documents: Documents) -> Census:
         if part.begins:
             if file is not None:
                 note()
+            cut_files = cut_files or (one is file and not one.file.has_rows)
             file, content = one, Content()
         content.add(part.text)
         long_files = long_files or (content.words > LONG_WORDS and not one.file.has_rows)
@@ -168,7 +182,7 @@ def take_census(documents: Documents) -> Census:
     if documents.files and documents.files[0].split is None:
         splits_D = _own_split(hashes_D, documents.data)
     splits_D[words_D == 0] = Census.EMPTY
-    return Census(hashes_D, words_D, splits_D, long_files)
+    return Census(hashes_D, words_D, splits_D, long_files, cut_files)
 
 
 def _own_split(hashes_D: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -184,6 +198,24 @@ def _own_split(hashes_D: np.ndarray, data: DataConfig) -> np.ndarray:
     is_copy_D[first] = False
     splits_D[is_copy_D] = Census.COPY
     return splits_D
+
+
+def check_separator(documents: Documents, census: Census) -> None:
+    """Check that a separator between documents is in a file of plain text, if there are such files.
+
+    Raises:
+        InputError: it is in none, as where a word that says how to cut is misspelt.
+    """
+    document = documents.data.document
+    has_plain_text = any(not one.file.has_rows for one in documents.files)
+    if document in WAYS_TO_CUT or census.cut_files or not has_plain_text or not census.words_D.any():
+        return
+    hint = ""
+    if close := difflib.get_close_matches(document.strip().lower(), WAYS_TO_CUT, n=1):
+        hint = f"; did you mean {close[0]}?"
+    elif "\\" in document:
+        hint = "; for a line end write \\n in double quotes: 'data.document=\"\\n\\n\"'"
+    raise InputError(f"data.document={brief(document)}: no file has this separator between documents{hint}")
 
 
 def check_splits(census: Census, data: DataConfig) -> None:
