@@ -17,6 +17,7 @@ from textgen.text.local_files import (
     HIDDEN,
     KINDS,
     LOOP,
+    REPEATED,
     SPECIAL,
     STORAGE,
     UNREADABLE,
@@ -116,6 +117,15 @@ def test_a_list_is_each_file_once_in_the_order_of_the_paths(tmp_path):
     (tmp_path / "link.txt").symlink_to("b.txt")
     found = find_files("data.files", [str(tmp_path / name) for name in ("b.txt", "a", "*.txt", "a/d*", "link.txt")])
     assert [str(file.path.relative_to(tmp_path)) for file in found.files] == ["a/c.txt", "a/d.txt", "b.txt"]
+    assert found.left_out == {REPEATED: 1}, "link.txt, which two values name"
+
+
+@pytest.mark.parametrize("link", ["a.md", "z.md", "in/z.md"])
+def test_a_link_and_the_file_it_leads_to_are_read_once_and_the_other_is_counted(tmp_path, link):
+    write(tmp_path, "in/other.txt", "m.md")
+    (tmp_path / link).symlink_to(tmp_path / "m.md")
+    found = find_files("data.files", [str(tmp_path)])
+    assert len(found.files) == 2 and found.left_out == {REPEATED: 1}
 
 
 def test_what_a_folder_has_beside_text_is_left_out_and_counted(tmp_path):

@@ -25,7 +25,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 HIDDEN, BROKEN, SPECIAL, LOOP, UNREADABLE = (
     "hidden", "broken link", "not a regular file", "folder that was read already", "unreadable",
 )  # fmt: skip
-STORAGE = "storage.root"
+STORAGE, REPEATED = "storage.root", "file that was read already"
 LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
@@ -72,20 +72,23 @@ class Found:
 
 
 def find_files(key: str, values: Sequence[str], storage: Path | None = None) -> Found:
-    """Return the files that the values of the configuration key `key` name; each file once.
+    """Return the files that the values of the configuration key `key` name; each file once, by its first name.
 
     Of a folder that has the storage root in it, what is in `storage` is left out: it is what runs have made.
 
     Raises:
         InputError: a value names nothing, or a file of a kind that is not read, or a folder cannot be listed.
     """
-    found, seen = Found(), set[Path]()
+    found, seen, names = Found(), set[Path](), set[Path]()
     for value in values:
         inside = storage is not None and find_path(value).resolve().is_relative_to(storage.resolve())
         for file in _files_of(key, value, found.left_out, None if inside else storage):
             if (place := file.path.resolve()) not in seen:
                 seen.add(place)
                 found.files.append(file)
+            elif file.path.absolute() not in names:  # a link to it, or where a link leads
+                found.left_out[REPEATED] += 1
+            names.add(file.path.absolute())
     found.files.sort(key=lambda file: str(file.path))
     return found
 
