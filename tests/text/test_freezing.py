@@ -195,6 +195,16 @@ def test_copies_are_kept_once_and_counted(tmp_path):
     assert (raw.reading.copies, raw.reading.empty, alone.reading.copies) == (5, 1, 0)
 
 
+@pytest.mark.parametrize("kind", [".txt", ".md", ".jsonl", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("packing", PACK)
+def test_a_file_of_no_bytes_is_an_empty_document_whatever_its_kind(tmp_path, kind, packing):
+    folder = notes(tmp_path / "notes", range(60))
+    (folder / f"none{kind}{packing}").touch()
+    (folder / f"packed{kind}{packing}").write_bytes(PACK[packing](b""))
+    raw = freeze(tmp_path, files=str(folder))
+    assert (raw.reading.empty, len(split_of(raw))) == (2, 60)
+
+
 def test_given_splits_keep_their_copies(tmp_path):
     for split in SPLITS:
         (tmp_path / f"{split}.txt").write_text("the same line\nthe same line\nanother\n")

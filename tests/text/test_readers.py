@@ -235,7 +235,6 @@ def test_a_broken_line_of_jsonl_is_named(tmp_path, line, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ""),
         ("\n", ", the first line: no column 'text' (data.text_column); it has none"),
         ('text\n"a\nb\n', ", line 3: not CSV: unexpected end of data"),
         ('text\n"a"b\n', ", line 2: not CSV: ',' expected after '\"'"),

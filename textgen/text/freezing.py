@@ -92,7 +92,7 @@ class Documents:
         return all(one.file.has_rows and one.split is not None for one in self.files)
 
     def parts(self) -> Iterator[tuple[SplitFile, Part]]:
-        """Yield each part with its file.
+        """Yield each part with its file. A file without any, of 0 bytes for one, is a document without a word.
 
         Raises:
             InputError: a file cannot be read as what its ending says, or was changed since it was hashed.
@@ -104,8 +104,12 @@ class Documents:
             else:
                 pieces = read_text(one.file, one.sha256)
                 found = cut_text(pieces, self.data.document, self.cut_words)
+            any_part = False
             for part in found:
+                any_part = True
                 yield one, part
+            if not any_part:
+                yield one, Part("", True)
 
 
 @dataclass

@@ -63,6 +63,8 @@ class Hashed(io.RawIOBase):
 def read_text(file: LocalFile, sha256: str | None) -> Generator[str, None, None]:
     """Yield the text of a plain file in pieces of PART_CHARACTERS; a byte order mark at its start is removed.
 
+    A file of no bytes has no piece.
+
     Raises:
         InputError: it is not UTF-8, does not unpack, or is no longer the file of this sha256.
     """
@@ -88,7 +90,7 @@ def read_text(file: LocalFile, sha256: str | None) -> Generator[str, None, None]
 
 
 def read_table(file: LocalFile, sha256: str | None, column: str) -> Generator[str, None, None]:
-    """Yield the rows of a table as the text in `column`.
+    """Yield the rows of a table as the text in `column`. A file of no bytes, packed or unpacked, has no row.
 
     Raises:
         InputError: the table or a row cannot be read, lacks the column, or has something there that is no text; or the
@@ -154,7 +156,8 @@ def _read_csv(file: LocalFile, sha256: str | None, column: str) -> Iterator[obje
     csv.field_size_limit(sys.maxsize)
     rows = csv.reader(lines_of(read_text(file, sha256)), strict=True, delimiter="\t" if file.kind == "tsv" else ",")
     try:
-        names = next(rows, [])
+        if (names := next(rows, None)) is None:
+            return
         _check_column(names, f"{file}, the first line", column)
         place = names.index(column)
         for row in rows:
@@ -174,6 +177,8 @@ def _read_parquet(file: LocalFile, sha256: str | None, column: str) -> Iterator[
 
     with _unpacked(file, sha256) as path:
         try:
+            if path.stat().st_size == 0:
+                return
             table = pyarrow.parquet.ParquetFile(path)
             _check_column(table.schema_arrow.names, str(file), column)
             kind = table.schema_arrow.field(column).type
@@ -221,9 +226,10 @@ class Bounded:
     """The unpacked bytes of a file, up to MOST_UNPACKED times its size."""
 
     def __init__(self, file: LocalFile, packed: IO[bytes]) -> None:
-        self.file, self.stream, self.left = file, _unpacking(file, packed), None
+        size = file.path.stat().st_size
+        self.file, self.stream, self.left = file, _unpacking(file, packed) if size else packed, None
         if file.compression is not None:
-            self.left = MOST_UNPACKED * file.path.stat().st_size
+            self.left = MOST_UNPACKED * size
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end.
