@@ -1,6 +1,7 @@
 """Raw text: what is frozen, that it stays as it was, and what is refused."""
 
 import gc
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from textgen.errors import InputError
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
-from textgen.text import corpus, readers, sources
-from textgen.text.corpus import fetch, raw_folder, read_parts, read_rows
+from textgen.text import corpus, documents, freezing, readers, sources
+from textgen.text.corpus import RawManifest, fetch, raw_folder, read_excerpts, read_parts, read_rows
+from textgen.text.documents import Part
 from textgen.text.python_docs import python_docs
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "wikitext"
@@ -245,6 +247,48 @@ def test_every_file_that_is_read_of_a_folder_is_in_the_key_and_another_is_refuse
     entries = "".join(f"      - {{split: {split}, path: .hidden/{split}.txt}}\n" for split in SPLITS)
     (folder / "README.md").write_text(f"---\nconfigs:\n  - config_name: default\n    data_files:\n{entries}---\n")
     assert "is read, but is hidden or outside of the folder" in refusal(tmp_path, path=str(folder))
+
+
+def of_texts(folder: Path, texts: list[str], **data: Any) -> RawManifest:
+    """Freeze a corpus that has the texts in each split, in tables that are written 300 characters at a time."""
+    for split in SPLITS:
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freezing, "WRITE_CHARACTERS", 300)
+        files = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+        return fetch(DataConfig(files=files, **data), Storage.at(folder / "data"))
+
+
+def test_excerpts_of_many_rows_are_of_the_first_the_last_and_rows_between(tmp_path):
+    raw = of_texts(tmp_path, [f"row {number}" for number in range(100)])
+    found = [part.text for part in read_excerpts(raw, "test", 12, 10)]
+    assert found == [f"row {number}" for number in range(0, 100, 9)]
+    assert all(part.begins for part in read_excerpts(raw, "test", 12, 10))
+
+
+def test_excerpts_of_long_rows_are_of_their_beginning_middle_and_end(tmp_path):
+    raw = of_texts(tmp_path, ["aaaabbbbcccc"] * 50)
+    found = list(read_excerpts(raw, "test", 6, 4))
+    assert found == [Part("aaaa", True), Part("bbbb", False), Part("cccc", False)] * 2
+
+
+@pytest.mark.parametrize("most", [3, 7, 11])
+def test_excerpts_of_few_rows_are_at_even_distances_to_the_end(tmp_path, most):
+    raw = of_texts(tmp_path, ["a" + "b" * 78 + "c", "short", " "])
+    found = list(read_excerpts(raw, "test", most, 10))
+    assert [part.text for part in found[-2:]] == ["short", " "]
+    assert len(found) == max(1, most // 3) + 2 and all(len(part.text) <= 10 for part in found)
+    assert found[0] == Part("a" + "b" * 9, True)
+    assert most == 3 or found[-3] == Part("b" * 9 + "c", False)
+
+
+def test_an_excerpt_of_a_part_of_a_document_begins_within_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "PART_CHARACTERS", 50)
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 50)
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text("x" * 100)
+    raw = fetch(DataConfig(files={split: f"{tmp_path}/{split}.txt" for split in SPLITS}), Storage.at(tmp_path / "data"))
+    assert [part.begins for part in read_excerpts(raw, "test", 2, 50)] == [True, False]
 
 
 def test_a_key_says_how_plain_text_beside_other_kinds_is_read(tmp_path):

@@ -1,5 +1,6 @@
 """Tokenizers, token streams and the blocks cut from them."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from tokenizers import normalizers
 
 from textgen.config import TokenizerConfig
 from textgen.errors import InputError
@@ -17,7 +19,7 @@ from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
 from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, encode_units
 from textgen.text.stream import block_count, take_sequences
-from textgen.text.tokenizer import collect_words, load_tokenizer, train_bpe
+from textgen.text.tokenizer import collect_words, load_tokenizer, save_tokenizer, train_bpe
 from textgen.text.tokens import check_length, dtype_for, load_documents, load_manifest_tokenizer, load_stream, tokenize
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -212,6 +214,31 @@ def test_a_tokenizer_file_that_is_none_is_refused(raw, tmp_path, content):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         tokenize(raw, TokenizerConfig(kind="gpt2", path=str(tmp_path)), Storage.at(tmp_path / "data"))
+
+
+def lossy_tokenizer(folder: Path) -> TokenizerConfig:
+    tokenizer = train_bpe(["the cat sat"], 257)
+    tokenizer.normalizer = normalizers.Lowercase()
+    save_tokenizer(tokenizer, folder)
+    return TokenizerConfig(kind="gpt2", path=str(folder))
+
+
+@pytest.mark.parametrize(("split", "place"), [("train", 0.4), ("train", 0.8), ("validation", 0.0), ("test", 0.8)])
+@pytest.mark.parametrize("documents", [1, 1500])
+def test_a_tokenizer_that_loses_text_anywhere_in_any_split_is_refused(tmp_path, split, place, documents):
+    for name in SPLITS:
+        texts = [" ".join(["the cat sat on a mat"] * (6000 // documents)) for _ in range(documents)]
+        if name == split:
+            start, end = int(place * documents), int((place + 0.2) * documents)
+            if documents > 1:
+                texts[start:end] = [text.upper() for text in texts[start:end]]
+            else:
+                start, end = (int(part * len(texts[0])) for part in (place, place + 0.2))
+                texts[0] = texts[0][:start] + texts[0][start:end].upper() + texts[0][end:]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    raw = fetch(DataConfig(files={name: f"{tmp_path}/{name}.jsonl" for name in SPLITS}), Storage.at(tmp_path))
+    with pytest.raises(InputError, match="does not give the text back"):
+        tokenize(raw, lossy_tokenizer(tmp_path), Storage.at(tmp_path))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")

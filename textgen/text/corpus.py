@@ -132,6 +132,37 @@ def read_units(manifest: RawManifest, split: str) -> Iterator[str]:
     return ("".join(texts) for texts in by_document(read_unit_parts(manifest, split)))
 
 
+def read_excerpts(manifest: RawManifest, split: str, most: int, characters: int) -> Iterator[Part]:
+    """Yield at most `most` excerpts of a split, spread evenly over it; each is at most `characters` long.
+
+    An excerpt begins where a unit does, or within one: at the beginning, the middle and the end of rows in turn where
+    there are more rows than excerpts, at even distances otherwise.
+    """
+    import pyarrow.parquet
+
+    columns = ["text", "begins"] if manifest.has_units else ["text"]
+    with pyarrow.parquet.ParquetFile(manifest.folder / manifest.splits[split].file) as file:
+        rows = file.metadata.num_rows
+        chosen_N = np.linspace(0, rows - 1, min(rows, most)).round().astype(np.int64)
+        first = turn = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            inside_N = chosen_N[(chosen_N >= first) & (chosen_N < end)] - first
+            taken = file.read_row_group(group, columns=columns).take(inside_N).to_pylist() if len(inside_N) else []
+            for row in taken:
+                yield from _excerpts(row["text"], row.get("begins", True), max(1, most // rows), characters, turn)
+                turn += 1
+            first = end
+
+
+def _excerpts(text: str, begins: bool, most: int, characters: int, turn: int) -> Iterator[Part]:
+    last = max(0, len(text) - characters)
+    count = min(most, max(1, -(-len(text) // characters)))
+    places = [last * (turn % 3) // 2] if count == 1 else [last * number // (count - 1) for number in range(count)]
+    for place in places:
+        yield Part(text[place : place + characters], begins and place == 0)
+
+
 def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":
     """Return the `file`, `number` there, `hash`, `words` and `bytes` of each document; None but of local files."""
     import pyarrow.parquet

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from textgen.errors import InputError
 from textgen.files import Manifest, content_key, sha256_file, write_atomic
 from textgen.sections import SPLITS
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
+from textgen.text.corpus import RawManifest, read_excerpts, read_parts, read_unit_parts
 from textgen.text.stream import TextCounts, block_count, encode_stream
 from textgen.text.tokenizer import (
     TOKENIZER_FILE,
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 ROWS_VERSION = 2  # of the algorithm for rows without ends of documents; a change makes their tokens keys new
 TOKENS_VERSION = 3  # of the algorithm for other text
 COUNTED_IDS = 1 << 22  # at once
-CHECKED_ROWS = 1000  # of train, that a user's own tokenizer must reproduce
+CHECKED = {"train": 512, "validation": 128, "test": 128}  # excerpts that a user's own tokenizer must give back,
+CHECKED_CHARACTERS = 2048  # and how long each is
 UINT16_IDS = 2**16
 
 
@@ -99,7 +100,7 @@ def tokenize(
     """Tokenize the corpus into data/processed and return its manifest; tokens that are there are only verified.
 
     Raises:
-        InputError: the tokenizer file is absent, is no tokenizer, or does not reproduce the text.
+        InputError: the tokenizer file is absent, is no tokenizer, or does not give excerpts of the text back.
         SourceUnavailable: GPT-2's tokenizer could not be had from the Hub.
     """
     storage.bring(raw.folder, RawManifest)
@@ -109,7 +110,8 @@ def tokenize(
     def build(temporary: Path) -> TokensManifest:
         tokenizer = build_tokenizer(config, read_unit_parts(raw, "train"), gpt2_file)
         if config.kind == "gpt2":
-            check_round_trip(tokenizer, islice(read_rows(raw, "train"), CHECKED_ROWS))
+            excerpts = (read_excerpts(raw, split, most, CHECKED_CHARACTERS) for split, most in CHECKED.items())
+            check_round_trip(tokenizer, chain.from_iterable(excerpts))
         vocabulary = vocab_size(tokenizer)
         tokenizer_files = save_tokenizer(tokenizer, temporary)
         ends = ends_documents(config, end_of_document)
