@@ -75,6 +75,13 @@ def test_a_character_of_several_tokens_is_shown_once(look, tmp_path):
     assert out.splitlines()[-1] == "s|o| |a| |\N{GRINNING FACE}|||| |b"
 
 
+def test_special_tokens_that_the_text_names_are_shown_each_time(look, notes):
+    notes.write_text(notes.read_text().replace("tower", "<|endoftext|>"))
+    for _ in range(2):
+        _, out, _ = look(f"data.files={notes}", *HALF, "tokenizer.kind=bpe", "tokenizer.vocab_size=300", "--tokens")
+        assert f"the text has `<|endoftext|>` {ROWS} times; each is read as the special token of that name" in out
+
+
 def test_the_split_of_a_document_is_found_by_its_words(look, notes, tmp_path):
     assert look(f"data.files={notes}", *HALF)[0] == 0
     document = tmp_path / "one.txt"

@@ -99,7 +99,7 @@ def encode_all(tokenizer: Tokenizer, parts: list[Part], **settings: int) -> tupl
     """Return the ids of each document, and the number of forced cuts."""
     by_line = isinstance(tokenizer.model, models.WordLevel)
     found, rest, forced = [], [], 0
-    for ids_N, ends_D, cuts in encode_documents(tokenizer, iter(parts), by_line, **settings):
+    for ids_N, ends_D, cuts, _ in encode_documents(tokenizer, iter(parts), by_line, **settings):
         starts = [0, *ends_D.tolist()]
         for start, end in pairwise(starts):
             found.append([*rest, *ids_N[start:end].tolist()])

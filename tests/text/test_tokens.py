@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from textgen.config import TokenizerConfig
 from textgen.errors import InputError
@@ -17,10 +17,19 @@ from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
+from textgen.text.documents import Part
 from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, encode_units
-from textgen.text.stream import block_count, take_sequences
+from textgen.text.stream import block_count, encode_stream, take_sequences
 from textgen.text.tokenizer import collect_words, load_tokenizer, save_tokenizer, train_bpe
-from textgen.text.tokens import check_length, dtype_for, load_documents, load_manifest_tokenizer, load_stream, tokenize
+from textgen.text.tokens import (
+    check_length,
+    dtype_for,
+    load_documents,
+    load_manifest_tokenizer,
+    load_stream,
+    special_tokens_in_words,
+    tokenize,
+)
 
 SHARED = Path(__file__).parents[3] / "shared"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "Übung", "naïve", "12", "x_y"]
@@ -214,6 +223,47 @@ def test_a_tokenizer_file_that_is_none_is_refused(raw, tmp_path, content):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         tokenize(raw, TokenizerConfig(kind="gpt2", path=str(tmp_path)), Storage.at(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "said"),
+    [
+        ("bpe", {END_OF_TEXT: 3}, f"the text has `{END_OF_TEXT}` 9 times;"),
+        ("word", {END_OF_ROW: 2}, f"the text has `{END_OF_ROW}` 6 times;"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "txt"])
+def test_special_tokens_that_the_text_names_are_counted_and_said(tmp_path, caplog, kind, named, said, ending):
+    texts = [f"a{END_OF_TEXT}b {END_OF_ROW}\n<unk> {END_OF_TEXT}", "c\n\nd", f"{END_OF_ROW}{END_OF_TEXT} e\nf"]
+    for split in SPLITS:
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{split}.{ending}").write_text(rows if ending == "jsonl" else "---".join(texts))
+    files = {split: str(tmp_path / f"{split}.{ending}") for split in SPLITS}
+    raw = fetch(DataConfig(files=files, document="---"), Storage.at(tmp_path))
+    manifest = tokenize(raw, TokenizerConfig(kind=kind, vocab_size=300), Storage.at(tmp_path))
+    assert all(split.special_tokens == named for split in manifest.splits.values())
+    assert [record.message for record in caplog.records if said in record.message]
+    assert len(caplog.records) == 1 and "unk" not in caplog.text
+    assert special_tokens_in_words(manifest.splits.values()) == [caplog.records[0].message]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_a_text_without_the_names_of_special_tokens_has_no_warning(raw, tmp_path, caplog, kind):
+    manifest = tokenize(raw, TokenizerConfig(kind=kind, vocab_size=300), Storage.at(tmp_path))
+    assert not any(split.special_tokens for split in manifest.splits.values())
+    assert special_tokens_in_words(manifest.splits.values()) == [] and not caplog.records
+
+
+def test_what_a_tokenizer_puts_around_each_text_is_not_named_by_it(tmp_path):
+    tokenizer = train_bpe(["the cat sat"], 257)
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A {END_OF_TEXT}",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", END_OF_TEXT)],
+    )
+    parts = [Part("a <s> b", True), Part("c" * 2**19, True), Part(f"{END_OF_TEXT}", True), Part("<s>", False)]
+    stream = encode_stream(tokenizer, parts, torch.int32, has_units=True, ends=True)
+    assert stream.special_tokens == {"<s>": 2, END_OF_TEXT: 1}
 
 
 def lossy_tokenizer(folder: Path) -> TokenizerConfig:

@@ -110,7 +110,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
     from textgen.text.corpus import read_units
-    from textgen.text.tokens import load_manifest_tokenizer
+    from textgen.text.tokens import load_manifest_tokenizer, special_tokens_in_words
 
     yield ""
     rows = [("split", "tokens", "bytes a token", "unknown")]
@@ -119,6 +119,7 @@ def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
             (split, f"{counts.tokens:,}", f"{counts.text_bytes / max(1, counts.tokens):.3f}", f"{counts.unknown:,}")
         )
     yield from _table(rows)
+    yield from special_tokens_in_words(tokens.splits.values())
     tokenizer = load_manifest_tokenizer(tokens)
     for _, text in zip(range(SHOWN_DOCUMENTS), read_units(raw, "validation"), strict=False):
         encoding = tokenizer.encode(text[: SHOWN_TOKENS * 40], add_special_tokens=False)

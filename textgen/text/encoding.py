@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
     ids_N: np.ndarray  # int32
     ends_D: np.ndarray  # int64; equal neighbours are a document without tokens
     forced_cuts: int  # pre-tokens that were cut because they are longer than `LONGEST_PIECE`
+    texts: int  # documents, or lines of them, that end here and were tokenized each on its own
 
 
 class Piece(NamedTuple):
@@ -226,7 +227,8 @@ def collect(batch: Batch, encodings: list[Encoding], affixes: Affixes) -> Encode
         if piece.last and not piece.whole:
             ids.extend(affixes.after)
         places.append(len(ids))
-    return Encoded(np.array(ids), np.array(places)[batch.ends], sum(piece.forced for piece in batch.pieces))
+    forced, texts = sum(piece.forced for piece in batch.pieces), sum(piece.last for piece in batch.pieces)
+    return Encoded(np.array(ids), np.array(places)[batch.ends], forced, texts)
 
 
 def find_affixes(tokenizer: Tokenizer) -> Affixes:
@@ -235,6 +237,13 @@ def find_affixes(tokenizer: Tokenizer) -> Affixes:
     text = [place for place, added in enumerate(found.special_tokens_mask) if not added]
     start, end = (text[0], text[-1] + 1) if text else (0, 0)
     return Affixes(found.ids[:start], found.ids[end:])
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the special tokens by their ids, without the one for unknown words, which a text may well be full of."""
+    unknown = {UNKNOWN, getattr(tokenizer.model, "unk_token", None)}
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {id: token.content for id, token in added if token.special and token.content not in unknown}
 
 
 def end_token(tokenizer: Tokenizer) -> str:

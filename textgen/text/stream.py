@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textgen.text.documents import Part, WordCount
-from textgen.text.encoding import END_OF_ROW, UNKNOWN, encode_documents, end_id
+from textgen.text.encoding import END_OF_ROW, UNKNOWN, Encoded, encode_documents, end_id, find_affixes, special_ids
 
 
 class TextCounts(BaseModel):
@@ -33,6 +33,7 @@ class Stream(NamedTuple):
     documents: dict[str, Tensor]  # the `tokens`, `words` and `bytes` of each: int64 [D]
     counts: TextCounts
     forced_cuts: int  # pieces of text that no white space cuts, and that were cut because they are so long
+    special_tokens: dict[str, int]  # how often the text itself has the name of each special token
 
 
 def encode_stream(
@@ -55,7 +56,7 @@ def encode_stream(
         ends: Whether an end-of-text id follows each document.
         file: Where the ids are written, from which they are then mapped; None: they stay in memory.
     """
-    tally, ids = Tally(), Ids(dtype, file)
+    tally, ids, specials = Tally(), Ids(dtype, file), SpecialTokens(tokenizer)
     end = end_id(tokenizer) if ends else None
     by_line = has_units and tokenizer.token_to_id(END_OF_ROW) is not None
     unknown_id = tokenizer.token_to_id(UNKNOWN)
@@ -66,6 +67,7 @@ def encode_stream(
         if unknown_id is not None:
             unknown += int((ids_N == unknown_id).sum())
         forced_cuts += encoded.forced_cuts
+        specials.add(encoded)
         last = len(units)
         units.extend(np.diff(ends_U, prepend=-rest).tolist())
         rest = len(ids_N) - int(ends_U[-1]) if len(ends_U) else rest + len(ids_N)
@@ -80,7 +82,30 @@ def encode_stream(
         words=int(documents["words"].sum()),
         text_bytes=int(documents["bytes"].sum()),
     )
-    return Stream(ids.tensor(), documents, counts, forced_cuts)
+    return Stream(ids.tensor(), documents, counts, forced_cuts, specials.written())
+
+
+class SpecialTokens:
+    """Counts the special tokens that a text itself names: those that the tokenizer puts around each text are not."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.names = special_ids(tokenizer)
+        affixes = find_affixes(tokenizer)
+        self.around = {id: (affixes.before + affixes.after).count(id) for id in self.names}
+        self.ids_S = np.array(list(self.names), np.int32)
+        self.counts, self.texts = dict.fromkeys(self.names, 0), 0
+
+    def add(self, encoded: Encoded) -> None:
+        """Count those of some of the text."""
+        self.texts += encoded.texts
+        found, counts = np.unique(encoded.ids_N[np.isin(encoded.ids_N, self.ids_S)], return_counts=True)
+        for id, count in zip(found.tolist(), counts.tolist(), strict=True):
+            self.counts[id] += count
+
+    def written(self) -> dict[str, int]:
+        """Return how often the text has the name of each, without those that it has not."""
+        written = {name: self.counts[id] - self.texts * self.around[id] for id, name in self.names.items()}
+        return {name: count for name, count in written.items() if count}
 
 
 class Tally:

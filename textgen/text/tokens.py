@@ -2,10 +2,13 @@
 
 import logging
 import tempfile
+from collections import Counter
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -16,6 +19,7 @@ from textgen.errors import InputError
 from textgen.files import Manifest, content_key, sha256_file, write_atomic
 from textgen.sections import SPLITS
 from textgen.storage import Storage
+from textgen.terminal import one_line
 from textgen.text.corpus import RawManifest, read_excerpts, read_parts, read_unit_parts
 from textgen.text.stream import TextCounts, block_count, encode_stream
 from textgen.text.tokenizer import (
@@ -46,6 +50,7 @@ class TokensSplit(TextCounts):
     bytes: int  # of the file
     documents_file: str  # the tokens, words and bytes of each document
     documents_sha256: str
+    special_tokens: dict[str, int] = Field({})  # how often the text itself has the name of each special token
 
 
 class TokensManifest(Manifest):
@@ -116,6 +121,8 @@ def tokenize(
         tokenizer_files = save_tokenizer(tokenizer, temporary)
         ends = ends_documents(config, end_of_document)
         splits = {split: write_split(tokenizer, raw, split, ends, temporary) for split in SPLITS}
+        for line in special_tokens_in_words(splits.values()):
+            log.warning("%s", line)
         return TokensManifest(
             key=folder.name,
             raw_key=raw.key,
@@ -145,8 +152,20 @@ def write_split(tokenizer: Tokenizer, raw: RawManifest, split: str, ends: bool, 
     write_atomic(documents_path, save(stream.documents))
     return TokensSplit(
         file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size, documents_file=documents_path.name,
-        documents_sha256=sha256_file(documents_path), **stream.counts.model_dump(),
+        documents_sha256=sha256_file(documents_path), special_tokens=stream.special_tokens,
+        **stream.counts.model_dump(),
     )  # fmt: skip
+
+
+def special_tokens_in_words(splits: Iterable[TokensSplit]) -> list[str]:
+    """Return a line on the special tokens that the text itself names; none where it names none."""
+    counts = Counter[str]()
+    for split in splits:
+        counts.update(split.special_tokens)
+    if not counts:
+        return []
+    named = ", ".join(f"`{one_line(name)}` {count:,} times" for name, count in counts.most_common())
+    return [f"the text has {named}; each is read as the special token of that name"]
 
 
 def dtype_for(vocab_size: int) -> torch.dtype:
