@@ -18,6 +18,7 @@ from textgen.text.documents import (
     HEADING_ROWS,
     LINE_FACTOR,
     LONG_WORDS,
+    UNSPACED_CHARACTERS,
     Content,
     by_document,
     cut,
@@ -27,6 +28,7 @@ from textgen.text.documents import (
     lines_of,
     mark_rows,
     parts_of,
+    size_in_words,
 )
 
 EXAMPLES = 100
@@ -186,6 +188,35 @@ def test_a_long_line_is_cut_at_white_space_and_never_within_a_word(size, length)
     assert "".join(found) == text and len(found) > 2
     assert [word for document in found for word in document.split()] == text.split()
     assert max(len(document.split()) for document in found) <= 2 * CUT_WORDS * LINE_FACTOR
+
+
+CHINESE = "天地玄黄宇宙洪荒。日月盈昃辰宿列张\uff01" * 2
+UNSPACED_SENTENCES = [CHINESE, "สวัสดีครับ?" * 4, "吾輩は猫である。" * 5]
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 18])
+@pytest.mark.parametrize(
+    ("sentence", "between"),
+    [*((text, between) for text in UNSPACED_SENTENCES for between in ("\n", "\n\n", "", " ")), ("no.space." * 5, "")],
+)
+def test_a_long_file_without_spaces_between_words_is_cut_after_sentences(size, sentence, between):
+    text = between.join([sentence] * 3000)
+    found = documents_of(text, "file", size, cut_words=250)
+    assert "".join(found) == text
+    longest = 250 * UNSPACED_CHARACTERS * LINE_FACTOR
+    assert max(map(len, found)) <= 2 * longest and sorted(map(len, found))[1] >= longest / 5
+    assert all(one.rstrip()[-1] in ".?\u3002\uff01" for one in found)
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 18])
+def test_a_long_line_of_nothing_but_letters_is_cut_after_so_many(size):
+    found = documents_of("ab" * 200_000, "file", size, cut_words=250)
+    assert "".join(found) == "ab" * 200_000 and max(map(len, found)) <= 8000
+
+
+@pytest.mark.parametrize("text", ["", "a b\n", "https://" + "x" * 900, "Übung naïve Привет мир 한국어 띄어쓰기 हिन्दी"])
+def test_text_with_spaces_is_as_long_as_its_words(text):
+    assert size_in_words(text) == len(text.split())
 
 
 @pytest.mark.parametrize("count", [LONG_WORDS, LONG_WORDS + 1])

@@ -254,6 +254,16 @@ def test_long_files_are_cut_shorter_where_the_gate_would_have_too_few_documents(
     assert sorted(sizes)[1] >= cut_words and max(sizes) < cut_words + 120
 
 
+@pytest.mark.parametrize("between", ["\n", ""])
+def test_one_file_without_spaces_between_words_has_documents_enough(tmp_path, between):
+    draw = random.Random(0)
+    sentences = ["".join(chr(draw.randint(0x4E00, 0x9FFF)) for _ in range(79)) + "。" for _ in range(3000)]
+    (tmp_path / "book.txt").write_text(text := between.join(sentences))
+    raw = freeze(tmp_path, files=str(tmp_path / "book.txt"))
+    assert raw.reading.cut and sum(split.documents for split in raw.splits.values()) > 50
+    assert sum(split.text_bytes for split in raw.splits.values()) == len(text.encode())
+
+
 def test_long_files_are_not_cut_where_the_splits_are_large_enough(tmp_path):
     folder = notes(tmp_path / "notes", range(150))
     long = "\n\n".join(some_text(100, number) for number in range(30))

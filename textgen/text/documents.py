@@ -11,6 +11,12 @@ WAYS_TO_CUT = ("file", "paragraphs", "line")  # of `data.document`; any other va
 LONG_WORDS = 2000  # plain text of more words is cut where the splits would be too small
 CUT_WORDS = 1000  # after about so many words, at the next blank line,
 LINE_FACTOR = 2  # or, where there is none, at the next line end after so many times as many
+UNSPACED_CHARACTERS = 4  # count as a word in scripts that have no spaces between words, and
+UNSPACED_RUN = 1000  # where so many characters have no white space between them
+UNSPACED = re.compile(  # Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese
+    "[\u0e00-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff]+"
+)
+SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+[\"')\u2019\u201d\u300d\u300f\uff09]*")  # with the quotes after it
 HEADING_ROWS = 1000  # after WikiText's first heading, among which a second one is
 CONTENT_PERSON = b"textgen split 1"  # salts the hash that splits: with another one, every document moves
 
@@ -20,6 +26,18 @@ class Part(NamedTuple):
 
     text: str
     begins: bool  # whether a document begins here
+
+
+def size_in_words(text: str) -> float:
+    """Return the words of a text, or its characters over UNSPACED_CHARACTERS where no spaces are between words.
+
+    These are characters of Chinese, Japanese, Thai and the like, and runs of UNSPACED_RUN without white space. Whichever
+    of the two is more counts, so that a text with spaces is as long as its words.
+    """
+    words = text.split()
+    runs = sum(len(word) for word in words if len(word) >= UNSPACED_RUN) if len(text) >= UNSPACED_RUN else 0
+    unspaced = 0 if text.isascii() else sum(map(len, UNSPACED.findall(text)))
+    return max(len(words), max(runs, unspaced) / UNSPACED_CHARACTERS)
 
 
 def utf8_length(text: str) -> int:
@@ -95,15 +113,16 @@ def cut_text(pieces: Iterable[str], document: str, cut_words: int | None = None)
     Args:
         pieces: The text, in pieces of PART_CHARACTERS.
         document: `file`, `paragraphs`, `line`, or the separator between documents, which is in none of them.
-        cut_words: After how many words a file of more than LONG_WORDS is cut, where a document is a file.
+        cut_words: After how many words a file of more than LONG_WORDS is cut, where a document is a file. Words are
+            counted by `size_in_words`: in Chinese, Japanese or Thai characters count too.
     """
     match document:
         case "file":
             return _whole(pieces) if cut_words is None else _cut_long(pieces, cut_words)
         case "line":
-            return _cut_lines(lines_of(pieces, PART_CHARACTERS), lambda after_blank, words: True)
+            return _cut_lines(_whole_lines(pieces), lambda after_blank, words: True)
         case "paragraphs":
-            return _cut_lines(lines_of(pieces, PART_CHARACTERS), lambda after_blank, words: after_blank)
+            return _cut_lines(_whole_lines(pieces), lambda after_blank, words: after_blank)
     return _cut_at(pieces, document)
 
 
@@ -112,50 +131,75 @@ def _whole(pieces: Iterable[str]) -> Iterator[Part]:
         yield Part(piece, number == 0)
 
 
+def _whole_lines(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    for line in lines_of(pieces, PART_CHARACTERS):
+        yield line, False
+
+
 def _cut_long(pieces: Iterable[str], cut_words: int) -> Iterator[Part]:
-    """Yield a file as one document, or, if it is long, cut at blank lines, else at line ends, else at white space."""
-    pieces, first, words = iter(pieces), [], 0
+    """Yield a file as one document, or, if it is long, cut at blank lines, else at line ends, else at white space.
+
+    Where there is no white space either, it is cut after sentences, else after so many characters.
+    """
+    pieces, first, words = iter(pieces), list[str](), 0.0
     for piece in pieces:
         first.append(piece)
-        if (words := words + len(piece.split())) > LONG_WORDS:
+        if (words := words + size_in_words(piece)) > LONG_WORDS:
             lines = lines_of(chain(first, pieces), PART_CHARACTERS)
             yield from _cut_lines(
                 chain.from_iterable(_shorter(line, cut_words) for line in lines),
                 lambda after_blank, words: words >= cut_words * (1 if after_blank else LINE_FACTOR),
-                mid_line=True,
             )
             return
     yield from _whole(first)
 
 
-def _shorter(line: str, cut_words: int) -> list[str]:
-    """Return a line in pieces of `cut_words` words, if it has more than LINE_FACTOR times as many.
+def _shorter(line: str, cut_words: int) -> Iterator[tuple[str, bool]]:
+    """Yield a line in pieces of `cut_words` words, if it has more than LINE_FACTOR times as many.
 
-    The last word of a line that comes in pieces is a piece of its own: the next one may go on with it.
+    Each has whether a document may begin after it. The last word of a line that comes in pieces is a piece of its own:
+    the next one may go on with it.
     """
     word = "" if len(line) < PART_CHARACTERS or line[-1].isspace() else line.rsplit(maxsplit=1)[-1]
     whole = line[: len(line) - len(word)]
-    if len(whole) <= (most := cut_words * LINE_FACTOR) or len(whole.split()) <= most:
+    if len(whole) <= (most := cut_words * LINE_FACTOR) or (size := size_in_words(whole)) <= most:
         pieces = [whole]
     else:
-        pieces = re.findall(rf"(?:\s*\S+){{1,{cut_words}}}\s*", whole)
-    return [piece for piece in (*pieces, word) if piece]
+        count = max(1, int(cut_words * len(whole.split()) / size))  # fewer where words are long
+        pieces = re.findall(rf"(?:\s*\S+){{1,{count}}}\s*", whole)
+    for piece in filter(None, (*pieces, word)):
+        *starts, last = _within_words(piece, cut_words)
+        yield from ((start, True) for start in starts)
+        yield last, last[-1].isspace()
 
 
-def _cut_lines(lines: Iterable[str], begins: Callable[[bool, int], bool], mid_line: bool = False) -> Iterator[Part]:
+def _within_words(text: str, cut_words: int) -> list[str]:
+    """Return a text of few words in pieces, if it is too long: cut after sentences, else after so many characters."""
+    shortest, pieces, start = cut_words * UNSPACED_CHARACTERS, [], 0
+    longest = shortest * LINE_FACTOR
+    if len(text) > longest and size_in_words(text) > cut_words * LINE_FACTOR:
+        while len(text) - start > longest:
+            found = SENTENCE_END.search(text, start + shortest, start + longest)
+            end = found.end() if found else start + longest
+            pieces.append(text[start:end])
+            start = end
+    return [*pieces, text[start:]]
+
+
+def _cut_lines(lines: Iterable[tuple[str, bool]], begins: Callable[[bool, float], bool]) -> Iterator[Part]:
     """Yield documents that are cut before lines with text.
 
     `begins(after_blank, words)` says whether one begins at such a line, by whether the line before is blank, and by the
-    words of the document so far. With `mid_line` a document may begin at a piece of a line, after white space.
+    words of the document so far. A line may come in pieces, each with whether a document may begin after it too.
     """
     kept: list[str] = []
-    size = words = 0
+    size, words = 0, 0.0
     first, after_blank, blank, at_place = True, False, True, True  # `blank`: the line so far, of which this is a piece
-    for line in lines:
-        count = len(line.split())
+    for line, is_place in lines:
+        count = size_in_words(line)
         if count and words and at_place and begins(after_blank and blank, words):
             yield Part("".join(kept), first)
-            kept, size, words, first = [], 0, 0, True
+            kept, size, words, first = [], 0, 0.0, True
         elif size >= PART_CHARACTERS:
             yield Part("".join(kept), first)
             kept, size, first = [], 0, False
@@ -164,7 +208,7 @@ def _cut_lines(lines: Iterable[str], begins: Callable[[bool, int], bool], mid_li
         blank = blank and not count
         if line.endswith("\n"):
             after_blank, blank = blank, True
-        at_place = blank or (mid_line and line[-1].isspace())
+        at_place = blank or is_place
     if kept:
         yield Part("".join(kept), first)
 

@@ -27,6 +27,7 @@ from textgen.text.documents import (
     cut_text,
     mark_rows,
     parts_of,
+    size_in_words,
 )
 from textgen.text.local_files import LocalText, SplitFile
 from textgen.text.readers import check_row, read_table, read_text
@@ -119,7 +120,7 @@ class Census:
     hashes_D: np.ndarray
     words_D: np.ndarray
     splits_D: np.ndarray  # an index of SPLITS, or one of the two below
-    long_files: bool  # whether a file of plain text has more than LONG_WORDS,
+    long_files: bool  # whether a file of plain text is longer than LONG_WORDS,
     cut_files: bool  # and whether one holds several documents
     EMPTY, COPY = 100, 101
 
@@ -164,7 +165,7 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
 def take_census(documents: Documents) -> Census:
     """Read all documents and return in which split each of them is."""
     hashes, words, given = array("Q"), array("q"), array("b")
-    long_files, cut_files, content, file = False, False, Content(), None
+    long_files, cut_files, size, content, file = False, False, 0.0, Content(), None
 
     def note() -> None:
         hashes.append(content.hash)
@@ -176,9 +177,11 @@ def take_census(documents: Documents) -> Census:
             if file is not None:
                 note()
             cut_files = cut_files or (one is file and not one.file.has_rows)
-            file, content = one, Content()
+            file, content, size = one, Content(), 0.0
         content.add(part.text)
-        long_files = long_files or (content.words > LONG_WORDS and not one.file.has_rows)
+        if not long_files and not one.file.has_rows:
+            size += size_in_words(part.text)
+            long_files = size > LONG_WORDS
     if file is not None:
         note()
     hashes_D, words_D = np.frombuffer(hashes, np.uint64), np.frombuffer(words, np.int64)
