@@ -31,8 +31,8 @@ class Part(NamedTuple):
 def size_in_words(text: str) -> float:
     """Return the words of a text, or its characters over UNSPACED_CHARACTERS where no spaces are between words.
 
-    These are characters of Chinese, Japanese, Thai and the like, and runs of UNSPACED_RUN without white space. Whichever
-    of the two is more counts, so that a text with spaces is as long as its words.
+    These are characters of Chinese, Japanese, Thai and the like, and runs of UNSPACED_RUN without white space. The
+    larger of the two counts, so that a text with spaces is as long as its words.
     """
     words = text.split()
     runs = sum(len(word) for word in words if len(word) >= UNSPACED_RUN) if len(text) >= UNSPACED_RUN else 0
