@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from textgen.text.tokens import TokensManifest
 
 SHOWN_DOCUMENTS = 3  # with their tokens marked
-SHOWN_TOKENS = 40  # of each
+SHOWN_PARTS = 10  # of each, as rows of WikiText
+SHOWN_TOKENS = 40
 
 
 def add_data(commands: Commands) -> None:
@@ -109,7 +111,8 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
-    from textgen.text.corpus import read_units
+    from textgen.text.corpus import read_parts
+    from textgen.text.documents import by_document
     from textgen.text.tokens import load_manifest_tokenizer, special_tokens_in_words
 
     yield ""
@@ -121,7 +124,13 @@ def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
     yield from _table(rows)
     yield from special_tokens_in_words(tokens.splits.values())
     tokenizer = load_manifest_tokenizer(tokens)
-    for _, text in zip(range(SHOWN_DOCUMENTS), read_units(raw, "validation"), strict=False):
-        encoding = tokenizer.encode(text[: SHOWN_TOKENS * 40], add_special_tokens=False)
-        marked = "|".join(text[start:end] for start, end in encoding.offsets[:SHOWN_TOKENS])
-        yield f"{marked}{' …' if len(encoding.ids) > SHOWN_TOKENS else ''}"
+    for texts in islice(by_document(read_parts(raw, "validation")), SHOWN_DOCUMENTS):
+        text = "".join(islice(texts, SHOWN_PARTS))[: SHOWN_TOKENS * 40]
+        yield _marked(text, tokenizer.encode(text, add_special_tokens=False).offsets)
+
+
+def _marked(text: str, offsets: Sequence[tuple[int, int]]) -> str:
+    """Return the first tokens of a text with marks between; a character of several tokens is shown with the first."""
+    ends = [0, *(end for _, end in offsets[:SHOWN_TOKENS])]
+    shown = "|".join(text[start:end] for start, end in pairwise(ends))
+    return f"{shown} …" if len(offsets) > SHOWN_TOKENS else shown
