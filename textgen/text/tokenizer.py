@@ -1,5 +1,6 @@
 """Text to ids and back: GPT-2's tokenizer, a byte-level BPE of one's own, or a closed vocabulary of words."""
 
+import ctypes
 import json
 import logging
 import re
@@ -98,9 +99,17 @@ def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str | Part], g
             assert gpt2_file is not None
             return load_tokenizer(gpt2_file)
         case "bpe":
-            return train_bpe(train_rows, config.vocab_size)
+            tokenizer = train_bpe(train_rows, config.vocab_size)
+            return_memory()
+            return tokenizer
         case "word":
             return collect_words(train_rows)
+
+
+def return_memory() -> None:
+    """Give the memory that is free back to the system: a BPE's training needed more than what follows it."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc only
+        libc.malloc_trim(0)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
