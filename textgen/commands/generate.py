@@ -1,45 +1,191 @@
-"""`textgen generate`: a prompt is continued."""
+"""`textgen generate`: prompts are continued."""
 
 import argparse
-
-from pydantic import ValidationError
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import StorageConfig
 from textgen.errors import InputError
-from textgen.terminal import say
+from textgen.terminal import one_line, printable, say
+
+if TYPE_CHECKING:
+    from textgen.inference.engine import Engine
+    from textgen.inference.protocol import CompletionRequest
+
+FIELDS = (  # of a request, that are options here: the name, what it takes, what it does
+    ("max_tokens", int, "how many tokens at most"),
+    ("temperature", float, "0 takes the likeliest token"),
+    ("top_k", int, "draw from the K likeliest tokens; 0: from all"),
+    ("top_p", float, "draw from the fewest tokens of probability P"),
+    ("min_p", float, "draw from tokens at least P times as likely as the first"),
+    ("repetition_penalty", float, "over 1: less of what is in the text already"),
+    ("presence_penalty", float, "off the logits of tokens that were written"),
+    ("frequency_penalty", float, "off the logits of tokens for each time that they were written"),
+    ("seed", int, "the same seed draws the same text"),
+    ("n", int, "how many texts of each prompt"),
+    ("logprobs", int, "with --json: how many of the likeliest tokens beside each token"),
+)
+MAX_TOKENS = 100
+DESCRIPTION = "Continue the prompt of --prompt or of stdin, each line typed in a terminal, or those of --file."
 
 
 def add_generate(commands: Commands) -> None:
     """Add `generate` to the commands."""
-    parser = commands.add_parser("generate", help="continue a prompt")
+    parser = commands.add_parser("generate", help="continue prompts", description=DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest tokens; 0: from all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of probability P")
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, help="draw from tokens at least P times as likely as the first"
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt")
+    prompts.add_argument(
+        "--file", type=Path, metavar="JSONL", help='of lines {"prompt": …}, with any field of a request of the server'
     )
-    parser.add_argument("--seed", type=int, help="the same seed draws the same text")
+    for name, kind, what in FIELDS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what)
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="ends the text; may be given several times")
+    parser.add_argument(
+        "--past", choices=("slide", "stop"), default="slide",
+        help="past the context: go on from the last half of it, or end",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
+    parser.add_argument("--json", action="store_true", help="one document, with log-probabilities")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from textgen.inference.generate import SamplingConfig, generate
+    from textgen.inference.engine import Engine
+    from textgen.model.device import choose_device, prepare_cpu
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_finite_model
     from textgen.storage import Storage
 
-    try:
-        sampling = SamplingConfig(**{name: getattr(options, name) for name in SamplingConfig.model_fields})
-    except ValidationError as error:
-        details = error.errors()[0]
-        flag = str(details["loc"][0]).replace("_", "-")
-        raise InputError(f"--{flag} {details['input']}: {details['msg']}") from None
-    if not options.prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in options.prompt):
+    given = {name: value for name, *_ in FIELDS if (value := getattr(options, name)) is not None}
+    given = {"max_tokens": MAX_TOKENS, **given, **({"stop": options.stop} if options.stop else {})}
+    request = _parse_options(given)
+    if options.prompt is not None and _is_broken(options.prompt):
         raise InputError("--prompt: it has bytes that are not UTF-8")
-    loaded = load_finite_model(resolve(options.model, Storage.at(options.root)))
-    say(options.prompt + generate(loaded, options.prompt, sampling))
+    device = choose_device(options.device)
+    folder = resolve(options.model, Storage.at(options.root))
+    asked = list(_read_file(options.file, given)) if options.file is not None else []
+    prepare_cpu(1)
+    engine = Engine(load_finite_model(folder, device), past=options.past)
+    if options.file is not None:
+        _continue_file(engine, asked)
+    elif options.prompt is not None:
+        _continue(engine, request, options.prompt, options.json)
+    elif sys.stdin.isatty():
+        _converse(engine, request)
+    else:
+        _continue(engine, request, _read_stdin(), options.json)
+
+
+def _parse_options(given: dict[str, Any]) -> "CompletionRequest":
+    """Return the request of the options.
+
+    Raises:
+        InputError: an option is wrong; it is named as it is typed.
+    """
+    from textgen.inference.protocol import BadRequest, CompletionRequest
+
+    try:
+        return CompletionRequest.parse(given)
+    except BadRequest as error:
+        name = error.param or ""
+        raise InputError(f"--{name.replace('_', '-')}{str(error).removeprefix(name)}") from None
+
+
+def _is_broken(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_stdin() -> str:
+    """Return what is on stdin, without the line end that ends it."""
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: byte {error.start + 1} is not UTF-8") from None
+
+
+def _read_file(path: Path, given: dict[str, Any]) -> Iterator["CompletionRequest"]:
+    """Yield the request of each line; what the command line gives holds for those that do not say otherwise."""
+    from textgen.inference.protocol import BadRequest, CompletionRequest
+
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: no JSON: {one_line(error)}") from None
+            if not isinstance(fields, dict) or "prompt" not in fields:
+                raise InputError(f'{where}: a line is {{"prompt": …}}')
+            try:
+                yield CompletionRequest.parse({**given, **fields})
+            except BadRequest as error:
+                raise InputError(f"{where}: {error}") from None
+
+
+def _continue(engine: "Engine", request: "CompletionRequest", prompt: str, as_json: bool) -> None:
+    """Print what follows a prompt: as it comes where it is one text."""
+    from textgen.inference.engine import run
+    from textgen.inference.protocol import engine_requests
+
+    request = request.model_copy(update={"prompt": prompt})
+    if as_json:
+        if request.logprobs is None:
+            request = request.model_copy(update={"logprobs": 0})
+        say(json.dumps(next(_answers(engine, [request])), indent=2, ensure_ascii=False))
+    elif request.n == 1:
+        _show(prompt)
+        for piece in run(engine, engine_requests(request, [engine.encode(prompt)])):
+            _show(piece.text)
+        _show("\n")
+    else:
+        for choice in next(_answers(engine, [request]))["choices"]:
+            say(f"[{choice['index'] + 1}] {prompt}{choice['text']}")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _converse(engine: "Engine", request: "CompletionRequest") -> None:
+    """Continue each line that is typed, until the end of the input."""
+    print("type the beginning of a text; Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        try:
+            _continue(engine, request, prompt, as_json=False)
+        except KeyboardInterrupt:
+            engine.clear()
+            print(file=sys.stderr)
+
+
+def _continue_file(engine: "Engine", asked: Sequence["CompletionRequest"]) -> None:
+    """Print a line of JSON for each request, in order, as soon as it and those before it are done."""
+    for answer in _answers(engine, asked):
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+def _answers(engine: "Engine", asked: Sequence["CompletionRequest"]) -> Iterator[dict[str, Any]]:
+    """Yield the answer to each request, in order; all are written together."""
+    from textgen.inference.engine import complete
+    from textgen.inference.protocol import answer, engine_requests
+
+    prompts = [[engine.encode(one) if isinstance(one, str) else one for one in request.prompts] for request in asked]
+    completions = complete(engine, [one for pair in zip(asked, prompts, strict=True) for one in engine_requests(*pair)])
+    for request, ids in zip(asked, prompts, strict=True):
+        of_request = list(islice(completions, len(ids) * request.candidates))
+        yield answer(request, ids, of_request, engine.vocabulary)

@@ -12,6 +12,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
+def normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return what `rms_norm` returns, without a gradient, and the scale [..., 1] that `x` was multiplied with."""
+    # Written out: F.rms_norm rounds otherwise, and in bf16 the logits would leave the stock class's by 0.5.
+    x_fp32 = x.float()
+    scale = torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * (x_fp32 * scale).to(x.dtype), scale
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Return `silu(gate) * up`."""
     return _SwiGLU.apply(gate, up)
@@ -22,11 +30,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # Written out: F.rms_norm rounds otherwise, and in bf16 the logits would leave the stock class's by 0.5.
-        x_fp32 = x.float()
-        scale = torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + eps)
+        normed, scale = normalize(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (x_fp32 * scale).to(x.dtype)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:

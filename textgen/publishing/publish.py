@@ -12,7 +12,8 @@ from pathlib import Path
 
 from textgen.errors import Refused
 from textgen.files import new_folder, sha256_file, verify, write_atomic
-from textgen.inference.generate import SamplingConfig, decode_continuation, encode_prompt, generate_ids
+from textgen.inference.engine import Engine, Request, complete
+from textgen.inference.sampling import SamplingConfig
 from textgen.model.find import number_of
 from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.publishing.candidate import Candidate
@@ -161,12 +162,12 @@ def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) ->
         if words and not (long and prompts is short):
             prompts.append(" ".join(words[:SAMPLE_PROMPT_WORDS]))
     prompts = long or short or [""]
-    loaded = load_model(checkpoint.folder)
-    samples, continuations = [], []
-    for number in range(SAMPLES):
-        prompt = prompts[number * len(prompts) // SAMPLES]
-        prompt_ids = encode_prompt(loaded, prompt)
-        ids = generate_ids(loaded, prompt_ids, SAMPLING.model_copy(update={"seed": seed + number}))
-        samples.append(Sample(prompt=prompt, continuation=decode_continuation(loaded, prompt_ids, ids)))
-        continuations.append(ids)
-    return samples, continuations
+    chosen = [prompts[number * len(prompts) // SAMPLES] for number in range(SAMPLES)]
+    engine = Engine(load_model(checkpoint.folder), rows=SAMPLES)
+    requests = [
+        Request(engine.encode(prompt), SAMPLING.model_copy(update={"seed": seed}), choice)
+        for choice, prompt in enumerate(chosen)
+    ]
+    written = list(complete(engine, requests))
+    samples = [Sample(prompt=prompt, continuation=one.text) for prompt, one in zip(chosen, written, strict=True)]
+    return samples, [[token.id for token in one.tokens if token.id != engine.end] for one in written]

@@ -1,0 +1,267 @@
+"""The engine: several texts go on at once, a token each at a time; they join and leave between tokens."""
+
+import secrets
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from textgen.errors import Damaged
+from textgen.inference.sampling import LogProbs, SamplingConfig, log_probabilities, sample, uniform
+from textgen.inference.text_stream import StopFinder, Vocabulary
+from textgen.model.cached import CachedModel
+from textgen.model.pretrained import LoadedModel
+from textgen.text.encoding import end_id
+
+Past = Literal["slide", "stop"]  # what happens past the context: go on from its last half, or end
+Finish = Literal["stop", "length", "cancelled"]
+
+ROWS = 16  # texts at once
+READ_AT_ONCE = 1024  # tokens of prompts between two tokens of those that write
+SCORED_AT_ONCE = 64  # places of a prompt
+
+
+class Token(NamedTuple):
+    """A token as it is written: the characters that it ends, and its log-probabilities where they are asked for."""
+
+    id: int
+    text: str
+    log_probs: LogProbs | None
+
+
+class Piece(NamedTuple):
+    """What a text got in a step: characters, the tokens that they end with, and why it ends, if it does."""
+
+    generation: "Generation"
+    text: str
+    tokens: list[Token]
+    finish: Finish | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue. `choice` tells apart the texts that one prompt and one seed are to get.
+
+    `log_probs` asks for those of so many likeliest tokens beside each token, `echo` for those of the prompt too.
+    """
+
+    prompt_ids: Sequence[int]
+    sampling: SamplingConfig
+    choice: int = 0
+    log_probs: int | None = None
+    echo: bool = False
+
+
+@dataclass(eq=False)
+class Generation:
+    """A text that is being generated."""
+
+    request: Request
+    vocabulary: Vocabulary
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    prompt_scores: list[LogProbs] = field(default_factory=list)  # of the prompt's tokens but the first, if asked for
+    finish: Finish | None = None
+    cancelled: bool = False
+    cached: int = 0  # places in its row of the cache
+
+    def __post_init__(self) -> None:
+        self._stream = self.vocabulary.stream(self.request.prompt_ids)
+        self._stops = StopFinder(self.request.sampling.stop)
+        self._tokens: list[tuple[int, Token]] = []  # not shown yet, each with where its text ends
+        self._written = self._shown = 0
+
+    @property
+    def all_ids(self) -> list[int]:
+        return [*self.request.prompt_ids, *self.ids]
+
+    def append(self, id: int, log_probs: LogProbs | None, is_end: bool = False) -> tuple[str, list[Token]]:
+        """Add a token and return what can be shown: characters, and the tokens whose text is in them."""
+        self.ids.append(id)
+        text = "" if is_end else self._stream.add(id)
+        self._written += len(text)
+        self._tokens.append((self._written, Token(id, text, log_probs)))
+        shown = self._stops.add(text)
+        if is_end or self._stops.found:
+            self.finish = "stop"
+        return self._release(shown)
+
+    def _release(self, shown: str) -> tuple[str, list[Token]]:
+        self._shown += len(shown)
+        ready = []
+        while self._tokens and self._tokens[0][0] <= self._shown:
+            ready.append(self._tokens.pop(0)[1])
+        return shown, ready
+
+    def end(self) -> tuple[str, list[Token]]:
+        """Return the characters and tokens that were held back; after a stop string there are none."""
+        if self._stops.found:
+            return "", [token for end, token in self._tokens if end - len(token.text) < self._shown]
+        rest = self._stream.end()
+        text = self._stops.add(rest) + self._stops.end()
+        return text, [token for _, token in self._tokens]
+
+
+class Engine:
+    """Continues prompts with one model. Not for several threads."""
+
+    def __init__(self, loaded: LoadedModel, rows: int = ROWS, past: Past = "slide") -> None:
+        self.loaded, self.past = loaded, past
+        self.vocabulary, self.end = Vocabulary(loaded.tokenizer), end_id(loaded.tokenizer)
+        self.length = loaded.seq_length
+        self.model = CachedModel(loaded.model, self.length, rows)
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []  # the number of each is its row in the cache
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, those of an empty one being an end of text."""
+        return self.loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.end]
+
+    def submit(self, request: Request) -> Generation:
+        """Add a prompt to those that wait, and return the text that is to be written."""
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        generation = Generation(request, self.vocabulary, seed)
+        self.waiting.append(generation)
+        return generation
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text runs or waits."""
+        return bool(self.running or self.waiting)
+
+    def clear(self) -> None:
+        """Drop every text."""
+        self.waiting.clear()
+        self.running.clear()
+
+    @torch.inference_mode()
+    def step(self) -> list[Piece]:
+        """Write a token of every text that runs, and of those that wait as many as there is room for.
+
+        Raises:
+            Damaged: the model gives numbers that are not finite.
+        """
+        pieces = [self._leave(generation) for generation in [*self.running, *self.waiting] if generation.cancelled]
+        pieces += self._read()
+        if self.running:
+            hidden_BC = self.model.step(
+                [generation.ids[-1] for generation in self.running], [one.cached for one in self.running]
+            )
+            for generation in self.running:
+                generation.cached += 1
+            pieces += self._write(list(self.running), self.model.logits(hidden_BC))
+        return pieces
+
+    def _read(self) -> list[Piece]:
+        """Read the prompts of those that join, and anew the last half of the context of those that have filled it."""
+        pieces = []
+        full = [generation for generation in self.running if generation.cached == self.length]
+        if self.past == "stop":
+            for generation in full:
+                generation.finish = "length"
+                pieces.append(self._leave(generation))
+            full = []
+        texts = [generation.all_ids[-max(1, self.length // 2) :] for generation in full]
+        while self.waiting and len(self.running) < self.model.rows and sum(map(len, texts)) < READ_AT_ONCE:
+            generation = self.waiting.popleft()
+            self.running.append(generation)
+            full.append(generation)
+            texts.append(list(generation.request.prompt_ids[-self.length :]))
+        if not texts:
+            return pieces
+        hidden = self.model.read(texts, [self.running.index(generation) for generation in full])
+        for generation, text, hidden_TC in zip(full, texts, hidden, strict=True):
+            if generation.request.echo and not generation.cached:
+                generation.prompt_scores = list(self._score(hidden_TC, text, generation.request.log_probs or 0))
+            generation.cached = len(text)
+        logits_BV = self.model.logits(torch.stack([hidden_TC[-1] for hidden_TC in hidden]))
+        return pieces + self._write(full, logits_BV)
+
+    def _score(self, hidden_TC: Tensor, text: list[int], top: int) -> Iterator[LogProbs]:
+        """Yield the log-probabilities of a text's tokens but the first."""
+        for start in range(0, len(text) - 1, SCORED_AT_ONCE):
+            logits_NV = self.model.logits(hidden_TC[start : min(start + SCORED_AT_ONCE, len(text) - 1)]).cpu()
+            for number, logits_V in enumerate(logits_NV, start + 1):
+                yield log_probabilities(logits_V, text[number], top)
+
+    def _write(self, generations: list[Generation], logits_BV: Tensor) -> list[Piece]:
+        """Draw the next token of each text."""
+        if not logits_BV.amax(-1).isfinite().all():
+            raise Damaged("the model is damaged: its logits are not finite")
+        logits_BV, pieces = logits_BV.cpu(), []
+        for generation, logits_V in zip(generations, logits_BV, strict=True):
+            text, tokens = self._next(generation, logits_V)
+            if generation.finish is None:
+                pieces.append(Piece(generation, text, tokens, None))
+            else:
+                last = self._leave(generation)
+                pieces.append(Piece(generation, text + last.text, tokens + last.tokens, generation.finish))
+        return pieces
+
+    def _next(self, generation: Generation, logits_V: Tensor) -> tuple[str, list[Token]]:
+        request, sampling = generation.request, generation.request.sampling
+        if sampling.max_tokens == 0:
+            generation.finish = "length"
+            return "", []
+        number = uniform(generation.seed, request.choice, len(generation.ids))
+        id = sample(logits_V, sampling, request.prompt_ids, generation.ids, number)
+        log_probs = None if request.log_probs is None else log_probabilities(logits_V, id, request.log_probs)
+        text, tokens = generation.append(id, log_probs, is_end=id == self.end)
+        if generation.finish is None and len(generation.ids) >= sampling.max_tokens:
+            generation.finish = "length"
+        return text, tokens
+
+    def _leave(self, generation: Generation) -> Piece:
+        """Take a text out of the batch; the last one takes its row."""
+        if generation.cancelled:
+            generation.finish = "cancelled"
+        if generation in self.running:
+            row, last = self.running.index(generation), len(self.running) - 1
+            moved = self.running.pop()
+            if row != last:
+                self.model.move(last, row, moved.cached)
+                self.running[row] = moved
+        else:
+            self.waiting.remove(generation)
+        return Piece(generation, *generation.end(), generation.finish)
+
+
+class Completion(NamedTuple):
+    """What followed a prompt. `tokens` are those whose text is in `text`, and the end of text that ended it."""
+
+    text: str
+    tokens: list[Token]
+    prompt_scores: list[LogProbs]
+    finish: Finish
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> Iterator[Piece]:
+    """Yield the pieces of the texts of all requests, as they come."""
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        yield from engine.step()
+
+
+def complete(engine: Engine, requests: Sequence[Request]) -> Iterator[Completion]:
+    """Yield what follows the prompt of each request, in order, as soon as it and those before it are done."""
+    generations = deque(engine.submit(request) for request in requests)
+    pieces: dict[Generation, list[Piece]] = {generation: [] for generation in generations}
+    while generations:
+        if pieces[generations[0]] and pieces[generations[0]][-1].finish is not None:
+            generation = generations.popleft()
+            yield join(generation, pieces.pop(generation))
+            continue
+        for piece in engine.step():
+            pieces[piece.generation].append(piece)
+
+
+def join(generation: Generation, pieces: Sequence[Piece]) -> Completion:
+    """Return the whole of a text from all its pieces."""
+    text = "".join(piece.text for piece in pieces)
+    finish = pieces[-1].finish
+    assert finish is not None
+    return Completion(text, [token for piece in pieces for token in piece.tokens], generation.prompt_scores, finish)
