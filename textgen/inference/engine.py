@@ -67,6 +67,8 @@ class Generation:
     finish: Finish | None = None
     cancelled: bool = False
     cached: int = 0  # places in its row of the cache
+    tokens_at: float | None = None  # when it last got a token, and how many there were: for figures
+    counted: int = 0
 
     def __post_init__(self) -> None:
         self._stream = self.vocabulary.stream(self.request.prompt_ids)
@@ -120,11 +122,14 @@ class Engine:
         """Return the ids of a prompt, those of an empty one being an end of text."""
         return self.loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.end]
 
-    def submit(self, request: Request) -> Generation:
-        """Add a prompt to those that wait, and return the text that is to be written."""
+    def prepare(self, request: Request) -> Generation:
+        """Return the text that is to follow a prompt, before it is added to those that wait."""
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        generation = Generation(request, self.vocabulary, seed)
-        self.waiting.append(generation)
+        return Generation(request, self.vocabulary, seed)
+
+    def submit(self, request: Request) -> Generation:
+        """Add a prompt to those that wait, and return the text that is to follow it."""
+        self.waiting.append(generation := self.prepare(request))
         return generation
 
     @property

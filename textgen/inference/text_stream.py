@@ -24,6 +24,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.size = 1 + max(tokenizer.get_vocab().values())
         self.added = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()}
 
     @cached_property

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from textgen.errors import Refused
+from textgen.evaluation.scoring import Metrics, arrays_file
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
@@ -29,13 +32,21 @@ from textgen.publishing.gate import (
 )
 from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
-from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest, Sample
+from textgen.publishing.version import (
+    DOCUMENTS_FILE,
+    LINEAGE_FILE,
+    METRICS_FILE,
+    PROBE_FILE,
+    PublishedManifest,
+    Sample,
+)
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
 from textgen.text.documents import Part, by_document
 from textgen.text.overlap import Overlaps, Runs
 from textgen.text.report import report_on
 from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokens import TokensManifest, load_stream
 from textgen.training.checkpoint import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -43,6 +54,7 @@ log = logging.getLogger(__name__)
 PUBLISH_VERSION = 2  # of the published form; a change makes every publish key new
 CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
 
+PROBE_TOKENS = 256
 SAMPLES = 3
 SAMPLE_PROMPT_WORDS = 8
 SAMPLE_CHECK_ROWS = 64  # rows whose ids stock transformers must give too
@@ -114,6 +126,7 @@ def _publish(
         verify(temporary, checkpoint.sha256)
         write_atomic(temporary / METRICS_FILE, json.dumps(metrics.content(), indent=2) + "\n")
         write_scores(scores, temporary / DOCUMENTS_FILE)
+        write_probe(metrics, candidate.tokens, temporary / PROBE_FILE)
         lineage = lineage_of(candidate, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
         write_card(temporary, folder.name, candidate, samples, decision, lineage)
@@ -134,6 +147,18 @@ def _publish(
             sha256={path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
         ).write(temporary)
     return PublishedManifest.read(folder).as_built()
+
+
+def write_probe(metrics: Metrics, tokens: TokensManifest, path: Path) -> None:
+    """Write the first ids of the validation stream and what the evaluation made of them.
+
+    The first window of `sliding` and `blocks` begins with the stream; `lm-eval` scores another text, and writes none.
+    """
+    if metrics.protocol == "lm-eval":
+        return
+    ids_N = load_stream(tokens, "validation")[: min(metrics.seq_length, PROBE_TOKENS)].tolist()
+    nats_S = load_file(metrics.folder / arrays_file("validation"))["token_nats"]
+    write_atomic(path, json.dumps({"ids": ids_N, "nats": nats_S[: len(ids_N) - 1].tolist()}) + "\n")
 
 
 def recital(samples: Sequence[Sample], raw: RawManifest) -> Overlaps:

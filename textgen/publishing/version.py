@@ -12,6 +12,7 @@ from textgen.terminal import brief
 
 METRICS_FILE = "metrics.json"
 LINEAGE_FILE = "lineage.json"
+PROBE_FILE = "probe.json"  # some ids of validation and their nats: who runs the model can see whether it runs right
 DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
 
 
@@ -104,6 +105,35 @@ def published_stride(folder: Path) -> int | None:
     if type(stride) is not int or stride < 1:
         raise Damaged(f"{folder / METRICS_FILE} is damaged: stride={brief(stride)} is no number of tokens")
     return stride
+
+
+def read_probe(folder: Path) -> tuple[list[int], list[float]] | None:
+    """Return some ids and the nats of all but the first, as the evaluation measured them; None of older versions.
+
+    Raises:
+        Damaged: the file is not what publishing writes.
+    """
+    if not (folder / PROBE_FILE).exists():
+        return None
+    stored = read_json(folder / PROBE_FILE)
+    ids, nats = stored.get("ids"), stored.get("nats")
+    if (
+        isinstance(ids, list) and isinstance(nats, list) and len(ids) == len(nats) + 1 > 1
+        and all(type(id) is int for id in ids) and all(isinstance(one, float) for one in nats)
+    ):  # fmt: skip
+        return ids, nats
+    raise Damaged(f"{folder / PROBE_FILE} is damaged: `ids` and `nats` are no lists of numbers")
+
+
+def figures_on_test(folder: Path) -> dict[str, float | None]:
+    """Return the perplexity of a token and the bits a byte of the test split, where they were measured."""
+    if not (folder / METRICS_FILE).exists():
+        return {}
+    splits = read_json(folder / METRICS_FILE).get("splits")
+    found = splits.get("test") if isinstance(splits, dict) else None
+    if not isinstance(found, dict):
+        raise Damaged(f"{folder / METRICS_FILE} is damaged: it has no splits.test")
+    return {name: found.get(name) for name in ("token_perplexity", "bits_per_byte")}
 
 
 def read_lineage(folder: Path, kind: str, field: str) -> Any:

@@ -1,0 +1,137 @@
+"""`textgen serve`: the version in use, behind OpenAI's API."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
+from textgen.config import Config, StorageConfig
+from textgen.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from textgen.inference.worker import Version
+    from textgen.storage import Storage
+
+log = logging.getLogger(__name__)
+
+KEY_VARIABLE = "TEXTGEN_API_KEY"
+LOCAL = ("127.0.0.1", "::1", "localhost")
+DRAIN_SECONDS = 300  # for the answers that are under way when the server is told to end
+REMOTE_SECONDS = 10  # between two looks at which version a remote root has in use
+
+
+def add_serve(commands: Commands) -> None:
+    """Add `serve` to the commands."""
+    parser = commands.add_parser("serve", help="serve the version in use behind OpenAI's API")
+    parser.add_argument("--model", default=f"{Config().name}@champion", help=f"{MODEL_HELP}; default: %(default)s")
+    parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--rows", type=int, default=16, help="how many texts are written at once")
+    parser.add_argument("--past", choices=("slide", "stop"), default="slide", help="past the context: go on, or end")
+    parser.add_argument("--allow-origin", metavar="URL", help="a site whose pages may ask this server")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    import uvicorn
+
+    from textgen.inference.server import Settings, make_app
+    from textgen.model.device import choose_device, prepare_cpu
+    from textgen.storage import Storage
+
+    if options.rows < 1:
+        raise InputError(f"--rows={options.rows}: one or more are needed")
+    if not 0 <= options.port < 2**16:
+        raise InputError(f"--port={options.port}: 0 to 65535 are needed")
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is None and options.host not in LOCAL:
+        log.warning("anybody who reaches %s can use this server: %s is not set", options.host, KEY_VARIABLE)
+    storage, device = Storage.at(options.root), choose_device(options.device)
+    source = find_source(options.model, storage, device)
+    prepare_cpu(1)
+    settings = Settings(
+        key=key, allow_origin=options.allow_origin, rows=options.rows, past=options.past,
+        follow_seconds=REMOTE_SECONDS if storage.is_remote else Settings.follow_seconds,
+    )  # fmt: skip
+    app = make_app(source, settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: object) -> None:
+            if shared := getattr(app.state, "shared", None):
+                shared.draining = True
+            super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+    server = Server(
+        uvicorn.Config(
+            app, host=options.host, port=options.port, log_config=None, access_log=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )  # fmt: skip
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+def find_source(model: str, storage: "Storage", device: "torch.device") -> "Fixed | Registry":
+    """Return where the versions of MODEL come from: one that stays, or the champion as it moves."""
+    from textgen.model.find import resolve
+
+    name, at, version = model.rpartition("@")
+    if at and version == "champion":
+        return Registry(name, storage, device)
+    return Fixed(model, resolve(model, storage), device)
+
+
+class Fixed:
+    """A model that stays the one it is."""
+
+    def __init__(self, name: str, folder: Path, device: "torch.device") -> None:
+        self.name, self.folder, self.device = name.partition("@")[0], folder, device
+        self.version = name
+
+    def current(self) -> str:
+        return self.version
+
+    def load(self, version: str) -> "Version":
+        if version != self.version:
+            raise InputError(f"{version}: this server was started for {self.version}")
+        return load_version(version, self.folder, self.device)
+
+
+class Registry:
+    """The published versions of a name, of which the champion is in use."""
+
+    def __init__(self, name: str, storage: "Storage", device: "torch.device") -> None:
+        self.name, self.storage, self.device = name, storage, device
+
+    def current(self) -> str | None:
+        from textgen.model.find import CHAMPION_FILE, read_champion
+
+        home = self.storage.models(self.name)
+        self.storage.bring_file(home / CHAMPION_FILE)
+        version = read_champion(home)
+        return None if version is None else f"{self.name}@{version}"
+
+    def load(self, version: str) -> "Version":
+        from textgen.model.find import resolve
+
+        return load_version(version, resolve(version, self.storage), self.device)
+
+
+def load_version(name: str, folder: Path, device: "torch.device") -> "Version":
+    """Return the model of a folder that was checked against its manifest, with its figures."""
+    from textgen.inference.worker import Probe, Version
+    from textgen.model.pretrained import load_finite_model
+    from textgen.publishing.version import figures_on_test, read_probe
+
+    found = read_probe(folder)
+    probe = None if found is None else Probe(*found)
+    return Version(name, load_finite_model(folder, device), figures_on_test(folder), probe)
