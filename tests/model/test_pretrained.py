@@ -68,6 +68,23 @@ def test_transformers_opens_what_training_leaves_and_gives_the_same(
         assert torch.equal(stock(ids_BT, use_cache=False).logits, ours.model(ids_BT))
 
 
+def test_transformers_pipeline_continues_a_batch_as_each_alone_and_warns_of_nothing(opinionated, capfd):
+    from transformers import AutoTokenizer, pipeline
+
+    folder, loaded = opinionated
+    assert AutoTokenizer.from_pretrained(folder)(["the old river", "the"], padding=True)["attention_mask"][1][0] == 0
+    capfd.readouterr()
+    write = pipeline("text-generation", str(folder), device="cpu")
+    prompts = ["the old river", "the"]
+    alone = [write(prompt, max_new_tokens=5, do_sample=False)[0]["generated_text"] for prompt in prompts]
+    together = write(prompts, batch_size=2, max_new_tokens=5, do_sample=False)
+    assert [text["generated_text"] for [text] in together] == alone
+    [text] = write(prompts[0])
+    assert len(loaded.tokenizer.encode(text["generated_text"]).ids) > 5
+    said = capfd.readouterr()
+    assert "max_length" not in said.err + said.out and "pad_token" not in said.err + said.out
+
+
 def test_a_decoded_row_is_the_row(checkpoint, raw):
     from transformers import AutoTokenizer
 

@@ -76,7 +76,8 @@ def write_description(
     """Write all of a model's folder but its weights: configuration and tokenizer. Return the files' names."""
     end = end_id(tokenizer)
     config = qwen3_config(model, vocab_size, seq_length, end)
-    generation = {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "max_length": seq_length}
+    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    generation = {**ids, "do_sample": True, "max_new_tokens": max(1, seq_length // 2)}
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     write_atomic(folder / GENERATION_CONFIG_FILE, json.dumps(generation, indent=2) + "\n")
     return [CONFIG_FILE, GENERATION_CONFIG_FILE, *save_tokenizer(tokenizer, folder, seq_length)]

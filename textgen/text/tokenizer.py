@@ -256,7 +256,11 @@ def check_round_trip(tokenizer: Tokenizer, excerpts: Iterable[str | Part]) -> No
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_length: int | None = None) -> list[str]:
     """Write `tokenizer.json` and the `tokenizer_config.json` with which transformers' AutoTokenizer opens it.
 
-    Return the files' names.
+    With the context of a model, shorter texts of a batch are filled up on the left, with the end-of-text token: what
+    masks them leaves the vocabulary as it is.
+
+    Returns:
+        The files' names.
     """
     end = end_token(tokenizer)
     config = {
@@ -267,7 +271,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_length: int | None = 
         "clean_up_tokenization_spaces": False,
     }
     if seq_length is not None:
-        config["model_max_length"] = seq_length
+        config |= {"model_max_length": seq_length, "pad_token": end, "padding_side": "left"}
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
     write_atomic(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     return [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]
