@@ -1,0 +1,106 @@
+"""The model with a cache: what it reads at once, and then a token at a time, is what the whole model makes of it."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from textgen.model.cached import CachedModel
+from textgen.model.transformer import LanguageModel
+from textgen.sections import ModelConfig
+
+VOCAB_SIZE, LENGTH, ROWS = 67, 24, 5
+PLAIN = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**PLAIN, "num_key_value_heads": 2, "tie_word_embeddings": False}
+WIDE_HEADS = {**GROUPED, "head_dim": 10, "rope_theta": 500.0}
+ONE_KEY_VALUE_HEAD = {**PLAIN, "num_key_value_heads": 1, "rms_norm_eps": 1e-3}
+SHAPES = [PLAIN, GROUPED, WIDE_HEADS, ONE_KEY_VALUE_HEAD]
+
+
+def new_model(shape: dict) -> LanguageModel:
+    """Return a model whose weights, the norms' too, are far from where they start, so that each one matters."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(**shape), VOCAB_SIZE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def random_texts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    source = random.Random(seed)
+    return [source.choices(range(VOCAB_SIZE), k=length) for length in lengths]
+
+
+def whole(model: LanguageModel, text: list[int]) -> Tensor:
+    """Return the hidden states [T, C] that the model gives for a text on its own."""
+    with torch.inference_mode():
+        return model.model(torch.tensor([text]))[0]
+
+
+def read_and_step(cached: CachedModel, texts: list[list[int]], read: list[int]) -> list[Tensor]:
+    """Return the hidden states of texts of which the first `read` tokens are read at once, the others in steps.
+
+    Texts that are through are given their last token again, which changes nothing.
+    """
+    found = cached.read([text[:size] for text, size in zip(texts, read, strict=True)], list(range(len(texts))))
+    for step in range(max(map(len, texts))):
+        places = [min(size + step, len(text) - 1) for text, size in zip(texts, read, strict=True)]
+        hidden_BC = cached.step([text[place] for text, place in zip(texts, places, strict=True)], places)
+        for row, place in enumerate(places):
+            if place == len(found[row]):
+                found[row] = torch.cat((found[row], hidden_BC[row : row + 1]))
+    return found
+
+
+def check(found: list[Tensor], model: LanguageModel, texts: list[list[int]]) -> None:
+    for hidden_TC, text in zip(found, texts, strict=True):
+        torch.testing.assert_close(hidden_TC, whole(model, text), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_text_read_and_then_gone_on_with_is_the_whole_text(shape):
+    model, texts = new_model(shape), random_texts([LENGTH])
+    for read in (1, 7, LENGTH - 1):
+        check(read_and_step(CachedModel(model, LENGTH, 1), texts, [read]), model, texts)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_texts_of_different_lengths_do_not_touch_each_other(shape):
+    model, texts = new_model(shape), random_texts([5, LENGTH, 2, 13])
+    check(read_and_step(CachedModel(model, LENGTH, ROWS), texts, [2, 9, 1, 13]), model, texts)
+
+
+def test_texts_of_one_length_need_no_mask():
+    model, texts = new_model(GROUPED), random_texts([9, 9, 9])
+    check(read_and_step(CachedModel(model, LENGTH, ROWS), texts, [4, 4, 4]), model, texts)
+
+
+def test_a_row_is_used_again_after_a_longer_text():
+    model = new_model(GROUPED)
+    cached = CachedModel(model, LENGTH, ROWS)
+    for seed, lengths in enumerate([[LENGTH, LENGTH, 20], [6, 3, 12]]):
+        texts = random_texts(lengths, seed)
+        check(read_and_step(cached, texts, [2, 3, 1]), model, texts)
+
+
+def test_a_text_goes_on_in_the_row_that_it_is_moved_to():
+    model, texts = new_model(WIDE_HEADS), random_texts([8, 12])
+    cached = CachedModel(model, LENGTH, ROWS)
+    cached.read([random_texts([20], seed=1)[0], texts[0][:-1], texts[1][:-1]], [0, 1, 3])
+    cached.move(3, 0, len(texts[1]) - 1)
+    hidden_BC = cached.step([texts[1][-1], texts[0][-1]], [11, 7])
+    for hidden_C, text in zip(hidden_BC, reversed(texts), strict=True):
+        torch.testing.assert_close(hidden_C, whole(model, text)[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_the_model_in_fp32(shape):
+    model, (text,) = new_model(shape), random_texts([10])
+    cached = CachedModel(model, LENGTH, 1)
+    with torch.inference_mode():
+        expected_TV = model(torch.tensor([text]))[0]
+    logits_TV = cached.logits(cached.read([text], [0])[0])
+    assert logits_TV.dtype == torch.float32
+    torch.testing.assert_close(logits_TV, expected_TV, atol=1e-5, rtol=1e-5)
