@@ -92,14 +92,19 @@ class ByteStream(TextStream):
 
 
 class WordStream(TextStream):
-    """Of any other tokenizer: the last ids are decoded with each new one, and what is added to them is its text."""
+    """Of any other tokenizer: the last ids are decoded with each new one, and what is added to them is its text.
+
+    The first new token may end a character that the prompt began.
+    """
 
     CONTEXT = 5  # ids before the new ones, on which their text may depend
 
     def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> None:
         self.vocabulary = vocabulary
-        self._before = list(prompt_ids[-self.CONTEXT :])
+        self._before = list(prompt_ids[-2 * self.CONTEXT : -self.CONTEXT])
         self._new: list[int] = []
+        for id in prompt_ids[-self.CONTEXT :]:
+            self.add(id)
 
     def add(self, id: int) -> str:
         self._new.append(id)
