@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from textgen.errors import Damaged
+from textgen.errors import Damaged, InputError
 from textgen.inference.sampling import LogProbs, SamplingConfig, log_probabilities, sample, uniform
 from textgen.inference.text_stream import StopFinder, Vocabulary
 from textgen.model.cached import CachedModel
 from textgen.model.pretrained import LoadedModel
+from textgen.terminal import brief
 from textgen.text.encoding import end_id
 
 Past = Literal["slide", "stop"]  # what happens past the context: go on from its last half, or end
@@ -118,9 +119,19 @@ class Engine:
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # the number of each is its row in the cache
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, those of an empty one being an end of text."""
-        return self.loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.end]
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Return the ids of a prompt, those of an empty one being an end of text.
+
+        Raises:
+            InputError: the prompt is of ids, and the model lacks one of them.
+        """
+        if isinstance(prompt, str):
+            return self.loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.end]
+        size = self.loaded.model.vocab_size
+        for id in prompt:
+            if not 0 <= id < size:
+                raise InputError(f"prompt: {brief(id)} is no token id; the model has those from 0 to {size - 1}")
+        return list(prompt) or [self.end]
 
     def prepare(self, request: Request) -> Generation:
         """Return the text that is to follow a prompt, before it is added to those that wait."""
@@ -151,13 +162,15 @@ class Engine:
         """
         pieces = [self._leave(generation) for generation in [*self.running, *self.waiting] if generation.cancelled]
         pieces += self._read()
-        if self.running:
-            hidden_BC = self.model.step(
-                [generation.ids[-1] for generation in self.running], [one.cached for one in self.running]
-            )
-            for generation in self.running:
+        rows = [row for row, generation in enumerate(self.running) if generation.cached < self.length]
+        if rows:
+            # A row that a long prompt has just filled is read anew in the next step, so its last place may be lost.
+            places = [min(generation.cached, self.length - 1) for generation in self.running]
+            hidden_BC = self.model.step([generation.ids[-1] for generation in self.running], places)
+            going_on = [self.running[row] for row in rows]
+            for generation in going_on:
                 generation.cached += 1
-            pieces += self._write(list(self.running), self.model.logits(hidden_BC))
+            pieces += self._write(going_on, self.model.logits(hidden_BC[rows]))
         return pieces
 
     def _read(self) -> list[Piece]:
