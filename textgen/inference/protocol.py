@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from textgen.errors import InputError
 from textgen.inference.engine import Completion, Request, Token
@@ -27,9 +29,19 @@ from textgen.terminal import brief, one_line
 MOST_CHOICES = 128
 MOST_STOPS = 16
 MOST_LOG_PROBS = 20
+HALF_A_CHARACTER = "half_a_character"
+
+
+def without_surrogates(text: str) -> str:
+    """Return a text that is one: JSON can spell half of a character, which no tokenizer takes."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise PydanticCustomError(HALF_A_CHARACTER, "a lone surrogate is half of a character")
+    return text
+
 
 Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-Prompt = StrictStr | list[Id] | list[StrictStr] | list[list[Id]]
+Text = Annotated[StrictStr, AfterValidator(without_surrogates)]
+Prompt = Text | list[Id] | list[Text] | list[list[Id]]
 
 
 class BadRequest(InputError):
@@ -40,18 +52,27 @@ class BadRequest(InputError):
         self.param, self.code = param, code
 
 
-class StreamOptions(BaseModel):
-    """What a stream has beside its text."""
+class Fields(BaseModel):
+    """Fields of a request: one that is null is not given."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_not_given(cls, fields: Any) -> Any:
+        return (
+            {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
+        )
+
+
+class StreamOptions(Fields):
+    """What a stream has beside its text."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(Fields):
     """What is asked for: one or more prompts, how many texts of each, and how they are drawn."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     model: str | None = None
     prompt: Prompt = ""
@@ -63,7 +84,7 @@ class CompletionRequest(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    stop: list[str] = Field([], max_length=MOST_STOPS)
+    stop: list[Text] = Field([], max_length=MOST_STOPS)
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
@@ -72,13 +93,6 @@ class CompletionRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def null_is_not_given(cls, fields: Any) -> Any:
-        return (
-            {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
-        )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -130,16 +144,18 @@ class CompletionRequest(BaseModel):
 
 def explain(error: ValidationError) -> BadRequest:
     """Return the first fault of a request, named by its field."""
-    first = error.errors(include_url=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else None
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    field = ".".join(part for part in first["loc"] if isinstance(part, str)) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         return BadRequest(f"{brief(field)} is no field that is known here", field, "unknown_field")
-    if first["type"] == "model_type":
-        return BadRequest("the body is no JSON object")
-    if field == "prompt":
-        return BadRequest(
-            "prompt: a string, a list of strings, a list of token ids or a list of such lists is needed", field
-        )
+    if field is None:
+        no_object = first["type"] == "model_type"
+        return BadRequest("the body is no JSON object" if no_object else f"{brief(first['input'])} names no field")
+    if first["loc"][0] == "prompt":  # with an error for each form of it
+        halves = [one["msg"] for one in errors if one["type"] == HALF_A_CHARACTER]
+        forms = "a string, a list of strings, a list of token ids or a list of such lists is needed"
+        return BadRequest(f"prompt: {halves[0] if halves else forms}", "prompt")
     return BadRequest(f"{field}={brief(first['input'])}: {one_line(first['msg'])}", field)
 
 
@@ -174,16 +190,17 @@ class ChoiceText:
 
     def __init__(self, asked: CompletionRequest, index: int, prompt_ids: Sequence[int], vocabulary: Vocabulary) -> None:
         self.asked, self.index, self.prompt_ids, self.vocabulary = asked, index, prompt_ids, vocabulary
-        self.prompt_text = vocabulary.text(prompt_ids) if asked.echo else ""
         self._offset = 0
 
     def begin(self, scores: Sequence[LogProbs]) -> dict[str, Any]:
         """Return the choice with the prompt, where it is asked for."""
-        stream, tokens = self.vocabulary.stream(()), []
+        stream = self.vocabulary.stream(())
+        texts, tokens = [stream.add(id) for id in self.prompt_ids], []
         if self.asked.logprobs is not None:
-            by_place = [None, *scores]
-            tokens = [Token(id, stream.add(id), score) for id, score in zip(self.prompt_ids, by_place, strict=True)]
-        return self.piece(self.prompt_text, tokens, None)
+            unseen = len(self.prompt_ids) - len(scores)  # the first token, and those before the context
+            by_place = [*[None] * unseen, *scores]
+            tokens = [Token(*token) for token in zip(self.prompt_ids, texts, by_place, strict=True)]
+        return self.piece("".join(texts), tokens, None)
 
     def piece(self, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
         """Return the choice with some more text."""
