@@ -110,8 +110,8 @@ def _read_stdin() -> str:
         raise InputError(f"stdin: byte {error.start + 1} is not UTF-8") from None
 
 
-def _read_file(path: Path, given: dict[str, Any]) -> Iterator["CompletionRequest"]:
-    """Yield the request of each line; what the command line gives holds for those that do not say otherwise."""
+def _read_file(path: Path, given: dict[str, Any]) -> Iterator[tuple[str, "CompletionRequest"]]:
+    """Yield each line's place and request; what the command line gives holds for those that do not say otherwise."""
     from textgen.inference.protocol import BadRequest, CompletionRequest
 
     with path.open("rb") as lines:
@@ -126,7 +126,7 @@ def _read_file(path: Path, given: dict[str, Any]) -> Iterator["CompletionRequest
             if not isinstance(fields, dict) or "prompt" not in fields:
                 raise InputError(f'{where}: a line is {{"prompt": …}}')
             try:
-                yield CompletionRequest.parse({**given, **fields})
+                yield where, CompletionRequest.parse({**given, **fields})
             except BadRequest as error:
                 raise InputError(f"{where}: {error}") from None
 
@@ -140,14 +140,14 @@ def _continue(engine: "Engine", request: "CompletionRequest", prompt: str, as_js
     if as_json:
         if request.logprobs is None:
             request = request.model_copy(update={"logprobs": 0})
-        say(json.dumps(next(_answers(engine, [request])), indent=2, ensure_ascii=False))
+        say(json.dumps(next(_answers(engine, [request], [[engine.encode(prompt)]])), indent=2, ensure_ascii=False))
     elif request.n == 1:
         _show(prompt)
         for piece in run(engine, engine_requests(request, [engine.encode(prompt)])):
             _show(piece.text)
         _show("\n")
     else:
-        for choice in next(_answers(engine, [request]))["choices"]:
+        for choice in next(_answers(engine, [request], [[engine.encode(prompt)]]))["choices"]:
             say(f"[{choice['index'] + 1}] {prompt}{choice['text']}")
 
 
@@ -172,19 +172,26 @@ def _converse(engine: "Engine", request: "CompletionRequest") -> None:
             print(file=sys.stderr)
 
 
-def _continue_file(engine: "Engine", asked: Sequence["CompletionRequest"]) -> None:
+def _continue_file(engine: "Engine", asked: Sequence[tuple[str, "CompletionRequest"]]) -> None:
     """Print a line of JSON for each request, in order, as soon as it and those before it are done."""
-    for answer in _answers(engine, asked):
+    prompts = []
+    for where, request in asked:
+        try:
+            prompts.append([engine.encode(prompt) for prompt in request.prompts])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    for answer in _answers(engine, [request for _, request in asked], prompts):
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
 
-def _answers(engine: "Engine", asked: Sequence["CompletionRequest"]) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each request, in order; all are written together."""
+def _answers(
+    engine: "Engine", asked: Sequence["CompletionRequest"], prompts: Sequence[list[list[int]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the answer to each request and the ids of its prompts, in order; all are written together."""
     from textgen.inference.engine import complete
     from textgen.inference.protocol import answer, engine_requests
 
-    prompts = [[engine.encode(one) if isinstance(one, str) else one for one in request.prompts] for request in asked]
     completions = complete(engine, [one for pair in zip(asked, prompts, strict=True) for one in engine_requests(*pair)])
     for request, ids in zip(asked, prompts, strict=True):
         of_request = list(islice(completions, len(ids) * request.candidates))
