@@ -11,7 +11,7 @@ import pytest
 
 from textgen.__main__ import main
 from textgen.commands.generate import FIELDS
-from textgen.inference.engine import Engine, complete
+from textgen.inference.engine import Engine, Piece, complete
 from textgen.inference.protocol import CompletionRequest, engine_requests
 
 Run = Callable[..., tuple[int, str, str]]
@@ -114,6 +114,21 @@ def test_each_line_of_a_terminal_is_continued(generate, write):
     code, out, err = generate(*GREEDY, stdin=b"the\nold tower\n", terminal=True)
     assert code == 0 and err.startswith("type the beginning")
     assert out == "".join(f"> {prompt}{write(prompt)[0]}\n" for prompt in ("the", "old tower")) + "> "
+
+
+def test_ctrl_c_ends_a_text_and_not_the_conversation(generate, write, monkeypatch):
+    step, calls = Engine.step, []
+
+    def interrupted(engine: Engine) -> list[Piece]:
+        calls.append(engine)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    code, out, _ = generate(*GREEDY, stdin=b"the\nold tower\n", terminal=True)
+    assert code == 0 and out.startswith("> the") and f"the{write('the')[0]}" not in out
+    assert out.endswith(f"> old tower{write('old tower')[0]}\n> ")
 
 
 # Files of prompts
@@ -222,6 +237,8 @@ def test_an_option_that_is_no_number_is_named(generate, option, capsys):
 
 def test_bytes_that_are_not_utf_8_are_refused(generate):
     assert generate("--prompt", "a\udcff") == (2, "", "--prompt: it has bytes that are not UTF-8\n")
+    code, _, err = generate(stdin=b"a\xff\n", terminal=True)
+    assert code == 2 and err.endswith("stdin: it has bytes that are not UTF-8\n")
     assert generate(stdin="塔".encode() + b"\xff\xfe") == (2, "", "stdin: byte 4 is not UTF-8\n")
 
 

@@ -165,6 +165,8 @@ def _converse(engine: "Engine", request: "CompletionRequest") -> None:
         except EOFError:
             print(file=sys.stderr)
             return
+        except UnicodeDecodeError:
+            raise InputError("stdin: it has bytes that are not UTF-8") from None
         try:
             _continue(engine, request, prompt, as_json=False)
         except KeyboardInterrupt:
