@@ -125,21 +125,22 @@ def check_same(models: Models, request: Request, found: list[int], expected: lis
 
 @pytest.mark.parametrize("penalty", [1.0, 1.7])
 def test_greedy_texts_are_those_of_transformers(any_models, penalty):
-    tokens_at_once, end = 12, Engine(any_models.loaded).end
+    max_tokens = 12
     prompts = random_prompts(any_models, [length for length in (1, 2, 7, 20) for _ in range(10)])
-    requests = [greedy(prompt, tokens_at_once, repetition_penalty=penalty) for prompt in prompts]
-    found = [ids_of(completion) for completion in complete(Engine(any_models.loaded), requests)]
+    requests = [greedy(prompt, max_tokens, repetition_penalty=penalty) for prompt in prompts]
+    engine = Engine(any_models.loaded, rows=len(prompts))
+    found = [ids_of(completion) for completion in complete(engine, requests)]
     for start in range(0, len(prompts), 10):
         ids_BT = torch.tensor(prompts[start : start + 10])
         written_BT = any_models.stock.generate(
-            ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=False, max_new_tokens=tokens_at_once,
-            repetition_penalty=penalty, pad_token_id=end,
+            ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=False, max_new_tokens=max_tokens,
+            repetition_penalty=penalty, pad_token_id=engine.end,
         )  # fmt: skip
         for request, ids, (*expected,) in zip(
             requests[start:], found[start:], written_BT[:, ids_BT.shape[1] :].tolist(), strict=False
         ):
-            if end in expected:
-                expected = expected[: expected.index(end) + 1]
+            if engine.end in expected:
+                expected = expected[: expected.index(engine.end) + 1]
             if penalty == 1:
                 check_same(any_models, request, ids, expected)
             else:
