@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from textgen.inference.engine import Completion, Engine, Token, complete
@@ -142,7 +142,7 @@ def test_a_prompt_is_a_text_or_ids_or_several_of_one_kind(prompt, prompts):
 
 
 numbers = st.integers() | st.integers(10**300, 10**310) | st.floats()
-simple = st.none() | st.booleans() | numbers | st.text(st.characters(), max_size=5) | st.just("\udc80")
+simple = st.none() | st.booleans() | numbers | st.text(st.characters(), max_size=5) | st.sampled_from(["\udc80", 1])
 anything = st.recursive(
     simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=8
 )
@@ -150,7 +150,8 @@ names = st.sampled_from([*CompletionRequest.model_fields]) | st.text(st.characte
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
-@given(anything | st.dictionaries(names, anything | st.integers(0, 3), max_size=4))
+@example(fields={"prompt": "\udc80"})
+@given(fields=anything | st.dictionaries(names, simple, max_size=2) | st.dictionaries(names, anything, max_size=4))
 def test_any_json_is_a_request_or_is_refused(opinionated, fields):
     try:
         found = CompletionRequest.parse(fields)
@@ -267,6 +268,9 @@ def test_the_token_that_was_taken_is_among_the_likeliest(engine):
     for token, nats, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
         assert top[token] == nats and len(top) in (2, 3)
     assert any(len(top) == 3 for top in found["top_logprobs"])
+    greedy = ask(engine, prompt="a", max_tokens=9, temperature=0, logprobs=2)["choices"][0]["logprobs"]
+    for token, top in zip(greedy["tokens"], greedy["top_logprobs"], strict=True):
+        assert next(iter(top)) == token and len(top) == 2
 
 
 @pytest.mark.parametrize("echo", [False, True])
