@@ -66,7 +66,8 @@ def _run(options: argparse.Namespace) -> None:
         def handle_exit(self, sig: int, frame: object) -> None:
             if shared := getattr(app.state, "shared", None):
                 shared.draining = True
-            super().handle_exit(sig, frame)  # type: ignore[arg-type]
+            self.force_exit = self.should_exit  # the second time
+            self.should_exit = True
 
     logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     server = Server(
