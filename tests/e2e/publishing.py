@@ -14,13 +14,15 @@ import textgen.publishing.publish
 from tests.e2e.killable import kill_before
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
+from textgen.publishing.version import Sample
 from textgen.storage import Storage
 
 
 def publish(candidate: Candidate, output: Path, kill_at: int | None) -> None:
     """Publish; what takes long and is not about files is left out: the check with transformers, samples, plots."""
     textgen.publishing.publish.check_with_transformers = lambda folder, rows: None
-    textgen.publishing.publish.generate_ids = lambda loaded, prompt_ids, sampling: list(range(20))
+    drawn = [Sample(prompt="the", continuation="old river")], [list(range(20))]
+    textgen.publishing.publish.draw_samples = lambda checkpoint, raw, seed: drawn
     for plot in ("plot_training", "plot_data"):
         setattr(textgen.publishing.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
     config = candidate.config

@@ -1,4 +1,4 @@
-"""Run lm-eval's `wikitext` task: [[MODEL, file of {"page": ...} lines], ...] in, figures and documents' results out."""
+"""Run lm-eval's `wikitext` task: [[kind of model, its arguments, file of {"page": ...} lines], ...] in, results out."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 TASK = Path(lm_eval.tasks.__file__).parent / "wikitext" / "wikitext.yaml"
 
 
-def run(model: str, pages: str, manager: TaskManager) -> dict[str, Any]:
+def run(kind: str, arguments: dict[str, Any], pages: str, manager: TaskManager) -> dict[str, Any]:
     """Return the figures, and for each document (log-likelihood, words), of the task as it is but for its data."""
     files = {split: pages for split in ("train", "validation", "test")}
     local = {
@@ -26,12 +26,12 @@ def run(model: str, pages: str, manager: TaskManager) -> dict[str, Any]:
         json.dump(local, file)  # JSON is YAML
         file.flush()
         found = simple_evaluate(
-            "hf",
-            model_args={"pretrained": model, "dtype": "float32"},
+            kind,
+            model_args=arguments,
             tasks=[file.name],
             task_manager=manager,
             device="cpu",
-            batch_size=32,
+            batch_size=32 if kind == "hf" else 1,
             bootstrap_iters=0,
         )
     documents = sorted(found["samples"]["wikitext"], key=lambda sample: sample["doc_id"])
@@ -41,4 +41,4 @@ def run(model: str, pages: str, manager: TaskManager) -> dict[str, Any]:
 
 if __name__ == "__main__":
     manager = TaskManager(include_defaults=False)
-    print(json.dumps([run(model, pages, manager) for model, pages in json.load(sys.stdin)]))
+    print(json.dumps([run(*asked, manager) for asked in json.load(sys.stdin)]))

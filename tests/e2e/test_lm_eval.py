@@ -12,9 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.inference.serving import Shelf, serve
 from textgen.config import Config, TokenizerConfig
 from textgen.evaluation.evaluate import evaluate
 from textgen.evaluation.scoring import read_documents
+from textgen.model.pretrained import load_model
 from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 FIGURES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 RELATIVE = 1e-4
+SERVED_RELATIVE = 1e-3
 SHORTEST = 12  # documents of the smaller texts
 # Context, tokenizer, whether of the shortest documents alone: within each of the three some windows are cut off
 CASES = {
@@ -107,14 +110,19 @@ def cases(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., C
         pages = cut_pages(original(rows["test"]))
         (home / "pages.jsonl").write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
         asked.append([str(checkpoint.folder), str(home / "pages.jsonl")])
-    theirs = ask_lm_eval(asked, folder)
+    theirs = ask_lm_eval([by_hf(*one) for one in asked], folder)
     return {
         name: Case(model, ours[name], figures, Path(pages).with_name("text.txt"))
         for name, (model, pages), figures in zip(CASES, asked, theirs, strict=True)
     }
 
 
-def ask_lm_eval(asked: list[list[str]], home: Path) -> list[dict[str, Any]]:
+def by_hf(model: str, pages: str, **arguments: int) -> list[Any]:
+    """Return what lm-eval is asked to do with transformers."""
+    return ["hf", {"pretrained": model, "dtype": "float32", **arguments}, pages]
+
+
+def ask_lm_eval(asked: list[list[Any]], home: Path) -> list[dict[str, Any]]:
     offline = {**os.environ, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     script = Path(__file__).with_name("run_lm_eval.py")
     done = subprocess.run(
@@ -149,3 +157,18 @@ def test_the_command_gives_a_text_file_the_figures_that_lm_eval_gives_it(name, c
     assert {figure: figures[figure] for figure in FIGURES} == pytest.approx(
         {figure: case.theirs[figure] for figure in FIGURES}, rel=RELATIVE
     )
+
+
+def test_the_server_gives_lm_eval_what_transformers_gives_it(cases, tmp_path):
+    case = cases["GPT-2's tokenizer"]
+    context, pages = CASES["GPT-2's tokenizer"][0], str(case.text.with_name("pages.jsonl"))
+    with serve(Shelf(v1=load_model(Path(case.model)))) as running:
+        arguments = {
+            "base_url": f"{running.url}/v1/completions", "model": "tiny", "tokenizer": case.model,
+            "tokenizer_backend": "huggingface", "max_length": context, "num_concurrent": 4,
+        }  # fmt: skip
+        asked = [["local-completions", arguments, pages], by_hf(case.model, pages, max_length=context - 2)]
+        served, stock = ask_lm_eval(asked, tmp_path)
+    for figure in FIGURES:
+        assert served[figure] == pytest.approx(stock[figure], rel=SERVED_RELATIVE), figure
+    assert served["word_perplexity"] != pytest.approx(case.theirs["word_perplexity"], rel=SERVED_RELATIVE)

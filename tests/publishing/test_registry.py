@@ -27,7 +27,7 @@ from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram
 from textgen.publishing.publish import publish
 from textgen.publishing.registry import promote, prune, read_history, read_sound, rollback
-from textgen.publishing.version import PublishedManifest
+from textgen.publishing.version import PublishedManifest, Sample
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_manifest_tokenizer, load_stream
@@ -483,7 +483,8 @@ def test_truncated_weights_are_not_published(publish_here, better, tmp_path):
 
 
 def test_a_model_that_repeats_a_token_is_not_promoted(publish_here, better, monkeypatch):
-    monkeypatch.setattr(textgen.publishing.publish, "generate_ids", lambda loaded, prompt_ids, sampling: [7] * 48)
+    drawn = [Sample(prompt="the", continuation="a")], [[7] * 48]
+    monkeypatch.setattr(textgen.publishing.publish, "draw_samples", lambda checkpoint, raw, seed: drawn)
     published = publish_here(*better)
     assert not published.promoted and "distinct-2" in published.reason
 
