@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from pathlib import Path
 
 import pyarrow
@@ -20,7 +19,7 @@ from textgen.text.corpus import RawManifest, fetch, read_rows, read_units
 from textgen.text.documents import Part
 from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, encode_units
 from textgen.text.stream import block_count, encode_stream, take_sequences
-from textgen.text.tokenizer import collect_words, load_tokenizer, save_tokenizer, train_bpe
+from textgen.text.tokenizer import collect_words, save_tokenizer, train_bpe
 from textgen.text.tokens import (
     check_length,
     dtype_for,
@@ -298,27 +297,3 @@ def test_wikitext_2_has_the_published_counts_of_words(tmp_path):
     assert word.vocab_size == 33_278
     counts = {name: (split.tokens, split.unknown) for name, split in word.splits.items()}
     assert counts == {"train": (2_088_628, 0), "validation": (217_646, 0), "test": (245_569, 0)}
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_a_text_is_tokenized_about_as_fast_as_the_tokenizer_can(tmp_path):
-    held_out = {"train": "test", "validation": "validation", "test": "validation"}  # the train split takes 6 seconds
-    folder = SHARED / "wikitext" / "wikitext-2-v1"
-    raw = fetch(
-        DataConfig(files={name: f"{folder}/{split}-*.parquet" for name, split in held_out.items()}),
-        Storage.at(tmp_path),
-    )
-    tokenizer, rows = load_tokenizer(SHARED / "gpt2-tokenizer" / "tokenizer.json"), list(read_rows(raw, "validation"))
-
-    def tokenizer_seconds() -> float:
-        """Return how long the tokenizer itself takes now for as many bytes as the corpus has."""
-        started = time.perf_counter()
-        tokenizer.encode_batch(rows)
-        share = raw.splits["validation"].text_bytes / sum(split.text_bytes for split in raw.splits.values())
-        return (time.perf_counter() - started) / share
-
-    before, started = tokenizer_seconds(), time.perf_counter()
-    gpt2 = tokenize(raw, TokenizerConfig(path=str(SHARED / "gpt2-tokenizer")), Storage.at(tmp_path))
-    seconds = time.perf_counter() - started
-    assert (gpt2.vocab_size, gpt2.dtype) == (50_257, "uint16")
-    assert seconds < 10 * max(before, tokenizer_seconds()), "reading, counting and writing included"
