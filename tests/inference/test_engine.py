@@ -352,7 +352,7 @@ class Scripted:
     def step(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
         assert places == [len(self.shown[-1])]
         self.shown.append([*self.shown[-1], *ids])
-        return torch.zeros(1, 1)
+        return self.logits(torch.zeros(1, 1))
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         return nn.functional.one_hot(torch.tensor([next(self.ids)]), self.vocab_size).float()

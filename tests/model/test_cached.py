@@ -34,29 +34,30 @@ def random_texts(lengths: list[int], seed: int = 0) -> list[list[int]]:
 
 
 def whole(model: LanguageModel, text: list[int]) -> Tensor:
-    """Return the hidden states [T, C] that the model gives for a text on its own."""
+    """Return the logits [T, V] that the model gives for a text on its own."""
     with torch.inference_mode():
-        return model.model(torch.tensor([text]))[0]
+        return model(torch.tensor([text]))[0]
 
 
 def read_and_step(cached: CachedModel, texts: list[list[int]], read: list[int]) -> list[Tensor]:
-    """Return the hidden states of texts of which the first `read` tokens are read at once, the others in steps.
+    """Return the logits of texts of which the first `read` tokens are read at once, the others in steps.
 
     Texts that are through are given their last token again, which changes nothing.
     """
-    found = cached.read([text[:size] for text, size in zip(texts, read, strict=True)], list(range(len(texts))))
+    hidden = cached.read([text[:size] for text, size in zip(texts, read, strict=True)], list(range(len(texts))))
+    found = [cached.logits(hidden_TC) for hidden_TC in hidden]
     for step in range(max(map(len, texts))):
         places = [min(size + step, len(text) - 1) for text, size in zip(texts, read, strict=True)]
-        hidden_BC = cached.step([text[place] for text, place in zip(texts, places, strict=True)], places)
+        logits_BV = cached.step([text[place] for text, place in zip(texts, places, strict=True)], places)
         for row, place in enumerate(places):
             if place == len(found[row]):
-                found[row] = torch.cat((found[row], hidden_BC[row : row + 1]))
+                found[row] = torch.cat((found[row], logits_BV[row : row + 1]))
     return found
 
 
 def check(found: list[Tensor], model: LanguageModel, texts: list[list[int]]) -> None:
-    for hidden_TC, text in zip(found, texts, strict=True):
-        torch.testing.assert_close(hidden_TC, whole(model, text), atol=1e-5, rtol=1e-5)
+    for logits_TV, text in zip(found, texts, strict=True):
+        torch.testing.assert_close(logits_TV, whole(model, text), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -90,17 +91,26 @@ def test_a_text_goes_on_in_the_row_that_it_is_moved_to():
     cached = CachedModel(model, LENGTH, ROWS)
     cached.read([random_texts([20], seed=1)[0], texts[0][:-1], texts[1][:-1]], [0, 1, 3])
     cached.move(3, 0, len(texts[1]) - 1)
-    hidden_BC = cached.step([texts[1][-1], texts[0][-1]], [11, 7])
-    for hidden_C, text in zip(hidden_BC, reversed(texts), strict=True):
-        torch.testing.assert_close(hidden_C, whole(model, text)[-1], atol=1e-5, rtol=1e-5)
+    logits_BV = cached.step([texts[1][-1], texts[0][-1]], [11, 7])
+    for logits_V, text in zip(logits_BV, reversed(texts), strict=True):
+        torch.testing.assert_close(logits_V, whole(model, text)[-1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_are_those_of_the_model_in_fp32(shape):
-    model, (text,) = new_model(shape), random_texts([10])
-    cached = CachedModel(model, LENGTH, 1)
-    with torch.inference_mode():
-        expected_TV = model(torch.tensor([text]))[0]
-    logits_TV = cached.logits(cached.read([text], [0])[0])
-    assert logits_TV.dtype == torch.float32
-    torch.testing.assert_close(logits_TV, expected_TV, atol=1e-5, rtol=1e-5)
+def test_what_a_row_gives_does_not_depend_on_the_others_where_it_is_deterministic(shape):
+    model, texts = new_model(shape), random_texts([5, LENGTH, 2, 13])
+    read = [2, 9, 1, 13]
+    together = read_and_step(CachedModel(model, LENGTH, ROWS, deterministic=True), texts, read)
+    check(together, model, texts)
+    for row, text in enumerate(texts):
+        [alone] = read_and_step(CachedModel(model, LENGTH, ROWS, deterministic=True), [text], [read[row]])
+        assert torch.equal(alone, together[row])
+
+
+def test_eight_bits_are_as_near_as_eight_bits_are():
+    model, texts = new_model(GROUPED), random_texts([9, LENGTH])
+    found = read_and_step(CachedModel(model, LENGTH, ROWS, int8=True), texts, [4, 7])
+    for logits_TV, text in zip(found, texts, strict=True):
+        expected_TV = whole(model, text)
+        error = (logits_TV - expected_TV).abs().max() / expected_TV.abs().max()
+        assert 1e-4 < error < 0.05

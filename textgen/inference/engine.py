@@ -166,11 +166,11 @@ class Engine:
         if rows:
             # A row that a long prompt has just filled is read anew in the next step, so its last place may be lost.
             places = [min(generation.cached, self.length - 1) for generation in self.running]
-            hidden_BC = self.model.step([generation.ids[-1] for generation in self.running], places)
+            logits_BV = self.model.step([generation.ids[-1] for generation in self.running], places)
             going_on = [self.running[row] for row in rows]
             for generation in going_on:
                 generation.cached += 1
-            pieces += self._write(going_on, self.model.logits(hidden_BC[rows]))
+            pieces += self._write(going_on, logits_BV if len(rows) == len(logits_BV) else logits_BV[rows])
         return pieces
 
     def _read(self) -> list[Piece]:
@@ -207,11 +207,12 @@ class Engine:
 
     def _write(self, generations: list[Generation], logits_BV: Tensor) -> list[Piece]:
         """Draw the next token of each text."""
-        if not logits_BV.amax(-1).isfinite().all():
+        highest_B, likeliest_B = logits_BV.max(-1)
+        if not highest_B.isfinite().all():
             raise Damaged("the model is damaged: its logits are not finite")
-        logits_BV, pieces = logits_BV.cpu(), []
-        for generation, logits_V in zip(generations, logits_BV, strict=True):
-            text, tokens = self._next(generation, logits_V)
+        pieces = []
+        for generation, logits_V, likeliest in zip(generations, logits_BV, likeliest_B.tolist(), strict=True):
+            text, tokens = self._next(generation, logits_V, likeliest)
             if generation.finish is None:
                 pieces.append(Piece(generation, text, tokens, None))
             else:
@@ -219,13 +220,15 @@ class Engine:
                 pieces.append(Piece(generation, text + last.text, tokens + last.tokens, generation.finish))
         return pieces
 
-    def _next(self, generation: Generation, logits_V: Tensor) -> tuple[str, list[Token]]:
+    def _next(self, generation: Generation, logits_V: Tensor, likeliest: int) -> tuple[str, list[Token]]:
         request, sampling = generation.request, generation.request.sampling
         if sampling.max_tokens == 0:
             generation.finish = "length"
             return "", []
-        number = uniform(generation.seed, request.choice, len(generation.ids))
-        id = sample(logits_V, sampling, request.prompt_ids, generation.ids, number)
+        id = likeliest
+        if not sampling.takes_likeliest:
+            number = uniform(generation.seed, request.choice, len(generation.ids))
+            id = sample(logits_V, sampling, request.prompt_ids, generation.ids, number)
         log_probs = None if request.log_probs is None else log_probabilities(logits_V, id, request.log_probs)
         text, tokens = generation.append(id, log_probs, is_end=id == self.end)
         if generation.finish is None and len(generation.ids) >= sampling.max_tokens:

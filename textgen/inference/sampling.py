@@ -37,6 +37,13 @@ class SamplingConfig(BaseModel):
     stop: tuple[str, ...] = ()
     seed: int | None = Field(None, ge=0, lt=2**63)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the next token is the likeliest by the model as it is."""
+        return self.temperature == 0 and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (
+            1, 0, 0,
+        )  # fmt: skip
+
     @field_validator("stop")
     @classmethod
     def no_empty_stop(cls, stop: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,120 +1,204 @@
 """A model that goes on from where it was: the keys and values of what it has read are kept, for several texts at once.
 
-Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, L places in each.
+Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, L places in each, I inputs and O outputs
+of a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen.model.ops import normalize
 from textgen.model.transformer import Block, LanguageModel, rotary_tables, rotate
 
-
-class Matrix:
-    """A weight matrix as it is multiplied with: transposed, which a few rows read twice as fast as `F.linear` does."""
-
-    def __init__(self, *weights: Tensor) -> None:
-        self.weight_IO = torch.cat([weight.detach() for weight in weights]).T.contiguous()
-
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        return x_NI @ self.weight_IO
+INT8_LARGEST = 127
+INT8_INPUTS = 32  # the kernel reads beyond inputs that are no multiple: they are filled up with zeros
 
 
-class CachedBlock:
-    """A block with its matrices side by side, so that each input is multiplied once."""
+class Int8(NamedTuple):
+    """A matrix in eight bits, each output's weights with a scale of their own."""
 
-    def __init__(self, block: Block) -> None:
-        attention, mlp = block.self_attn, block.mlp
-        self.head_dim, self.grouped = attention.head_dim, attention.grouped
-        self.qkv = Matrix(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.sizes = [layer.out_features for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        self.out, self.down = Matrix(attention.o_proj.weight), Matrix(mlp.down_proj.weight)
-        self.gate_up = Matrix(mlp.gate_proj.weight, mlp.up_proj.weight)
-        self.norms = [
-            (norm.weight.detach(), norm.eps)
-            for norm in (block.input_layernorm, attention.q_norm, attention.k_norm, block.post_attention_layernorm)
-        ]
+    weight_OI: Tensor  # int8
+    scale_O: Tensor  # bf16
 
-    def project(self, x_NC: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+Matrix = Tensor | Int8  # a tensor is [I, O]: a few rows are multiplied with it twice as fast as by `F.linear`
+
+
+def matrix(layers: Sequence[nn.Module], int8: bool) -> Matrix:
+    """Return the weights of layers, side by side, as `multiply` takes them."""
+    weight_OI = torch.cat([layer.weight.detach() for layer in layers if isinstance(layer, nn.Linear)])
+    if not int8:
+        return weight_OI.T.contiguous()
+    scale_O = (weight_OI.abs().amax(1) / INT8_LARGEST).clamp(min=torch.finfo(torch.float32).tiny).bfloat16()
+    rounded_OI = (weight_OI / scale_O.float()[:, None]).round().clamp(-INT8_LARGEST, INT8_LARGEST)
+    filled_OI = F.pad(rounded_OI.to(torch.int8), (0, -rounded_OI.shape[1] % INT8_INPUTS))
+    return Int8(filled_OI.contiguous(), scale_O)
+
+
+def multiply(x_NI: Tensor, by: Matrix) -> Tensor:
+    """Return the outputs [N, O] of a matrix. In eight bits, the inputs are in bf16."""
+    if isinstance(by, Tensor):
+        return x_NI @ by
+    x_NI = F.pad(x_NI.bfloat16(), (0, by.weight_OI.shape[1] - x_NI.shape[1])).contiguous()
+    return torch.ops.aten._weight_int8pack_mm(x_NI, by.weight_OI, by.scale_O).float()
+
+
+class BlockWeights(NamedTuple):
+    """The weights of a block: its matrices, those of the same input as one, and its norms."""
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    before_C: Tensor
+    queries_D: Tensor
+    keys_D: Tensor
+    after_C: Tensor
+
+
+class Weights(NamedTuple):
+    """What a step computes with."""
+
+    embedding_VC: Tensor
+    blocks: list[BlockWeights]
+    norm_C: Tensor
+    head: Matrix
+    cos_L1D: Tensor
+    sin_L1D: Tensor
+
+
+class Shape(NamedTuple):
+    """The numbers of a model that are no weights."""
+
+    head_dim: int
+    queries: int  # channels
+    keys: int
+    eps: float
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return normalize(x, weight, self.eps)[0]
+
+    def project(
+        self, block: BlockWeights, x_NC: Tensor, cos_N1D: Tensor, sin_N1D: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the queries [N, H, D], keys [N, K, D] and values [N, K, D] of tokens."""
-        before, of_queries, of_keys, _ = self.norms
-        normed_NC, _ = normalize(x_NC, *before)
-        parts = self.qkv(normed_NC).split(self.sizes, -1)
+        parts = multiply(self.norm(x_NC, block.before_C), block.qkv).split([self.queries, self.keys, self.keys], -1)
         q_NHD, k_NKD, v_NKD = (part.view(len(x_NC), -1, self.head_dim) for part in parts)
-        q_NHD, k_NKD = normalize(q_NHD, *of_queries)[0], normalize(k_NKD, *of_keys)[0]
+        q_NHD, k_NKD = self.norm(q_NHD, block.queries_D), self.norm(k_NKD, block.keys_D)
         return rotate(q_NHD, cos_N1D, sin_N1D), rotate(k_NKD, cos_N1D, sin_N1D), v_NKD
 
-    def add(self, x_NC: Tensor, attended_NC: Tensor) -> Tensor:
-        """Return the residual stream after the block, from what the attention gives."""
-        x_NC = x_NC + self.out(attended_NC)
-        normed_NC, _ = normalize(x_NC, *self.norms[3])
-        gate, up = self.gate_up(normed_NC).chunk(2, -1)
-        return x_NC + self.down(F.silu(gate).mul_(up))
+    def add(self, block: BlockWeights, x_NC: Tensor, attended_NC: Tensor) -> Tensor:
+        """Return the residual stream after a block, from what its attention gives."""
+        x_NC = x_NC + multiply(attended_NC, block.out)
+        gate, up = multiply(self.norm(x_NC, block.after_C), block.gate_up).chunk(2, -1)
+        return x_NC + multiply(F.silu(gate) * up, block.down)
+
+
+def advance(
+    shape: Shape, weights: Weights, keys: list[Tensor], values: list[Tensor], ids_B: Tensor, places_B: Tensor,
+    mask_B11T: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Read one more token in each row of caches [B, K, T, D], and return the logits [B, V]."""
+    rows_B = torch.arange(len(ids_B), device=ids_B.device)
+    x_BC, grouped = weights.embedding_VC[ids_B], shape.queries != shape.keys
+    cos_B1D, sin_B1D = weights.cos_L1D[places_B], weights.sin_L1D[places_B]
+    for block, keys_BKTD, values_BKTD in zip(weights.blocks, keys, values, strict=True):
+        q_BHD, k_BKD, v_BKD = shape.project(block, x_BC, cos_B1D, sin_B1D)
+        keys_BKTD[rows_B, :, places_B], values_BKTD[rows_B, :, places_B] = k_BKD, v_BKD
+        out_BH1D = F.scaled_dot_product_attention(
+            q_BHD.unsqueeze(2), keys_BKTD, values_BKTD, mask_B11T, enable_gqa=grouped
+        )
+        x_BC = shape.add(block, x_BC, out_BH1D.flatten(1))
+    return multiply(shape.norm(x_BC, weights.norm_C), weights.head).float()
 
 
 class CachedModel:
-    """A model and a cache of S rows, each of which holds a text of up to L tokens."""
+    """A model and a cache of S rows, each of which holds a text of up to L tokens.
 
-    def __init__(self, model: LanguageModel, length: int, rows: int) -> None:
+    With `deterministic` a step is of all S rows and L places whatever runs, so that every product is one of the same
+    shape: what a row gives does not depend on the others.
+    """
+
+    def __init__(
+        self, model: LanguageModel, length: int, rows: int, deterministic: bool = False, int8: bool = False
+    ) -> None:
         config, decoder = model.config, model.model
-        self.length, self.rows = length, rows
-        self.embedding_VC = decoder.embed_tokens.weight.detach()
-        self.blocks = [CachedBlock(block) for block in decoder.layers if isinstance(block, Block)]
-        self.norm = (decoder.norm.weight.detach(), decoder.norm.eps)
-        self.head = Matrix(model.lm_head.weight)
-        self.device, dtype = self.embedding_VC.device, self.embedding_VC.dtype
-        self.cos_L1D, self.sin_L1D = rotary_tables(config, length, self.device, dtype)
-        shape = (len(self.blocks), rows, config.resolved_num_key_value_heads, length, config.resolved_head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=self.device, dtype=dtype) for _ in range(2))
+        self.length, self.rows, self.deterministic = length, rows, deterministic
+        self.shape = Shape(
+            config.resolved_head_dim, config.num_attention_heads * config.resolved_head_dim,
+            config.resolved_num_key_value_heads * config.resolved_head_dim, config.rms_norm_eps,
+        )  # fmt: skip
+        embedding_VC = decoder.embed_tokens.weight.detach()
+        self.device, dtype = embedding_VC.device, embedding_VC.dtype
+        self.weights = Weights(
+            embedding_VC,
+            [_block_weights(block, int8) for block in decoder.layers if isinstance(block, Block)],
+            decoder.norm.weight.detach(),
+            matrix([model.lm_head], int8),
+            *rotary_tables(config, length, self.device, dtype),
+        )
+        cache = (rows, config.resolved_num_key_value_heads, length, config.resolved_head_dim)
+        self.keys, self.values = (
+            [torch.zeros(cache, device=self.device, dtype=dtype) for _ in self.weights.blocks] for _ in range(2)
+        )
+        self.advance: Callable[..., Tensor] = advance
 
     def read(self, texts: list[list[int]], rows: list[int]) -> list[Tensor]:
         """Read whole texts into rows of the cache, whatever was there, and return the hidden states [T, C] of each."""
-        lengths = [len(text) for text in texts]
+        if self.deterministic and len(texts) > 1:
+            return [self.read([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
+        weights, shape, lengths = self.weights, self.shape, [len(text) for text in texts]
         places = torch.cat([torch.arange(size) for size in lengths]).to(self.device)
-        x_NC = self.embedding_VC[torch.tensor([id for text in texts for id in text], device=self.device)]
-        cos_N1D, sin_N1D = self.cos_L1D[places], self.sin_L1D[places]
-        for layer, block in enumerate(self.blocks):
-            parts = [part.split(lengths) for part in block.project(x_NC, cos_N1D, sin_N1D)]
+        x_NC = weights.embedding_VC[torch.tensor([id for text in texts for id in text], device=self.device)]
+        cos_N1D, sin_N1D = weights.cos_L1D[places], weights.sin_L1D[places]
+        for block, keys_SKLD, values_SKLD in zip(weights.blocks, self.keys, self.values, strict=True):
+            parts = [part.split(lengths) for part in shape.project(block, x_NC, cos_N1D, sin_N1D)]
             attended = []
             for row, q_THD, k_TKD, v_TKD in zip(rows, *parts, strict=True):
                 q_HTD, k_KTD, v_KTD = (part.transpose(0, 1) for part in (q_THD, k_TKD, v_TKD))
-                self.keys[layer, row, :, : len(q_THD)], self.values[layer, row, :, : len(q_THD)] = k_KTD, v_KTD
+                keys_SKLD[row, :, : len(q_THD)], values_SKLD[row, :, : len(q_THD)] = k_KTD, v_KTD
                 out_HTD = F.scaled_dot_product_attention(
-                    q_HTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=block.grouped
+                    q_HTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=shape.queries != shape.keys
                 )[0]
                 attended.append(out_HTD.transpose(0, 1).flatten(1))
-            x_NC = block.add(x_NC, torch.cat(attended))
-        return list(normalize(x_NC, *self.norm)[0].split(lengths))
+            x_NC = shape.add(block, x_NC, torch.cat(attended))
+        return list(shape.norm(x_NC, weights.norm_C).split(lengths))
 
     def step(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Read one more token in each of the first B rows, at its place, and return the hidden states [B, C]."""
+        """Read one more token in each of the first B rows, at its place, and return the logits [B, V], in fp32."""
+        size, longest = len(ids), max(places) + 1
+        if self.deterministic:
+            ids, places, longest = (*ids, *[0] * (self.rows - size)), (*places, *[0] * (self.rows - size)), self.length
         ids_B, places_B = torch.tensor(ids, device=self.device), torch.tensor(places, device=self.device)
-        rows_B = torch.arange(len(ids), device=self.device)
-        longest = max(places) + 1
         mask_B11T = None
         if min(places) + 1 < longest:
             mask_B11T = (torch.arange(longest, device=self.device) <= places_B[:, None])[:, None, None]
-        x_BC = self.embedding_VC[ids_B]
-        cos_B1D, sin_B1D = self.cos_L1D[places_B], self.sin_L1D[places_B]
-        for layer, block in enumerate(self.blocks):
-            q_BHD, k_BKD, v_BKD = block.project(x_BC, cos_B1D, sin_B1D)
-            keys, values = self.keys[layer], self.values[layer]
-            keys[rows_B, :, places_B], values[rows_B, :, places_B] = k_BKD, v_BKD
-            out_BH1D = F.scaled_dot_product_attention(
-                q_BHD.unsqueeze(2), keys[: len(ids), :, :longest], values[: len(ids), :, :longest], mask_B11T,
-                enable_gqa=block.grouped,
-            )  # fmt: skip
-            x_BC = block.add(x_BC, out_BH1D.flatten(1))
-        return normalize(x_BC, *self.norm)[0]
+        keys, values = ([cache[: len(ids), :, :longest] for cache in caches] for caches in (self.keys, self.values))
+        return self.advance(self.shape, self.weights, keys, values, ids_B, places_B, mask_B11T)[:size]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the logits [N, V], in fp32, of the token after each hidden state."""
-        return self.head(hidden_NC).float()
+        return multiply(hidden_NC, self.weights.head).float()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` places of a row of the cache to another row."""
-        for cache in (self.keys, self.values):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+        for cache_SKLD in (*self.keys, *self.values):
+            cache_SKLD[target, :, :length] = cache_SKLD[source, :, :length]
+
+
+def _block_weights(block: Block, int8: bool) -> BlockWeights:
+    attention, mlp = block.self_attn, block.mlp
+    return BlockWeights(
+        matrix([attention.q_proj, attention.k_proj, attention.v_proj], int8),
+        matrix([attention.o_proj], int8),
+        matrix([mlp.gate_proj, mlp.up_proj], int8),
+        matrix([mlp.down_proj], int8),
+        *(
+            norm.weight.detach()
+            for norm in (block.input_layernorm, attention.q_norm, attention.k_norm, block.post_attention_layernorm)
+        ),
+    )
