@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from textgen.model.cached import CachedModel
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
 
@@ -37,3 +39,39 @@ def test_the_losses_of_a_compiled_training_are_those_of_one_that_is_not(tokens, 
     assert logged[1] == pytest.approx(logged[0], abs=CLOSE)
     validated = [[validation.loss_nats for validation in manifest.curve] for manifest in manifests]
     assert validated[1] == pytest.approx(validated[0], abs=CLOSE)
+
+
+@pytest.mark.slow  # compiles a step from nothing
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_gives_what_one_that_is_not_compiled_does(opinionated, monkeypatch):
+    text = list(range(20))
+    models = [CachedModel(opinionated[1].model, 32, 2) for _ in range(2)]
+    seconds = iter([2.0, 1.0])
+    monkeypatch.setattr(models[1], "_step_seconds", lambda: next(seconds))
+    assert models[1].compile()
+    with torch.inference_mode():
+        for model in models:
+            model.read([text[:4]], [0])
+        for place in range(4, len(text)):
+            expected, found = (model.step([text[place]], [place]) for model in models)
+            torch.testing.assert_close(found, expected, atol=CLOSE, rtol=CLOSE)
+        expected, found = (model.step([1, 2], [20, 0]) for model in models)
+        torch.testing.assert_close(found, expected, atol=CLOSE, rtol=CLOSE)
+
+
+def test_a_step_is_not_compiled_where_that_is_no_faster_or_there_is_no_compiler(opinionated, monkeypatch, caplog):
+    model = CachedModel(opinionated[1].model, 32, 2)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    seconds = iter([1.0, 2.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_step_seconds", lambda: next(seconds))
+        assert not model.compile()
+
+    def fail(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("no working C++ compiler was found")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: fail)
+    with caplog.at_level("INFO"):
+        assert not model.compile() and "no working C++ compiler" in caplog.text
+    assert model.step([1], [0]).isfinite().all()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from textgen.errors import Damaged
 from textgen.inference import engine as engine_module
-from textgen.inference.engine import Completion, Engine, Generation, Piece, Request, complete, join, run
+from textgen.inference.engine import Completion, Engine, Generation, Mode, Piece, Request, complete, join, run
 from textgen.inference.sampling import SamplingConfig, uniform
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model.transformer import LanguageModel
@@ -178,7 +178,7 @@ def test_past_the_context_a_text_can_end(models):
     requests = [greedy(prompt, 99) for prompt in prompts]
     going_on = list(complete(Engine(models.loaded), requests))
     for prompt, completion, other in zip(
-        prompts, complete(Engine(models.loaded, past="stop"), requests), going_on, strict=True
+        prompts, complete(Engine(models.loaded, mode=Mode(past="stop")), requests), going_on, strict=True
     ):
         assert completion.finish == "length"
         assert len(completion.tokens) == max(1, CONTEXT + 1 - len(prompt))
@@ -247,6 +247,18 @@ def test_texts_that_join_and_leave_are_what_they_are_alone(models, rows, monkeyp
         assert generation.request is request
         assert all(piece.finish is None for piece in pieces[:-1])
         check_same(models, request, ids_of(join(generation, pieces)), alone)
+
+
+def test_a_deterministic_text_is_the_same_to_the_last_bit_whatever_else_is_written(models):
+    mode, scored = Mode(deterministic=True), {"log_probs": 2, "echo": True}
+    prompts = random_prompts(models, [3, 17, 9, 1, 30, 12])
+    requests = [
+        replace(greedy(prompt, 40) if number % 2 else drawn(prompt, number, 25), **scored)
+        for number, prompt in enumerate(prompts)
+    ]
+    together = list(complete(Engine(models.loaded, 4, mode), requests))
+    for request, completion in zip(requests, together, strict=True):
+        assert [completion] == list(complete(Engine(models.loaded, 4, mode), [request]))
 
 
 def test_more_requests_than_rows_are_answered_in_order(models):
@@ -353,6 +365,9 @@ class Scripted:
         assert places == [len(self.shown[-1])]
         self.shown.append([*self.shown[-1], *ids])
         return self.logits(torch.zeros(1, 1))
+
+    def last_logits(self, hidden: list[Tensor]) -> Tensor:
+        return self.logits(hidden[0])
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         return nn.functional.one_hot(torch.tensor([next(self.ids)]), self.vocab_size).float()

@@ -1,9 +1,33 @@
 """What the arguments of several commands have in common."""
 
 import argparse
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from textgen.inference.engine import Mode
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 MODEL_HELP = "a published or a training folder, NAME@champion or NAME@v3"
 ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
+
+
+def add_mode(parser: argparse.ArgumentParser, compiled: bool) -> None:
+    """Add how an engine works, by default compiled or not."""
+    parser.add_argument("--past", choices=("slide", "stop"), default="slide", help="past the context: go on, or end")
+    parser.add_argument(
+        "--weights", choices=("fp32", "int8"), default="fp32", help="int8: faster for few texts at once"
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="a text is the same to the last bit whatever else is written"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=compiled, help="where that is faster, after seconds"
+    )
+
+
+def read_mode(options: argparse.Namespace) -> "Mode":
+    """Return how an engine is to work."""
+    from textgen.inference.engine import Mode
+
+    return Mode(options.past, options.weights, options.deterministic, options.compile)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
+from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands, add_mode, read_mode
 from textgen.config import StorageConfig
 from textgen.errors import InputError
 from textgen.terminal import one_line, printable, say
@@ -46,10 +46,7 @@ def add_generate(commands: Commands) -> None:
     for name, kind, what in FIELDS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what)
     parser.add_argument("--stop", action="append", metavar="TEXT", help="ends the text; may be given several times")
-    parser.add_argument(
-        "--past", choices=("slide", "stop"), default="slide",
-        help="past the context: go on from the last half of it, or end",
-    )  # fmt: skip
+    add_mode(parser, compiled=False)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true", help="one document, with log-probabilities")
@@ -72,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
     folder = resolve(options.model, Storage.at(options.root))
     asked = list(_read_file(options.file, given)) if options.file is not None else []
     prepare_cpu(1)
-    engine = Engine(load_finite_model(folder, device), past=options.past)
+    engine = Engine(load_finite_model(folder, device), mode=read_mode(options))
     if options.file is not None:
         _continue_file(engine, asked)
     elif options.prompt is not None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
+from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands, add_mode, read_mode
 from textgen.config import Config, StorageConfig
 from textgen.errors import InputError
 
@@ -34,7 +34,7 @@ def add_serve(commands: Commands) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--rows", type=int, default=16, help="how many texts are written at once")
-    parser.add_argument("--past", choices=("slide", "stop"), default="slide", help="past the context: go on, or end")
+    add_mode(parser, compiled=True)
     parser.add_argument("--allow-origin", metavar="URL", help="a site whose pages may ask this server")
     parser.set_defaults(run=_run)
 
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
     source = find_source(options.model, storage, device)
     prepare_cpu(1)
     settings = Settings(
-        key=key, allow_origin=options.allow_origin, rows=options.rows, past=options.past,
+        key=key, allow_origin=options.allow_origin, rows=options.rows, mode=read_mode(options),
         follow_seconds=REMOTE_SECONDS if storage.is_remote else Settings.follow_seconds,
     )  # fmt: skip
     app = make_app(source, settings)

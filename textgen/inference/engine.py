@@ -43,6 +43,23 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Mode:
+    """How an engine works.
+
+    `deterministic`: a text does not depend on what else runs, to the last bit. `compiled`: the step of a text that is
+    alone is compiled where that makes it faster.
+    """
+
+    past: Past = "slide"
+    weights: Literal["fp32", "int8"] = "fp32"
+    deterministic: bool = False
+    compiled: bool = False
+
+
+DEFAULT = Mode()
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt to continue. `choice` tells apart the texts that one prompt and one seed are to get.
 
@@ -111,11 +128,16 @@ class Generation:
 class Engine:
     """Continues prompts with one model. Not for several threads."""
 
-    def __init__(self, loaded: LoadedModel, rows: int = ROWS, past: Past = "slide") -> None:
-        self.loaded, self.past = loaded, past
+    def __init__(self, loaded: LoadedModel, rows: int = ROWS, mode: Mode = DEFAULT) -> None:
+        self.loaded, self.mode = loaded, mode
         self.vocabulary, self.end = Vocabulary(loaded.tokenizer), end_id(loaded.tokenizer)
         self.length = loaded.seq_length
-        self.model = CachedModel(loaded.model, self.length, rows)
+        self.model = CachedModel(
+            loaded.model, self.length, rows, self.mode.deterministic, int8=self.mode.weights == "int8"
+        )
+        compiled = self.mode.compiled and self.model.compile()
+        marks = {"deterministic": self.mode.deterministic, "compiled": compiled}
+        self.kernels = "-".join([self.mode.weights, *(mark for mark, holds in marks.items() if holds)])
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # the number of each is its row in the cache
 
@@ -177,7 +199,7 @@ class Engine:
         """Read the prompts of those that join, and anew the last half of the context of those that have filled it."""
         pieces = []
         full = [generation for generation in self.running if generation.cached == self.length]
-        if self.past == "stop":
+        if self.mode.past == "stop":
             for generation in full:
                 generation.finish = "length"
                 pieces.append(self._leave(generation))
@@ -195,7 +217,7 @@ class Engine:
             if generation.request.echo and not generation.cached:
                 generation.prompt_scores = list(self._score(hidden_TC, text, generation.request.log_probs or 0))
             generation.cached = len(text)
-        logits_BV = self.model.logits(torch.stack([hidden_TC[-1] for hidden_TC in hidden]))
+        logits_BV = self.model.last_logits(hidden)
         return pieces + self._write(full, logits_BV)
 
     def _score(self, hidden_TC: Tensor, text: list[int], top: int) -> Iterator[LogProbs]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from textgen import __version__
 from textgen.errors import Failure, InputError
-from textgen.inference.engine import ROWS, Past, Piece, join
+from textgen.inference.engine import DEFAULT, ROWS, Engine, Mode, Piece, join
 from textgen.inference.figures import Figures
 from textgen.inference.http import EventStream, Logged, Refusal, as_response, read_json, until_gone
 from textgen.inference.protocol import BadRequest, ChoiceText, CompletionRequest, answer, engine_requests, usage
@@ -39,7 +39,7 @@ class Settings:
     key: str | None = None
     allow_origin: str | None = None
     rows: int = ROWS  # texts that are written at once
-    past: Past = "slide"
+    mode: Mode = DEFAULT
     waiting: int = 256  # texts that wait
     max_tokens: int = 4096  # of a text; more is cut to this
     texts: int = 1024  # of a request
@@ -105,7 +105,7 @@ def make_app(source: Source, settings: Settings) -> "FastAPI":
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker = Worker(asyncio.get_running_loop(), settings.waiting, figures.note)
         follower = Follower(
-            source, worker, lambda version: prepare(version, settings.rows, settings.past), settings.follow_seconds
+            source, worker, lambda version: prepare(version, settings.rows, settings.mode), settings.follow_seconds
         )
         app.state.shared = State(source, settings, worker, follower, figures)
         yield
@@ -229,7 +229,7 @@ async def complete(request: "Request") -> Any:
         job = state.worker.submit(version, requests)
     except Full:
         raise Refusal(429, f"{state.worker.waiting:,} texts wait already; try again", "queue_full") from None
-    reply = Reply(asked, job, prompts, engine.vocabulary, request.state.id, state.settings.seconds)
+    reply = Reply(asked, job, prompts, engine, request.state.id, state.settings.seconds)
     if asked.stream:
         return as_response(EventStream(reply.events(), job.cancel))
     gone = asyncio.create_task(until_gone(request.receive))
@@ -274,13 +274,14 @@ class Reply:
     """What is answered to a request while its texts are written."""
 
     def __init__(
-        self, asked: CompletionRequest, job: Job, prompts: Sequence[Sequence[int]], vocabulary: Vocabulary, number: str,
+        self, asked: CompletionRequest, job: Job, prompts: Sequence[Sequence[int]], engine: Engine, number: str,
         seconds: float,
     ) -> None:  # fmt: skip
-        self.asked, self.job, self.prompts, self.vocabulary, self.seconds = asked, job, prompts, vocabulary, seconds
+        self.asked, self.job, self.prompts, self.seconds = asked, job, prompts, seconds
+        self.vocabulary = engine.vocabulary
         self.head = {
             "id": f"cmpl-{number}", "object": "text_completion", "created": int(time.time()), "model": job.version,
-            "system_fingerprint": f"{job.version}-fp32",
+            "system_fingerprint": f"{job.version}-{engine.kernels}",
         }  # fmt: skip
 
     async def _pieces(self) -> AsyncIterator[tuple[int, Piece]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from textgen.errors import Damaged, Failure, InputError
-from textgen.inference.engine import ROWS, Engine, Generation, Past, Piece, Request, complete
+from textgen.inference.engine import DEFAULT, ROWS, Engine, Generation, Mode, Piece, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.pretrained import LoadedModel
 
@@ -201,13 +201,13 @@ def _deliver(ready: dict[Job, list[tuple[int, Piece]]]) -> None:
         job.pieces.put_nowait(pieces)
 
 
-def prepare(version: Version, rows: int = ROWS, past: Past = "slide") -> Served:
+def prepare(version: Version, rows: int = ROWS, mode: Mode = DEFAULT) -> Served:
     """Return a version with its engine, after the engine has scored what the evaluation did.
 
     Raises:
         Damaged: it gives other figures.
     """
-    engine = Engine(version.loaded, rows, past)
+    engine = Engine(version.loaded, rows, mode)
     if version.probe is not None:
         check_probe(engine, version.probe, version.name)
     return Served(version, engine)

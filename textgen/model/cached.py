@@ -4,6 +4,8 @@ Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, 
 of a matrix.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +15,11 @@ from torch import Tensor, nn
 
 from textgen.model.ops import normalize
 from textgen.model.transformer import Block, LanguageModel, rotary_tables, rotate
+from textgen.terminal import one_line
 
+log = logging.getLogger(__name__)
+
+TIMED_STEPS = 30
 INT8_LARGEST = 127
 INT8_INPUTS = 32  # the kernel reads beyond inputs that are no multiple: they are filled up with zeros
 
@@ -145,7 +151,7 @@ class CachedModel:
         self.keys, self.values = (
             [torch.zeros(cache, device=self.device, dtype=dtype) for _ in self.weights.blocks] for _ in range(2)
         )
-        self.advance: Callable[..., Tensor] = advance
+        self._advance_one: Callable[..., Tensor] | None = None  # compiled, for a text that is alone
 
     def read(self, texts: list[list[int]], rows: list[int]) -> list[Tensor]:
         """Read whole texts into rows of the cache, whatever was there, and return the hidden states [T, C] of each."""
@@ -173,16 +179,52 @@ class CachedModel:
         size, longest = len(ids), max(places) + 1
         if self.deterministic:
             ids, places, longest = (*ids, *[0] * (self.rows - size)), (*places, *[0] * (self.rows - size)), self.length
+        run = advance
+        if size == 1 and self._advance_one is not None:
+            run, longest = self._advance_one, self.length  # of one shape, whatever the text's length
         ids_B, places_B = torch.tensor(ids, device=self.device), torch.tensor(places, device=self.device)
         mask_B11T = None
-        if min(places) + 1 < longest:
+        if run is not advance or min(places) + 1 < longest:
             mask_B11T = (torch.arange(longest, device=self.device) <= places_B[:, None])[:, None, None]
         keys, values = ([cache[: len(ids), :, :longest] for cache in caches] for caches in (self.keys, self.values))
-        return self.advance(self.shape, self.weights, keys, values, ids_B, places_B, mask_B11T)[:size]
+        return run(self.shape, self.weights, keys, values, ids_B, places_B, mask_B11T)[:size]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the logits [N, V], in fp32, of the token after each hidden state."""
         return multiply(hidden_NC, self.weights.head).float()
+
+    def last_logits(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Return the logits [B, V] of the token after each of B texts, from their hidden states [T, C]."""
+        if self.deterministic:
+            return torch.cat([self.logits(hidden_TC[-1:]) for hidden_TC in hidden])
+        return self.logits(torch.stack([hidden_TC[-1] for hidden_TC in hidden]))
+
+    @torch.inference_mode()
+    def compile(self) -> bool:
+        """Compile the step of a text that is alone, and return whether that makes it faster; if not, it stays as it is.
+
+        To be called before a text is read. It takes ten seconds, and one where the compiler's cache has it.
+        """
+        if self.deterministic:
+            return False
+        before = self._step_seconds()
+        self._advance_one = torch.compile(advance, dynamic=False, fullgraph=True)
+        try:
+            if self._step_seconds() < before:
+                return True
+        except Exception as error:  # of the compiler, or of a machine that has none
+            log.info("a step is not compiled: %s", one_line(error))
+        self._advance_one = None
+        return False
+
+    def _step_seconds(self) -> float:
+        """Return what a step of one text takes, the shortest of some."""
+        seconds = []
+        for _ in range(TIMED_STEPS):
+            started = time.perf_counter()
+            self.step([0], [0])
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` places of a row of the cache to another row."""
