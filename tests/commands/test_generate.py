@@ -178,6 +178,7 @@ def test_a_file_without_prompts_gives_nothing(generate):
         ('"the old"', 'a line is {"prompt": …}'),
         ('{"text": "a"}', 'a line is {"prompt": …}'),
         ('{"prompt": 3}', "prompt: a string, "),
+        ('{"prompt": "a", "stream": true}', "stream has no meaning here"),
         ('{"prompt": "\\udc80"}', "prompt: a lone surrogate "),
         ('{"prompt": "a", "max_tokens": -1}', "max_tokens=-1: "),
         ('{"prompt": "a", "temperature": NaN}', "temperature=nan: "),

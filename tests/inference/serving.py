@@ -72,7 +72,7 @@ class Running:
 
     def wait_until_served(self, version: str) -> None:
         """Return when a version is in use."""
-        wait_until(lambda: self.state.worker.current == f"{Shelf.name}@{version}")
+        wait_until(lambda: self.state.worker.current_name == f"{Shelf.name}@{version}")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ FIELDS = (  # of a request, that are options here: the name, what it takes, what
     ("logprobs", int, "with --json: how many of the likeliest tokens beside each token"),
 )
 MAX_TOKENS = 100
+NOT_IN_A_FILE = frozenset({"model", "stream", "stream_options"})  # fields of a request that a server alone knows
 DESCRIPTION = "Continue the prompt of --prompt or of stdin, each line typed in a terminal, or those of --file."
 
 
@@ -63,8 +64,8 @@ def _run(options: argparse.Namespace) -> None:
     given = {name: value for name, *_ in FIELDS if (value := getattr(options, name)) is not None}
     given = {"max_tokens": MAX_TOKENS, **given, **({"stop": options.stop} if options.stop else {})}
     request = _parse_options(given)
-    if options.prompt is not None and _is_broken(options.prompt):
-        raise InputError("--prompt: it has bytes that are not UTF-8")
+    if options.prompt is not None:
+        _check_text(options.prompt, "--prompt")
     device = choose_device(options.device)
     folder = resolve(options.model, Storage.at(options.root))
     asked = list(_read_file(options.file, given)) if options.file is not None else []
@@ -95,8 +96,16 @@ def _parse_options(given: dict[str, Any]) -> "CompletionRequest":
         raise InputError(f"--{name.replace('_', '-')}{str(error).removeprefix(name)}") from None
 
 
-def _is_broken(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+def _check_text(text: str, where: str) -> None:
+    """Check that a text came in UTF-8: what did not, Python spells with halves of characters.
+
+    Raises:
+        InputError: it did not.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: it has bytes that are not UTF-8") from None
 
 
 def _read_stdin() -> str:
@@ -122,6 +131,8 @@ def _read_file(path: Path, given: dict[str, Any]) -> Iterator[tuple[str, "Comple
                 raise InputError(f"{where}: no JSON: {one_line(error)}") from None
             if not isinstance(fields, dict) or "prompt" not in fields:
                 raise InputError(f'{where}: a line is {{"prompt": …}}')
+            if useless := fields.keys() & NOT_IN_A_FILE:
+                raise InputError(f"{where}: {min(useless)} has no meaning here")
             try:
                 yield where, CompletionRequest.parse({**given, **fields})
             except BadRequest as error:

@@ -62,6 +62,6 @@ class Figures:
         self.running.set(worker.running)
         self.waiting.set(worker.waiting)
         self.version.clear()
-        if worker.current is not None:
-            self.version.labels(worker.current).set(1)
+        if worker.current_name is not None:
+            self.version.labels(worker.current_name).set(1)
         return generate_latest(self.registry)

@@ -5,7 +5,7 @@ Beside OpenAI's fields a request may have `top_k`, `min_p` and `repetition_penal
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -64,6 +64,25 @@ class Fields(BaseModel):
             {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
         )
 
+    @classmethod
+    def parse(cls, fields: Any) -> Self:
+        """Return the request that a JSON object describes.
+
+        Raises:
+            BadRequest: it describes none; the message names the first field that is wrong.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise explain(error) from None
+
+
+class TokenizeRequest(Fields):
+    """A text whose tokens are asked for."""
+
+    prompt: Text
+    model: str | None = None
+
 
 class StreamOptions(Fields):
     """What a stream has beside its text."""
@@ -100,16 +119,8 @@ class CompletionRequest(Fields):
         return [stop] if isinstance(stop, str) else stop
 
     @classmethod
-    def parse(cls, fields: Any) -> "CompletionRequest":
-        """Return the request that a JSON object describes.
-
-        Raises:
-            BadRequest: it describes none; the message names the first field that is wrong.
-        """
-        try:
-            request = cls.model_validate(fields)
-        except ValidationError as error:
-            raise explain(error) from None
+    def parse(cls, fields: Any) -> Self:
+        request = super().parse(fields)
         if "" in request.stop:
             raise BadRequest("stop: a stop string is empty", "stop")
         if request.best_of is not None and request.best_of < request.n:

@@ -109,7 +109,7 @@ class WordStream(TextStream):
     def add(self, id: int) -> str:
         self._new.append(id)
         text = self._text()
-        if text.endswith(REPLACEMENT):  # perhaps the beginning of a character
+        if text.endswith(REPLACEMENT) and len(self._new) < self.CONTEXT:  # perhaps the beginning of a character
             return ""
         self._before, self._new = [*self._before, *self._new][-self.CONTEXT :], []
         return text

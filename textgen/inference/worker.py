@@ -54,7 +54,7 @@ class Source(Protocol):
 class Job:
     """What a request asked of the worker, and the pieces that it gets, an exception last if it fails."""
 
-    version: str
+    served: "Served"
     generations: list[Generation]
     pieces: "asyncio.Queue[list[tuple[int, Piece]] | Exception]"
     started: float = field(default_factory=time.monotonic)
@@ -87,8 +87,8 @@ class Worker:
     ) -> None:
         self.loop, self.most_waiting, self.on_piece = loop, most_waiting, on_piece
         self.served: dict[str, Served] = {}
-        self.current: str | None = None
-        self.kept: str | None = None
+        self.current: Served | None = None
+        self.kept: Served | None = None
         self._changed = threading.Condition()
         self._new: list[tuple[Served, Generation]] = []
         self._stopping = False
@@ -98,17 +98,21 @@ class Worker:
     def use(self, served: Served) -> None:
         """Send the requests that come from now on to this version, unless they ask for another one."""
         with self._changed:
-            name = served.version.name
-            self.served.setdefault(name, served)  # it may still run from when it was in use before
-            self.current = name
+            # It may still run from when it was in use before.
+            self.current = self.served.setdefault(served.version.name, served)
             self._changed.notify()
 
-    def keep(self, served: Served) -> None:
+    def keep(self, served: Served) -> Served:
         """Keep a version beside the one in use; the one that was kept before is forgotten when it has nothing to do."""
         with self._changed:
-            self.served.setdefault(served.version.name, served)
-            self.kept = served.version.name
+            self.kept = kept = self.served.setdefault(served.version.name, served)
             self._changed.notify()
+            return kept
+
+    @property
+    def current_name(self) -> str | None:
+        """The name of the version in use."""
+        return None if self.current is None else self.current.version.name
 
     @property
     def running(self) -> int:
@@ -120,19 +124,18 @@ class Worker:
         """How many texts wait to be begun."""
         return len(self._new) + sum(len(one.engine.waiting) for one in list(self.served.values()))
 
-    def submit(self, version: str, requests: Sequence[Request]) -> Job:
-        """Have a version continue some prompts.
+    def submit(self, served: Served, requests: Sequence[Request]) -> Job:
+        """Have a version continue some prompts, even if another one has taken over since it was asked for.
 
         Raises:
             Full: more than `most_waiting` would wait.
-            KeyError: the version is not served any more.
         """
         with self._changed:
-            served = self.served[version]
+            served = self.served.setdefault(served.version.name, served)
             free = max(0, served.engine.model.rows - len(served.engine.running) - self.waiting)
             if self.waiting + len(requests) > self.most_waiting + free:
                 raise Full
-            job = Job(version, [served.engine.prepare(request) for request in requests], asyncio.Queue())
+            job = Job(served, [served.engine.prepare(request) for request in requests], asyncio.Queue())
             for index, generation in enumerate(job.generations):
                 served.jobs[generation] = (job, index)
                 self._new.append((served, generation))
@@ -166,7 +169,7 @@ class Worker:
     def _retire(self) -> None:
         """Forget the versions that were in use before and have no text left to write."""
         for name, one in list(self.served.items()):
-            if name not in (self.current, self.kept) and not one.jobs:
+            if one not in (self.current, self.kept) and not one.jobs:
                 del self.served[name]
 
     def _step(self, served: Served) -> None:
@@ -240,9 +243,9 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
 
-    def keep(self, version: str) -> None:
-        """Load a version beside the one in use."""
-        self.worker.keep(self._prepare(self.source.load(version)))
+    def keep(self, version: str) -> Served:
+        """Load a version beside the one in use, and return it."""
+        return self.worker.keep(self._prepare(self.source.load(version)))
 
     def stop(self) -> None:
         """End the thread."""
@@ -264,7 +267,7 @@ class Follower:
         if current is None:
             self._refuse(f"{self.source.name}@champion: no version was promoted yet")
             return
-        if current == self.worker.current:
+        if current == self.worker.current_name:
             self.refused = None
             return
         if current == self._tried and time.monotonic() < self._again:
