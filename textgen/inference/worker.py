@@ -153,7 +153,9 @@ class Worker:
         while True:
             with self._changed:
                 self._retire()
-                self._changed.wait_for(lambda: self._stopping or self._new or self._busy())
+                while not (self._stopping or self._new or self._busy()):
+                    self._changed.wait()
+                    self._retire()
                 if self._stopping:
                     return
                 for served, generation in self._new:
