@@ -177,6 +177,13 @@ def test_the_models_are_named_as_a_request_may_name_them(client, loaded):
     assert names["tiny"].root == "tiny@v1" and names["tiny"].max_model_len == loaded.seq_length
 
 
+def test_the_description_of_the_api_refers_to_nothing_that_is_not_there(running):
+    described = httpx.get(f"{running.url}/openapi.json")
+    body = described.json()["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt", "stream_options"} < body["properties"].keys() and not body["additionalProperties"]
+    assert "$defs" not in described.text
+
+
 def test_a_text_is_tokenized(running, loaded):
     reply = post(running, json.dumps({"prompt": "naïve 塔"}), "/tokenize").json()
     assert reply["tokens"] == loaded.tokenizer.encode("naïve 塔").ids

@@ -193,8 +193,20 @@ def add_routes(app: "FastAPI", key: str | None) -> None:
 
 def body_of(kind: type[Fields]) -> dict[str, Any]:
     """Return what the server's description says of a body."""
-    schema = {"application/json": {"schema": kind.model_json_schema()}}
-    return {"requestBody": {"content": schema, "required": True}}
+    schema = kind.model_json_schema()
+    content = {"application/json": {"schema": _inline(schema, schema.pop("$defs", {}))}}
+    return {"requestBody": {"content": content, "required": True}}
+
+
+def _inline(schema: Any, parts: dict[str, Any]) -> Any:
+    """Return a JSON schema with the parts that it refers to in the places where it does."""
+    if isinstance(schema, list):
+        return [_inline(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inline(value, parts) for name, value in schema.items()}
 
 
 def list_models(state: State) -> dict[str, Any]:
