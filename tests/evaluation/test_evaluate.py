@@ -296,6 +296,8 @@ def test_the_command_measures_a_published_model_with_the_stride_it_was_published
     there = evaluate(publication.checkpoint.folder, without_ends, config)
     assert measured["text"] == pytest.approx(there.splits["test"].model_dump())
     assert run("--protocol", "blocks")["stride"] == 16
+    whole, eight = (run("--weights", kind)["test"]["loss_nats"] for kind in ("fp32", "int8"))
+    assert whole != eight == pytest.approx(whole, abs=0.01)
 
 
 def test_the_command_says_that_the_raw_text_is_not_there(checkpoint, tokens, tmp_path, capsys):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from textgen.model.cached import CachedModel
+from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
 
@@ -105,6 +106,13 @@ def test_what_a_row_gives_does_not_depend_on_the_others_where_it_is_deterministi
     for row, text in enumerate(texts):
         [alone] = read_and_step(CachedModel(model, LENGTH, ROWS, deterministic=True), [text], [read[row]])
         assert torch.equal(alone, together[row])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_nats_of_a_text_are_those_of_the_evaluation(shape):
+    model, texts = new_model(shape), torch.tensor(random_texts([LENGTH + 1] * 3))
+    found_BT = CachedModel(model, LENGTH, ROWS).nats(texts[:, :-1], texts[:, 1:])
+    torch.testing.assert_close(found_BT, next_token_nats(model, texts[:, :-1], texts[:, 1:]), atol=1e-5, rtol=1e-5)
 
 
 def test_eight_bits_are_as_near_as_eight_bits_are():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
@@ -17,6 +18,9 @@ def add_evaluate(commands: Commands) -> None:
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
     parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
+    parser.add_argument(
+        "--weights", choices=("fp32", "int8"), default="fp32", help="int8: as `serve --weights int8` runs the model"
+    )
     parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_run)
@@ -25,6 +29,7 @@ def add_evaluate(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.evaluate import evaluate_splits, evaluate_text, read_tokens
     from textgen.evaluation.protocols import DEFINITIONS
+    from textgen.model.cached import CachedModel
     from textgen.model.device import choose_device
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_finite_model
@@ -34,6 +39,9 @@ def _run(options: argparse.Namespace) -> None:
     storage = Storage.at(options.root)
     folder = resolve(options.model, storage)
     loaded = load_finite_model(folder, choose_device("auto"))
+    if options.weights == "int8":
+        rows = EvaluationConfig().batch_size
+        loaded = replace(loaded, int8=CachedModel(loaded.model, loaded.seq_length, rows, int8=True))
     half = max(1, loaded.seq_length // 2)
     stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
     evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)

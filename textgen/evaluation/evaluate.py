@@ -65,7 +65,7 @@ def evaluate_splits(
             text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:
             text = read_tokens_split(tokens, name, evaluation.protocol, loaded.seq_length, stride)
-        measured[name] = measure(loaded.model, text, evaluation.batch_size, f"evaluate {name}")
+        measured[name] = measure(loaded.int8 or loaded.model, text, evaluation.batch_size, f"evaluate {name}")
     return measured
 
 
@@ -118,7 +118,7 @@ def evaluate_split(
 ) -> Measured:
     """Measure a model on a split; `ends`: whether it was trained with an end of text after each document."""
     text = read_split(loaded.tokenizer, raw, split, ends, evaluation, loaded.seq_length)
-    return measure(loaded.model, text, evaluation.batch_size, f"evaluate {split}")
+    return measure(loaded.int8 or loaded.model, text, evaluation.batch_size, f"evaluate {split}")
 
 
 def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationConfig) -> Measured:
@@ -135,4 +135,4 @@ def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationCo
         )
     if text.counts.tokens < 2:
         raise InputError(f"{text.counts.tokens} tokens; perplexity needs two")
-    return measure(loaded.model, text, evaluation.batch_size, "evaluate text")
+    return measure(loaded.int8 or loaded.model, text, evaluation.batch_size, "evaluate text")

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textgen.files import Manifest, write_atomic
+from textgen.model.cached import CachedModel
 from textgen.model.loss import next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.text.stream import TextCounts
@@ -120,7 +122,7 @@ def read_documents(metrics: Metrics, split: str) -> Documents:
     return Documents(**{name: arrays[f"document_{name}"] for name in Documents._fields})
 
 
-def measure(model: LanguageModel, text: Text, batch_size: int, label: str | None = None) -> Measured:
+def measure(model: LanguageModel | CachedModel, text: Text, batch_size: int, label: str | None = None) -> Measured:
     """Score a text; `label` names a progress bar."""
     nats_S = score_tokens(model, text.ids_N, text.windows, batch_size, label)
     tokens_D = torch.zeros_like(text.documents["tokens"])
@@ -167,7 +169,7 @@ def score(
 
 @torch.no_grad()
 def score_tokens(
-    model: LanguageModel,
+    model: LanguageModel | CachedModel,
     stream_N: Tensor,
     windows: list[Window],
     batch_size: int,
@@ -179,7 +181,9 @@ def score_tokens(
     Windows are batched with those of about their length, and read on to the length of the longest: a token's logits do
     not depend on what comes after it. `label` names a progress bar.
     """
-    device, last = next(model.parameters()).device, len(stream_N) - 1
+    nats_of = model.nats if isinstance(model, CachedModel) else partial(next_token_nats, model)
+    device = model.device if isinstance(model, CachedModel) else next(model.parameters()).device
+    last = len(stream_N) - 1
     windows_W3 = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
     scored_W = windows_W3[:, 2]
     first_W = scored_W.cumsum(0) - scored_W  # the place in the result of the first token that a window scores
@@ -191,7 +195,7 @@ def score_tokens(
             starts_B1, inputs_B1, scored_B1 = windows_W3[batch_B].T[:, :, None]
             reach_S = torch.arange(int(inputs_B1.max()) + 1)
             ids_BS = stream_N[(starts_B1 + reach_S).clamp(max=last)].long().to(device)
-            nats = next_token_nats(model, ids_BS[:, :-1], ids_BS[:, 1:]).flatten()
+            nats = nats_of(ids_BS[:, :-1], ids_BS[:, 1:]).flatten()
             input_T = reach_S[:-1]
             is_scored = ((input_T < inputs_B1) & (input_T >= inputs_B1 - scored_B1)).flatten()
             waiting.append((nats, is_scored, _ranges(first_W[batch_B], scored_W[batch_B])))

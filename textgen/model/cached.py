@@ -20,6 +20,7 @@ from textgen.terminal import one_line
 log = logging.getLogger(__name__)
 
 TIMED_STEPS = 30
+SCORED_AT_ONCE = 128  # places of a text
 INT8_LARGEST = 127
 INT8_INPUTS = 32  # the kernel reads beyond inputs that are no multiple: they are filled up with zeros
 
@@ -192,6 +193,17 @@ class CachedModel:
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the logits [N, V], in fp32, of the token after each hidden state."""
         return multiply(hidden_NC, self.weights.head).float()
+
+    @torch.inference_mode()
+    def nats(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`; B is at most S."""
+        hidden = self.read(x_BT.tolist(), list(range(len(x_BT))))
+        rows = [
+            F.cross_entropy(self.logits(some_NC), targets_N, reduction="none")
+            for hidden_TC, targets_T in zip(hidden, y_BT, strict=True)
+            for some_NC, targets_N in zip(hidden_TC.split(SCORED_AT_ONCE), targets_T.split(SCORED_AT_ONCE), strict=True)
+        ]
+        return torch.cat(rows).view_as(y_BT)
 
     def last_logits(self, hidden: Sequence[Tensor]) -> Tensor:
         """Return the logits [B, V] of the token after each of B texts, from their hidden states [T, C]."""
