@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.inference.engine import Engine, Mode, Request, complete
 from textgen.inference.sampling import SamplingConfig
-from textgen.model.device import prepare_cpu, seed_everything
+from textgen.model.device import prepare_cpu, read_bandwidth, seed_everything
 from textgen.model.pretrained import LoadedModel, qwen3_config
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
@@ -34,8 +34,6 @@ from textgen.sections import ModelConfig
 MODEL = ModelConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4)
 VOCAB_SIZE, CONTEXT, PROMPT = 50_257, 512, 16
 MANY = 16  # texts at once
-SUMMED = 2**28  # floats: a gibibyte
-SUMS = 5
 MODES = {
     "eager": Mode(), "compiled": Mode(compiled=True), "deterministic": Mode(deterministic=True),
     "int8": Mode(weights="int8", compiled=True),
@@ -83,22 +81,6 @@ def stock_writer(model: LanguageModel, end: int, static: bool) -> Writer:
     return write
 
 
-def read_bandwidth() -> float:
-    """Return the bytes a second that a compiled sum over a gibibyte reads, torch's own where there is no compiler."""
-    numbers = torch.ones(SUMMED)
-    try:
-        total = torch.compile(torch.sum)
-        total(numbers)
-    except Exception:  # of the compiler
-        total = torch.sum
-    seconds = []
-    for _ in range(SUMS):
-        started = time.perf_counter()
-        total(numbers)
-        seconds.append(time.perf_counter() - started)
-    return 4 * SUMMED / min(seconds)
-
-
 def measure(writers: dict[str, Writer], texts: int, tokens: int, rounds: int) -> dict[str, float]:
     """Return the tokens a second of each, the median over rounds in which each has its turn."""
     for write in writers.values():
@@ -134,7 +116,7 @@ def main() -> None:
         "1": measure({**ours, **dynamic, **static}, 1, options.tokens, options.rounds),
         str(MANY): measure({**ours, **dynamic}, MANY, options.tokens, options.rounds),
     }
-    weights_bytes, bandwidth = 4 * sum(one.numel() for one in model.parameters()), read_bandwidth()
+    weights_bytes, bandwidth = 4 * sum(one.numel() for one in model.parameters()), read_bandwidth(torch.device("cpu"))
     report = {
         "command": shlex.join(["python", "-m", "tests.benchmarks.generation", *sys.argv[1:]]),
         "hardware": hardware(torch.device("cpu")),

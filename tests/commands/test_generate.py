@@ -13,6 +13,7 @@ from textgen.__main__ import main
 from textgen.commands.generate import FIELDS
 from textgen.inference.engine import Engine, Piece, complete
 from textgen.inference.protocol import CompletionRequest, engine_requests
+from textgen.model import device
 
 Run = Callable[..., tuple[int, str, str]]
 GREEDY = ["--temperature", "0", "--max-tokens", "9"]
@@ -247,3 +248,11 @@ def test_a_prompt_and_a_file_are_not_given_together(generate, capsys):
     with pytest.raises(SystemExit) as ended:
         generate("--prompt", "a", "--file", "b")
     assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_the_speed_is_measured_and_ends_in_a_line_of_json(generate, monkeypatch):
+    monkeypatch.setattr(device, "read_bandwidth", lambda device: 1e9)
+    code, out, err = generate("--bench", "--prompt", "the", "--max-tokens", "5", "--weights", "int8")
+    found = json.loads(out)
+    assert code == 0 and "tokens/s" in err and found["kernels"] == "int8"
+    assert found["bandwidth_share"] == pytest.approx(found["weight_bytes"] * found["tokens_per_second"] / 1e9)

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,6 +33,8 @@ FIELDS = (  # of a request, that are options here: the name, what it takes, what
     ("logprobs", int, "with --json: how many of the likeliest tokens beside each token"),
 )
 MAX_TOKENS = 100
+BENCH_ROUNDS = 5
+NO_TOKEN = -1
 NOT_IN_A_FILE = frozenset({"model", "stream", "stream_options"})  # fields of a request that a server alone knows
 DESCRIPTION = "Continue the prompt of --prompt or of stdin, each line typed in a terminal, or those of --file."
 
@@ -51,6 +55,7 @@ def add_generate(commands: Commands) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.add_argument("--json", action="store_true", help="one document, with log-probabilities")
+    parser.add_argument("--bench", action="store_true", help="measure the speed; ends in a line of JSON")
     parser.set_defaults(run=_run)
 
 
@@ -71,7 +76,9 @@ def _run(options: argparse.Namespace) -> None:
     asked = list(_read_file(options.file, given)) if options.file is not None else []
     prepare_cpu(1)
     engine = Engine(load_finite_model(folder, device), mode=read_mode(options))
-    if options.file is not None:
+    if options.bench:
+        _measure(engine, options.prompt or "", request.max_tokens)
+    elif options.file is not None:
         _continue_file(engine, asked)
     elif options.prompt is not None:
         _continue(engine, request, options.prompt, options.json)
@@ -157,6 +164,29 @@ def _continue(engine: "Engine", request: "CompletionRequest", prompt: str, as_js
     else:
         for choice in next(_answers(engine, [request], [[engine.encode(prompt)]]))["choices"]:
             say(f"[{choice['index'] + 1}] {prompt}{choice['text']}")
+
+
+def _measure(engine: "Engine", prompt: str, tokens: int) -> None:
+    """Print how fast one text is written, and how much of what the machine can read its weights are at that speed."""
+    from textgen.inference.engine import Request, complete
+    from textgen.inference.sampling import SamplingConfig
+    from textgen.model.device import read_bandwidth
+
+    engine.end = NO_TOKEN
+    request = Request(engine.encode(prompt), SamplingConfig(max_tokens=max(1, tokens), temperature=0))
+    seconds = []
+    for _ in range(BENCH_ROUNDS):
+        started = time.perf_counter()
+        list(complete(engine, [request]))
+        seconds.append(time.perf_counter() - started)
+        print(f"{request.sampling.max_tokens / seconds[-1]:.1f} tokens/s", file=sys.stderr)
+    speed, bandwidth = request.sampling.max_tokens / statistics.median(seconds), read_bandwidth(engine.model.device)
+    weight_bytes = engine.model.weight_bytes
+    figures = {
+        "tokens_per_second": speed, "kernels": engine.kernels, "weight_bytes": weight_bytes,
+        "read_bytes_per_second": bandwidth, "bandwidth_share": weight_bytes * speed / bandwidth,
+    }  # fmt: skip
+    say(json.dumps(figures))
 
 
 def _show(text: str) -> None:

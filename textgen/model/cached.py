@@ -154,6 +154,13 @@ class CachedModel:
         )
         self._advance_one: Callable[..., Tensor] | None = None  # compiled, for a text that is alone
 
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of the weights that a step reads: all but the embedding, of which it reads a row."""
+        tensors = [self.weights.norm_C, self.weights.head, *(one for block in self.weights.blocks for one in block)]
+        flat = [part for one in tensors for part in (one if isinstance(one, Int8) else (one,))]
+        return sum(part.nbytes for part in flat)
+
     def read(self, texts: list[list[int]], rows: list[int]) -> list[Tensor]:
         """Read whole texts into rows of the cache, whatever was there, and return the hidden states [T, C] of each."""
         if self.deterministic and len(texts) > 1:

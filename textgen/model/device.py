@@ -5,6 +5,8 @@ import hashlib
 import os
 import platform
 import random
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from textgen.errors import InputError
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that torch.compile writes for
+SUMMED, SUMS = 2**28, 5  # floats, a gibibyte, and how often they are summed
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -90,6 +93,22 @@ def prepare_cpu(local_processes: int) -> None:
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc only
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Return the bytes a second that a sum over a gibibyte reads, compiled where there is a compiler."""
+    numbers = torch.ones(SUMMED, device=device)
+    total: Callable[[torch.Tensor], torch.Tensor] = torch.compile(torch.sum)
+    try:
+        total(numbers)
+    except Exception:  # of the compiler
+        total = torch.sum
+    seconds = []
+    for _ in range(SUMS):
+        started = time.perf_counter()
+        total(numbers).item()
+        seconds.append(time.perf_counter() - started)
+    return numbers.nbytes / min(seconds)
 
 
 def seed_everything(*parts: int) -> None:
