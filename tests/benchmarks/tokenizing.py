@@ -29,7 +29,7 @@ from tests.benchmarks.corpus_size import MB
 from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.model.device import choose_device
 from textgen.text.documents import by_document, mark_rows, parts_of
-from textgen.text.encoding import encode_documents
+from textgen.text.encoding import END_OF_TEXT, encode_documents
 from textgen.text.tokenizer import load_tokenizer
 
 Contender = Callable[[], tuple[float, float, str]]  # wall seconds, CPU seconds, sha256 of the ids
@@ -43,10 +43,11 @@ def articles(shared: Path, size: int) -> list[str]:
 
 
 def code(size: int) -> list[str]:
-    """Return Python files of this machine, `size` bytes of them."""
+    """Return Python files of this machine, `size` bytes of them, without those that name a special token."""
     paths = sorted(Path(sys.prefix).rglob("*.py"))
     random.Random(SEED).shuffle(paths)
-    return up_to(size, [path.read_text("utf-8", errors="ignore") for path in paths[:2000]])
+    texts = [path.read_text("utf-8", errors="ignore") for path in paths[:2000]]
+    return up_to(size, [text for text in texts if END_OF_TEXT not in text])
 
 
 def up_to(size: int, texts: list[str]) -> list[str]:
