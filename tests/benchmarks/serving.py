@@ -2,9 +2,10 @@
 
 Run: python -m tests.benchmarks.serving [--shared ../shared] [--clients 16 64] [--seconds S] [--tokens N] [--json FILE]
 
-The model is that of `tests.benchmarks.generation`: 16 million parameters, 50,257 ids, drawn at random. Half of the time
-the clients take whole answers, half of it streams. `engine` is what the engine itself gives to as many texts as it has
-rows, in this process, before the server runs. `resident_bytes` is the server's memory after each part.
+The model is that of `tests.benchmarks.generation`: 16 million parameters, 50,257 ids, drawn at random. The clients take
+whole answers, and then streams, the likeliest token each time; they run on the same cores as the server. `engine` is
+what the engine itself gives to as many texts as it has rows, in this process, before the server runs. `resident_bytes`
+is the server's memory after each part.
 """
 
 import argparse
@@ -54,20 +55,23 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 async def ask(client: httpx.AsyncClient, number: int, tokens: int, stream: bool, found: dict[str, Any]) -> None:
     """Ask once, and note the status, the tokens, and the seconds to the first of them."""
-    asked = {"prompt": prompts(number + 1)[number], "max_tokens": tokens, "stream": stream}
+    asked = {"prompt": prompts(number + 1)[number], "max_tokens": tokens, "temperature": 0, "stream": stream}
+    if stream:
+        asked["stream_options"] = {"include_usage": True}
     started, written = time.perf_counter(), 0
     async with client.stream("POST", "/v1/completions", json=asked) as reply:
         found["statuses"][reply.status_code] += 1
         if reply.status_code != 200:
             return
         if not stream:
-            found["tokens"] += json.loads(await reply.aread())["usage"]["completion_tokens"]
-            return
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                if not written:
-                    found["first"].append(time.perf_counter() - started)
-                written += 1
+            written = json.loads(await reply.aread())["usage"]["completion_tokens"]
+        else:
+            async for line in reply.aiter_lines():
+                if line.startswith("data: {"):
+                    event = json.loads(line.removeprefix("data: "))
+                    if not written:
+                        found["first"].append(time.perf_counter() - started)
+                    written = event["usage"]["completion_tokens"] if "usage" in event else 1
         found["tokens"] += written
 
 
