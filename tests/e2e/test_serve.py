@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import httpx
@@ -73,28 +74,27 @@ def test_the_champion_is_followed_and_what_was_begun_is_ended(served):
     wait_until(lambda: "no version was promoted" in (served.ready()["reason"] or ""))
     served.promote("v1")
     wait_until(lambda: served.ready()["ready"])
-    versions, stop = [], threading.Event()
+    asked, stop = [[] for _ in range(4)], threading.Event()  # the versions that each asker was answered by, in order
 
-    def ask() -> None:
+    def ask(versions: list[str]) -> None:
         while not stop.is_set():
             reply = served.client.completions.create(model=NAME, prompt="the river", max_tokens=5)
             assert reply.choices[0].finish_reason in ("length", "stop")
-            versions.append(reply.model)
+            versions.append(reply.model.partition("@")[2])
 
-    askers = [threading.Thread(target=ask) for _ in range(4)]
+    askers = [threading.Thread(target=ask, args=(versions,)) for versions in asked]
     for asker in askers:
         asker.start()
-    for version in ("v2", "v1", "v2"):
+    for version in (promoted := ["v1", "v2", "v1", "v2"]):
         served.promote(version)
-        wait_until(lambda version=version: versions[-1:] == [f"{NAME}@{version}"])
+        wait_until(lambda version=version: all(versions[-1:] == [version] for versions in asked))
     served.promote("v3")
     wait_until(lambda: WEIGHTS_FILE in (served.ready()["refused"] or ""))
     assert served.ready()["version"] == f"{NAME}@v2"
     stop.set()
     for asker in askers:
         asker.join()
-    moves = [version for version, before in zip(versions, [None, *versions], strict=False) if version != before]
-    assert [move.partition("@")[2] for move in moves] == ["v1", "v2", "v1", "v2"]
+    assert [[version for version, _ in groupby(versions)] for versions in asked] == [promoted] * 4
 
 
 def test_a_stream_ends_before_the_server_does(served):
