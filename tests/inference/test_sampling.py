@@ -131,7 +131,8 @@ def test_tokens_are_drawn_as_often_as_their_softmax_says(fields, kept):
 
 @pytest.mark.parametrize(("number", "id"), [(0.0, 1), (0.249, 1), (0.251, 2), (0.999999, 2)])
 def test_a_draw_is_where_its_number_lies_and_never_a_token_without_probability(number, id):
-    assert draw(torch.tensor([0.0, 0.25, 0.75, 0.0]).log(), number) == id
+    logits_V = torch.tensor([0.0, 0.25, 0.75, 0.0]).log()
+    assert draw(torch.stack([logits_V, logits_V.flip(0)]), [number, 0.5]) == [id, 1]
 
 
 def test_numbers_depend_on_the_seed_the_choice_and_the_place():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textgen.errors import Damaged, InputError
-from textgen.inference.sampling import LogProbs, SamplingConfig, log_probabilities, sample, uniform
+from textgen.inference.sampling import LogProbs, SamplingConfig, draw, log_probabilities, sample, uniform
 from textgen.inference.text_stream import StopFinder, Vocabulary
 from textgen.model.cached import CachedModel
 from textgen.model.pretrained import LoadedModel
@@ -93,6 +93,11 @@ class Generation:
         self._stops = StopFinder(self.request.sampling.stop)
         self._tokens: list[tuple[int, Token]] = []  # not shown yet, each with where its text ends
         self._written = self._shown = 0
+
+    @property
+    def number(self) -> float:
+        """The number that draws the next token."""
+        return uniform(self.seed, self.request.choice, len(self.ids))
 
     @property
     def all_ids(self) -> list[int]:
@@ -232,9 +237,15 @@ class Engine:
         highest_B, likeliest_B = logits_BV.max(-1)
         if not highest_B.isfinite().all():
             raise Damaged("the model is damaged: its logits are not finite")
-        pieces = []
-        for generation, logits_V, likeliest in zip(generations, logits_BV, likeliest_B.tolist(), strict=True):
-            text, tokens = self._next(generation, logits_V, likeliest)
+        pieces, ids = [], likeliest_B.tolist()
+        if together := [row for row, one in enumerate(generations) if one.request.sampling.draws_from_all]:
+            temperatures = [generations[row].request.sampling.temperature for row in together]
+            scaled_BV = logits_BV[together] / torch.tensor(temperatures, device=logits_BV.device)[:, None]
+            drawn = draw(scaled_BV, [generations[row].number for row in together])
+            for row, id in zip(together, drawn, strict=True):
+                ids[row] = id
+        for generation, logits_V, id in zip(generations, logits_BV, ids, strict=True):
+            text, tokens = self._next(generation, logits_V, id)
             if generation.finish is None:
                 pieces.append(Piece(generation, text, tokens, None))
             else:
@@ -242,15 +253,14 @@ class Engine:
                 pieces.append(Piece(generation, text + last.text, tokens + last.tokens, generation.finish))
         return pieces
 
-    def _next(self, generation: Generation, logits_V: Tensor, likeliest: int) -> tuple[str, list[Token]]:
+    def _next(self, generation: Generation, logits_V: Tensor, id: int) -> tuple[str, list[Token]]:
+        """Add the next token of a text: `id`, unless it is to be drawn from a part of the logits."""
         request, sampling = generation.request, generation.request.sampling
         if sampling.max_tokens == 0:
             generation.finish = "length"
             return "", []
-        id = likeliest
-        if not sampling.takes_likeliest:
-            number = uniform(generation.seed, request.choice, len(generation.ids))
-            id = sample(logits_V, sampling, request.prompt_ids, generation.ids, number)
+        if not (sampling.takes_likeliest or sampling.draws_from_all):
+            id = sample(logits_V, sampling, request.prompt_ids, generation.ids, generation.number)
         log_probs = None if request.log_probs is None else log_probabilities(logits_V, id, request.log_probs)
         text, tokens = generation.append(id, log_probs, is_end=id == self.end)
         if generation.finish is None and len(generation.ids) >= sampling.max_tokens:

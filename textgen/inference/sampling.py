@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+LOWEST_TEMPERATURE = 1e-3  # below which a logit over it may be no finite number
 FIRST_CANDIDATES = 1024  # logits that are sorted for top-p before all of them are
 
 
@@ -40,9 +41,17 @@ class SamplingConfig(BaseModel):
     @property
     def takes_likeliest(self) -> bool:
         """Whether the next token is the likeliest by the model as it is."""
-        return self.temperature == 0 and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (
-            1, 0, 0,
-        )  # fmt: skip
+        return self.temperature == 0 and not self._penalizes
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether the next token is drawn from the model's distribution as it is, but for the temperature."""
+        keeps_all = (self.top_k, self.top_p, self.min_p) == (0, 1, 0)
+        return self.temperature >= LOWEST_TEMPERATURE and keeps_all and not self._penalizes
+
+    @property
+    def _penalizes(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
     @field_validator("stop")
     @classmethod
@@ -76,7 +85,7 @@ def sample(
     scaled_V = logits_V / sampling.temperature
     if not scaled_V.isfinite().all():  # a temperature that is nearly 0
         return int(logits_V.argmax())
-    return draw(keep(scaled_V, sampling), number)
+    return draw(keep(scaled_V, sampling)[None], [number])[0]
 
 
 def keep(logits_V: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -85,11 +94,15 @@ def keep(logits_V: Tensor, sampling: SamplingConfig) -> Tensor:
     return keep_min_p(keep_top_p(logits_V, sampling.top_p), sampling.min_p)
 
 
-def draw(logits_V: Tensor, number: float) -> int:
-    """Return the token in whose part of the line from 0 to 1 `number` lies, the parts being the probabilities."""
-    ends_V = logits_V.softmax(-1).cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(ends_V, number * ends_V[-1:], right=True)
-    return min(int(place), len(ends_V) - 1)
+def draw(logits_BV: Tensor, numbers: Sequence[float]) -> list[int]:
+    """Return for each row the token in whose part of the line from 0 to 1 its number lies.
+
+    The parts are the probabilities.
+    """
+    ends_BV = logits_BV.softmax(-1).cumsum(-1, dtype=torch.float64)
+    numbers_B1 = torch.tensor(numbers, dtype=torch.float64, device=ends_BV.device)[:, None]
+    places_B1 = torch.searchsorted(ends_BV, numbers_B1 * ends_BV[:, -1:], right=True)
+    return places_B1[:, 0].clamp(max=ends_BV.shape[1] - 1).tolist()
 
 
 def penalize(logits_V: Tensor, sampling: SamplingConfig, prompt_ids: Sequence[int], ids: Sequence[int]) -> Tensor:
