@@ -242,7 +242,7 @@ def test_long_files_are_cut_where_the_splits_would_be_small_and_join_to_the_file
     assert all(1000 <= words < 1150 for _, words, _ in sorted(listed)[:-1])
 
 
-@pytest.mark.parametrize(("paragraphs", "cut_words"), [(2000, 1000), (400, 500), (190, 250), (80, 250)])
+@pytest.mark.parametrize(("paragraphs", "cut_words"), [(2000, 1000), (400, 500), (190, 250), (80, 500)])
 def test_long_files_are_cut_shorter_where_the_gate_would_have_too_few_documents(tmp_path, paragraphs, cut_words):
     text = "\n\n".join(some_text(120, number) for number in range(paragraphs))
     (tmp_path / "book.txt").write_text(text)
@@ -262,6 +262,14 @@ def test_one_file_without_spaces_between_words_has_documents_enough(tmp_path, be
     raw = freeze(tmp_path, files=str(tmp_path / "book.txt"))
     assert raw.reading.cut and sum(split.documents for split in raw.splits.values()) > 50
     assert sum(split.text_bytes for split in raw.splits.values()) == len(text.encode())
+
+
+def test_long_files_are_not_cut_shorter_where_that_gives_no_more_held_out_documents(tmp_path):
+    folder = notes(tmp_path / "notes", range(60))
+    (folder / "long.txt").write_text("\n\n".join(some_text(100, number) for number in range(25)))
+    raw = freeze(tmp_path, files=str(folder), validation_fraction=0.02, test_fraction=0.02)
+    assert (raw.reading.cut, raw.reading.cut_words) == (True, 1000)
+    assert min(raw.splits[split].documents for split in ("validation", "test")) < TOO_FEW_DOCUMENTS
 
 
 def test_long_files_are_not_cut_where_the_splits_are_large_enough(tmp_path):

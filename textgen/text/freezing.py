@@ -138,7 +138,7 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     """Write the splits of local files, and return them and what was read.
 
     Where validation or test would hold fewer than FEW_DOCUMENTS, long files are cut into documents of CUT_WORDS; where
-    that leaves fewer than TOO_FEW_DOCUMENTS, into shorter ones.
+    that leaves fewer than TOO_FEW_DOCUMENTS, into shorter ones, if that gives more.
 
     Raises:
         InputError: a file cannot be read or was changed meanwhile, no file has the separator, or a split is empty.
@@ -147,11 +147,11 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     census = take_census(documents)
     check_separator(documents, census)
     if data.document == "file" and census.long_files and census.held_out < FEW_DOCUMENTS:
-        for words in CUTS:
-            documents = replace(documents, cut_words=words)
-            census = take_census(documents)
-            if census.held_out >= TOO_FEW_DOCUMENTS:
-                break
+        tried: list[tuple[Documents, Census]] = []
+        while len(tried) < len(CUTS) and (not tried or tried[-1][1].held_out < TOO_FEW_DOCUMENTS):
+            shorter = replace(documents, cut_words=CUTS[len(tried)])
+            tried.append((shorter, take_census(shorter)))
+        documents, census = max(tried, key=lambda one: one[1].held_out)  # the first where several are as good
     check_splits(census, data)
     splits = write_splits(documents, census, folder)
     kinds = Counter(one.file.kind for one in text.files)
