@@ -255,4 +255,5 @@ def test_the_speed_is_measured_and_ends_in_a_line_of_json(generate, monkeypatch)
     code, out, err = generate("--bench", "--prompt", "the", "--max-tokens", "5", "--weights", "int8")
     found = json.loads(out)
     assert code == 0 and "tokens/s" in err and found["kernels"] == "int8"
+    assert generate("--bench", "--max-tokens", "5")[0] == 0  # an empty prompt
     assert found["bandwidth_share"] == pytest.approx(found["weight_bytes"] * found["tokens_per_second"] / 1e9)

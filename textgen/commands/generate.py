@@ -172,8 +172,8 @@ def _measure(engine: "Engine", prompt: str, tokens: int) -> None:
     from textgen.inference.sampling import SamplingConfig
     from textgen.model.device import read_bandwidth
 
-    engine.end = NO_TOKEN
     request = Request(engine.encode(prompt), SamplingConfig(max_tokens=max(1, tokens), temperature=0))
+    engine.end = NO_TOKEN
     seconds = []
     for _ in range(BENCH_ROUNDS):
         started = time.perf_counter()
