@@ -16,6 +16,7 @@ from tests.inference.serving import QUICK, Running, Shelf, another, serve, wait_
 from textgen.errors import Damaged
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
+from textgen.inference.worker import Probe, check_probe
 from textgen.model.pretrained import LoadedModel
 
 LONG = 4000  # tokens: a text that is still written when the test looks
@@ -324,6 +325,38 @@ def test_an_engine_that_fails_is_an_error_of_its_requests_alone(loaded, monkeypa
             with pytest.raises(openai.APIError, match="not finite"):
                 list(client_of(running).completions.create(model="tiny", prompt="a", stream=True))
         assert post(running, '{"prompt": "a"}').status_code == 200
+
+
+def test_a_request_that_comes_while_the_engine_fails_is_answered(loaded, monkeypatch):
+    """It came between the failure and the end of those who waited, was dropped, and never got an answer."""
+    with serve(Shelf(v1=loaded)) as running:
+        worker = running.state.worker
+        engine, late = worker.served["tiny@v1"].engine, []
+
+        def clear() -> None:
+            late.append(worker.submit(worker.current, [Request([1], SamplingConfig(max_tokens=1))]))
+            Engine.clear(engine)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "clear", clear)
+            patch.setattr(engine.model, "logits", lambda hidden_NC: hidden_NC * math.nan)
+            assert post(running, '{"prompt": "a"}').status_code == 500
+        wait_until(lambda: not late[0].pieces.empty())
+
+
+def test_a_version_that_fails_in_an_unforeseen_way_does_not_end_the_following(loaded):
+    shelf = Shelf(v1=loaded, v2=KeyError("weights"), v3=another(loaded, 3))
+    with serve(shelf) as running:
+        shelf.champion = "v2"
+        wait_until(lambda: running.state.follower.refused == "tiny@v2: 'weights'")
+        shelf.champion = "v3"
+        running.wait_until_served("v3")
+
+
+def test_a_probe_of_ids_that_the_model_lacks_is_damaged(loaded):
+    probe = Probe([1, loaded.model.vocab_size], [1.0])
+    with pytest.raises(Damaged, match=r"tiny@v1: its probe is damaged: .* is no token id"):
+        check_probe(Engine(loaded), probe, "tiny@v1")
 
 
 def test_each_request_has_an_id_and_no_prompt_is_in_the_log(running, caplog):

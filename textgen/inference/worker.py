@@ -15,6 +15,7 @@ from textgen.errors import Damaged, Failure, InputError
 from textgen.inference.engine import DEFAULT, ROWS, Engine, Generation, Mode, Piece, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.pretrained import LoadedModel
+from textgen.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -192,9 +193,9 @@ class Worker:
         self.loop.call_soon_threadsafe(_deliver, ready)
 
     def _fail(self, served: Served, error: Exception) -> None:
-        jobs = {job for job, _ in served.jobs.values()}
         served.engine.clear()
-        with self._changed:
+        with self._changed:  # a request that comes meanwhile is in `jobs` and in `_new`, or in neither
+            jobs = {job for job, _ in served.jobs.values()}
             self._new = [one for one in self._new if one[0] is not served]
             served.jobs.clear()
         for job in jobs:
@@ -222,9 +223,13 @@ def check_probe(engine: Engine, probe: Probe, name: str) -> None:
     """Check that the engine gives a piece of text the probability that the evaluation gave it.
 
     Raises:
-        Damaged: the mean differs by more than PROBE_TOLERANCE.
+        Damaged: the mean differs by more than PROBE_TOLERANCE, or the text has ids that the model lacks.
     """
-    request = Request(probe.ids, SamplingConfig(max_tokens=0), log_probs=0, echo=True)
+    try:
+        ids = engine.encode(probe.ids)
+    except InputError as error:
+        raise Damaged(f"{name}: its probe is damaged: {error}") from None
+    request = Request(ids, SamplingConfig(max_tokens=0), log_probs=0, echo=True)
     [completion] = complete(engine, [request])
     found = [score.nats for score in completion.prompt_scores[-len(probe.nats) :]]
     engine_nats, gate_nats = (-sum(found) / len(found), sum(probe.nats) / len(probe.nats))
@@ -279,6 +284,9 @@ class Follower:
             served = self.worker.served.get(current) or self._prepare(self.source.load(current))
         except (InputError, Failure, OSError, RuntimeError) as error:  # the last is torch's, of memory
             self._refuse(str(error))
+        except Exception as error:  # whatever is wrong with a version, the next one must be looked for
+            log.exception("%s cannot be loaded", current)
+            self._refuse(f"{current}: {one_line(error)}")
         else:
             self.worker.use(served)
             self.refused = None
