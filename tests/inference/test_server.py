@@ -14,6 +14,7 @@ import pytest
 
 from tests.inference.serving import QUICK, Running, Shelf, another, serve, wait_until
 from textgen.errors import Damaged
+from textgen.inference import replies
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.inference.worker import Probe, check_probe
@@ -142,6 +143,13 @@ def test_a_bad_request_is_refused_in_openais_form(content, status, param, runnin
         assert error.keys() == {"message", "type", "param", "code"} and error["message"]
         assert error["param"] == param
         assert "\n" not in error["message"] and len(error["message"]) < 500
+
+
+def test_too_many_texts_are_refused_before_anything_is_made_of_them(running, monkeypatch):
+    """A body of 4 MB asked for 128 million texts, which were made before they were counted."""
+    monkeypatch.setattr(replies, "engine_requests", lambda *args: pytest.fail("they were made"))
+    reply = post(running, json.dumps({"prompt": ["a"] * 1000, "n": 2}))
+    assert reply.status_code == 400 and "2,000 texts" in reply.json()["error"]["message"]
 
 
 def test_openais_client_raises_its_own_errors(client):

@@ -36,15 +36,14 @@ async def answer_completions(request: "Request", state: "State") -> Any:
 
     try:
         asked = CompletionRequest.parse(await read_json(request.receive, state.settings.body_bytes))
+        count = len(asked.prompts) * asked.candidates
+        if count > state.settings.texts:  # before anything is made of each
+            raise BadRequest(f"{count:,} texts are over the {state.settings.texts:,} of a request", "prompt")
         served = await state.find(asked.model)
         prompts = [await read_prompt(one, served.engine) for one in asked.prompts]
     except BadRequest as error:
         raise Refusal(400, str(error), error.code, error.param) from None
     requests = engine_requests(asked, prompts, state.settings.max_tokens)
-    if len(requests) > state.settings.texts:
-        raise Refusal(
-            400, f"{len(requests):,} texts are over the {state.settings.texts:,} of a request", None, "prompt"
-        )
     try:
         job = state.worker.submit(served, requests)
     except Full:
@@ -71,7 +70,7 @@ async def read_prompt(prompt: str | list[int], engine: Engine) -> list[int]:
         is_long = isinstance(prompt, str) and len(prompt) > LONG_PROMPT
         ids = await asyncio.to_thread(engine.encode, prompt) if is_long else engine.encode(prompt)
     except InputError as error:
-        raise BadRequest(f"prompt: {error}", "prompt") from None
+        raise BadRequest(str(error), "prompt") from None
     if len(ids) > engine.length:
         most = f"{engine.length:,} of the context"
         raise BadRequest(f"prompt: its {len(ids):,} tokens are over the {most}", "prompt", "context_length_exceeded")

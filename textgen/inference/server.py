@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page.html")
 CHAMPION = "@champion"
-LONG_PROMPT = 20_000  # characters, over which it is tokenized beside the loop
-GONE = 499  # the status that the log has for a client that left
 
 
 @dataclass(frozen=True)
