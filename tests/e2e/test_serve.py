@@ -112,3 +112,15 @@ def test_a_stream_ends_before_the_server_does(served):
     ]
     assert sorted(ended) == list(range(16))
     assert served.process.wait(PATIENCE) == 0
+
+
+def test_a_second_signal_ends_it_at_once(served):
+    served.promote("v1")
+    wait_until(lambda: served.ready()["ready"])
+    asked = {"prompt": "the", "max_tokens": 4096, "n": 16, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=PATIENCE) as stream:
+        next(stream.iter_lines())
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Shutting down" in served.log.read_text())
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(PATIENCE) == 1  # it was -6: aborted

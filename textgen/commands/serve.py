@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands, add_mode, read_mode
 from textgen.config import Config, StorageConfig
-from textgen.errors import InputError
+from textgen.errors import FAILURE, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ def _run(options: argparse.Namespace) -> None:
     if not 0 <= options.port < 2**16:
         raise InputError(f"--port={options.port}: 0 to 65535 are needed")
     key = os.environ.get(KEY_VARIABLE) or None
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise InputError(f"{KEY_VARIABLE}: printable ASCII is needed, without spaces around it, as in an HTTP header")
     if key is None and options.host not in LOCAL:
         log.warning("anybody who reaches %s can use this server: %s is not set", options.host, KEY_VARIABLE)
     storage, device = Storage.at(options.root), choose_device(options.device)
@@ -77,6 +79,8 @@ def _run(options: argparse.Namespace) -> None:
         )
     )  # fmt: skip
     server.run()
+    if server.force_exit:
+        os._exit(FAILURE)  # the engine still computes, and Python's own end would abort within torch
     if not server.started:
         sys.exit(1)
 
@@ -122,8 +126,10 @@ class Registry:
         return None if version is None else f"{self.name}@{version}"
 
     def load(self, version: str) -> "Version":
-        from textgen.model.find import resolve
+        from textgen.model.find import VERSION, resolve
 
+        if not VERSION.fullmatch(version.removeprefix(f"{self.name}@")):
+            raise InputError(f"{version!r}: a version is named as {self.name}@v3")
         return load_version(version, resolve(version, self.storage), self.device)
 
 
