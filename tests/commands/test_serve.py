@@ -17,7 +17,7 @@ def test_a_key_that_no_header_can_carry_is_refused(key, tmp_path, monkeypatch, c
     assert KEY_VARIABLE in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("version", ["", "v", "champion", "../../other", "v" * 300])
+@pytest.mark.parametrize("version", ["", "v", "champion", "../../other", "v" * 300, "v" + "9" * 300])
 def test_a_request_names_a_version_and_no_folder(version, tmp_path):
     """A name that was longer than a file's may be was an error of the server."""
     registry = Registry("textgen", Storage.at(str(tmp_path)), choose_device("cpu"))
