@@ -257,3 +257,12 @@ def test_the_speed_is_measured_and_ends_in_a_line_of_json(generate, monkeypatch)
     assert code == 0 and "tokens/s" in err and found["kernels"] == "int8"
     assert generate("--bench", "--max-tokens", "5")[0] == 0  # an empty prompt
     assert found["bandwidth_share"] == pytest.approx(found["weight_bytes"] * found["tokens_per_second"] / 1e9)
+
+
+@pytest.mark.parametrize(
+    "options", [("--logprobs", "1"), ("--json", "--file", "x.jsonl"), ("--bench", "--json"), ("--bench", "--file", "x")]
+)
+def test_an_option_that_would_do_nothing_is_refused(generate, options):
+    prompt = () if "--file" in options else ("--prompt", "a")
+    code, out, err = generate(*options, *prompt)
+    assert (code, out) == (2, "") and err.startswith(options[0])

@@ -1,9 +1,11 @@
 """`textgen serve`: what it is started with."""
 
+import socket
+
 import pytest
 
 from textgen.__main__ import main
-from textgen.commands.serve import KEY_VARIABLE, Registry
+from textgen.commands.serve import KEY_VARIABLE, Registry, check_address
 from textgen.errors import USER_MISTAKE, InputError
 from textgen.model.device import choose_device
 from textgen.storage import Storage
@@ -23,3 +25,13 @@ def test_a_request_names_a_version_and_no_folder(version, tmp_path):
     registry = Registry("textgen", Storage.at(str(tmp_path)), choose_device("cpu"))
     with pytest.raises(InputError, match="a version is named as"):
         registry.load(f"textgen@{version}")
+
+
+def test_a_port_that_is_taken_is_refused_before_a_model_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port={port}: Address already in use"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", 0)
+    with pytest.raises(InputError, match=r"--host=nowhere\.invalid"):
+        check_address("nowhere.invalid", 0)

@@ -174,6 +174,9 @@ def test_a_key_is_asked_for_where_one_is_set(loaded):
         for key in ("wrong", "secre", "secrets", "sécret"):
             headers = {"Authorization": f"Bearer {key}".encode()}
             assert httpx.get(f"{running.url}/v1/models", headers=headers).status_code == 401
+        for given, status in (("bearer secret", 200), ("Basic secret", 401), ("secret", 401)):
+            headers = {"Authorization": given}
+            assert httpx.get(f"{running.url}/v1/models", headers=headers).status_code == status
         with pytest.raises(openai.AuthenticationError):
             client_of(running, "wrong").completions.create(model="tiny", prompt="a")
         assert client_of(running, "secret").completions.create(model="tiny", prompt="a").choices

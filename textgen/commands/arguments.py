@@ -16,13 +16,16 @@ def add_mode(parser: argparse.ArgumentParser, compiled: bool) -> None:
     """Add how an engine works, by default compiled or not."""
     parser.add_argument("--past", choices=("slide", "stop"), default="slide", help="past the context: go on, or end")
     parser.add_argument(
-        "--weights", choices=("fp32", "int8"), default="fp32", help="int8: faster for few texts at once"
+        "--weights", choices=("fp32", "int8"), default="fp32", help="int8: faster where few texts are written at once"
     )
     parser.add_argument(
         "--deterministic", action="store_true", help="a text is the same to the last bit whatever else is written"
     )
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=compiled, help="where that is faster, after seconds"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=compiled,
+        help="compile a step where that makes it faster; it takes some seconds",
     )
 
 

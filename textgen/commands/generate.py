@@ -69,6 +69,7 @@ def _run(options: argparse.Namespace) -> None:
     given = {name: value for name, *_ in FIELDS if (value := getattr(options, name)) is not None}
     given = {"max_tokens": MAX_TOKENS, **given, **({"stop": options.stop} if options.stop else {})}
     request = _parse_options(given)
+    _check_options(options)
     if options.prompt is not None:
         _check_text(options.prompt, "--prompt")
     device = choose_device(options.device)
@@ -86,6 +87,20 @@ def _run(options: argparse.Namespace) -> None:
         _converse(engine, request)
     else:
         _continue(engine, request, _read_stdin(), options.json)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Check that no option is given that would do nothing.
+
+    Raises:
+        InputError: one is; the message says where it has a meaning.
+    """
+    if options.logprobs is not None and not options.json and options.file is None:
+        raise InputError("--logprobs: only with --json or --file")
+    if options.json and options.file is not None:
+        raise InputError("--json: --file gives JSON as it is")
+    if options.bench and (options.file is not None or options.json):
+        raise InputError("--bench: neither with --file nor with --json")
 
 
 def _parse_options(given: dict[str, Any]) -> "CompletionRequest":

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,10 +54,12 @@ def _run(options: argparse.Namespace) -> None:
     key = os.environ.get(KEY_VARIABLE) or None
     if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
         raise InputError(f"{KEY_VARIABLE}: printable ASCII is needed, without spaces around it, as in an HTTP header")
+    check_address(options.host, options.port)
     if key is None and options.host not in LOCAL:
-        log.warning("anybody who reaches %s can use this server: %s is not set", options.host, KEY_VARIABLE)
+        log.warning("without %s, everybody who can reach %s may use this server", KEY_VARIABLE, options.host)
     storage, device = Storage.at(options.root), choose_device(options.device)
     source = find_source(options.model, storage, device)
+    log.info("serving %s of %s", options.model, options.root)
     prepare_cpu(1)
     settings = Settings(
         key=key, allow_origin=options.allow_origin, rows=options.rows, mode=read_mode(options),
@@ -82,7 +85,22 @@ def _run(options: argparse.Namespace) -> None:
     if server.force_exit:
         os._exit(FAILURE)  # the engine still computes, and Python's own end would abort within torch
     if not server.started:
-        sys.exit(1)
+        sys.exit(FAILURE)
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that a server can listen there, before a model is loaded.
+
+    Raises:
+        InputError: there is no such host here, or the port is taken.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise InputError(f"--host={host} --port={port}: {error.strerror}") from None
 
 
 def find_source(model: str, storage: "Storage", device: "torch.device") -> "Fixed | Registry":

@@ -177,19 +177,18 @@ class Worker:
 
     def _step(self, served: Served) -> None:
         try:
-            pieces = served.engine.step()
+            ready: dict[Job, list[tuple[int, Piece]]] = {}
+            for piece in served.engine.step():
+                job, index = served.jobs[piece.generation]
+                ready.setdefault(job, []).append((index, piece))
+                self.on_piece(job, piece)
+                if piece.finish is not None:
+                    del served.jobs[piece.generation]
         except Exception as error:  # whatever it is, those who wait must hear of it, and the thread goes on
             if not isinstance(error, Failure):
                 log.exception("the engine failed")
             self._fail(served, error)
             return
-        ready: dict[Job, list[tuple[int, Piece]]] = {}
-        for piece in pieces:
-            job, index = served.jobs[piece.generation]
-            ready.setdefault(job, []).append((index, piece))
-            self.on_piece(job, piece)
-            if piece.finish is not None:
-                del served.jobs[piece.generation]
         self.loop.call_soon_threadsafe(_deliver, ready)
 
     def _fail(self, served: Served, error: Exception) -> None:
