@@ -217,3 +217,9 @@ def opinionated(tokens: TokensManifest, tmp_path_factory: pytest.TempPathFactory
     write_weights(LanguageModel(config, tokens.vocab_size), folder / WEIGHTS_FILE)
     write_description(folder, config, load_manifest_tokenizer(tokens), tokens.vocab_size, seq_length=32)
     return folder, load_model(folder)
+
+
+@pytest.fixture(scope="session")
+def loaded(opinionated: tuple[Path, LoadedModel]) -> LoadedModel:
+    """Return that model."""
+    return opinionated[1]

@@ -14,12 +14,10 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.e2e.browser import CHROMIUM, OPTIONS, PATIENCE
-from tests.inference.serving import QUICK, Running, Shelf, another, serve, wait_until
+from tests.inference.serving import ENDLESS, QUICK, Running, Shelf, another, serve, wait_until
 from textgen.errors import Damaged
 from textgen.inference.worker import Version
-from textgen.model.pretrained import LoadedModel
 
-LONG = "4000"  # tokens: a text that is still written when the test looks
 POLL = 3000  # milliseconds between two looks of the page at the version
 PROMPT = "the old 塔\n  river "
 
@@ -29,11 +27,6 @@ class MeasuredShelf(Shelf):
 
     def load(self, version: str) -> Version:
         return super().load(version)._replace(about={"token_perplexity": 23.1193, "bits_per_byte": None})
-
-
-@pytest.fixture(scope="module")
-def loaded(opinionated) -> LoadedModel:
-    return opinionated[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +134,14 @@ def test_the_tokens_of_characters_in_pieces_can_be_reached(page, running):
 def test_stop_and_escape_free_the_row(page, running):
     page.goto(running.url)
     for stop in (lambda: page.get_by_role("button", name="Stop").press("Enter"), lambda: page.keyboard.press("Escape")):
-        write(page, max_tokens=LONG)
+        write(page, max_tokens=str(ENDLESS))
         expect(page.locator(".token").nth(5)).to_be_attached()
         assert running.state.worker.running == 1
         stop()
         expect(page.locator("#state")).to_have_text("Stopped.")
         wait_until(lambda: running.state.worker.running == 0)
         expect(page.get_by_role("button", name="Stop")).to_be_disabled()
-    write(page, max_tokens=LONG)
+    write(page, max_tokens=str(ENDLESS))
     expect(page.locator(".token").nth(5)).to_be_attached()
     write(page, seed="5", max_tokens="9")  # begins anew, in place of the one before
     expect(page.locator("#state")).to_have_text("Max tokens reached.")

@@ -12,20 +12,13 @@ import httpx
 import openai
 import pytest
 
-from tests.inference.serving import QUICK, Running, Shelf, another, serve, wait_until
+from tests.inference.serving import ENDLESS, QUICK, Running, Shelf, another, serve, wait_until
 from textgen.errors import Damaged
 from textgen.inference import replies
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.inference.worker import Probe, check_probe
 from textgen.model.pretrained import LoadedModel
-
-LONG = 4000  # tokens: a text that is still written when the test looks
-
-
-@pytest.fixture(scope="module")
-def loaded(opinionated) -> LoadedModel:
-    return opinionated[1]
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +217,7 @@ def test_a_full_queue_is_429_and_nothing_else(loaded):
 
 def stream_until(running: Running, gone: threading.Event) -> None:
     """Ask for a text without an end, and leave when `gone` is set."""
-    asked = {"prompt": "the", "max_tokens": LONG, "stream": True}
+    asked = {"prompt": "the", "max_tokens": ENDLESS, "stream": True}
     with httpx.stream("POST", f"{running.url}/v1/completions", json=asked, timeout=60) as stream:
         for _ in stream.iter_lines():
             if gone.is_set():
@@ -234,7 +227,7 @@ def stream_until(running: Running, gone: threading.Event) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row(stream, running):
     running.never_end()
-    body = json.dumps({"prompt": "the", "max_tokens": LONG, "stream": stream, "n": 2})
+    body = json.dumps({"prompt": "the", "max_tokens": ENDLESS, "stream": stream, "n": 2})
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -246,8 +239,8 @@ def test_a_client_that_leaves_frees_its_row(stream, running):
 def test_a_request_that_takes_too_long_is_ended(loaded):
     with serve(Shelf(v1=loaded), replace(QUICK, seconds=0.2)) as running:
         running.never_end()
-        assert post(running, json.dumps({"prompt": "the", "max_tokens": LONG, "n": 8})).status_code == 504
-        asked = {"prompt": "the", "max_tokens": LONG, "stream": True, "n": 8}
+        assert post(running, json.dumps({"prompt": "the", "max_tokens": ENDLESS, "n": 8})).status_code == 504
+        asked = {"prompt": "the", "max_tokens": ENDLESS, "stream": True, "n": 8}
         with pytest.raises(openai.APIError, match=r"over 0\.2 seconds"):
             list(client_of(running).completions.create(model="tiny", **asked))
         wait_until(lambda: running.state.worker.running == 0)
@@ -277,7 +270,7 @@ def test_requests_go_over_to_the_next_version_and_end_on_the_one_they_began_with
     with serve(shelf) as running:
         client = client_of(running)
         running.never_end()
-        long = client.completions.create(**{**asked, "max_tokens": LONG}, stream=True)
+        long = client.completions.create(**{**asked, "max_tokens": ENDLESS}, stream=True)
         first = next(long)
         shelf.champion = "v2"
         wait_until(lambda: "v2 is damaged" in (running.state.follower.refused or ""))

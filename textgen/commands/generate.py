@@ -243,7 +243,7 @@ def _continue_file(engine: "Engine", asked: Sequence[tuple[str, "CompletionReque
 def _answers(
     engine: "Engine", asked: Sequence["CompletionRequest"], prompts: Sequence[list[list[int]]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each request and the ids of its prompts, in order; all are written together."""
+    """Yield the answer to each request, whose prompts are given as ids, in order; all are written together."""
     from textgen.inference.engine import complete
     from textgen.inference.protocol import answer, engine_requests
 

@@ -112,9 +112,6 @@ class Generation:
         shown = self._stops.add(text)
         if is_end or self._stops.found:
             self.finish = "stop"
-        return self._release(shown)
-
-    def _release(self, shown: str) -> tuple[str, list[Token]]:
         self._shown += len(shown)
         ready = []
         while self._tokens and self._tokens[0][0] <= self._shown:

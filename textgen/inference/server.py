@@ -143,9 +143,10 @@ def add_routes(app: "FastAPI", key: str | None) -> None:
     from fastapi.responses import HTMLResponse, JSONResponse, Response
 
     def check_key(request: Request) -> None:
+        if key is None:
+            return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_right = scheme.lower() == "bearer" and key is not None and hmac.compare_digest(given.encode(), key.encode())
-        if key is not None and not is_right:
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
             raise Refusal(401, "the key is missing or wrong: Authorization: Bearer KEY", "invalid_api_key")
 
     keyed = [Depends(check_key)]

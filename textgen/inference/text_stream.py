@@ -4,6 +4,7 @@ import codecs
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -24,7 +25,6 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.size = 1 + max(tokenizer.get_vocab().values())
         self.added = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()}
 
     @cached_property
@@ -57,25 +57,20 @@ class Vocabulary:
 
     def stream(self, prompt_ids: Sequence[int]) -> "TextStream":
         """Return what turns the ids after a prompt into text."""
-        return (ByteStream if self.is_bytes else WordStream)(self, prompt_ids)
+        return ByteStream(self, prompt_ids) if self.is_bytes else WordStream(self, prompt_ids)
 
 
-class TextStream:
+class TextStream(Protocol):
     """The text of the ids that follow a prompt, as they come: all of it together is what they are decoded to."""
-
-    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> None:
-        raise NotImplementedError
 
     def add(self, id: int) -> str:
         """Return the whole characters that a token ends."""
-        raise NotImplementedError
 
     def end(self) -> str:
         """Return what is left of a character that no token ended."""
-        raise NotImplementedError
 
 
-class ByteStream(TextStream):
+class ByteStream:
     """Of a byte-level tokenizer. The first new token may end a character that the prompt began."""
 
     def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> None:
@@ -91,7 +86,7 @@ class ByteStream(TextStream):
         return self._decoder.decode(b"", True)
 
 
-class WordStream(TextStream):
+class WordStream:
     """Of any other tokenizer: the last ids are decoded with each new one, and what is added to them is its text.
 
     The first new token may end a character that the prompt began.

@@ -40,7 +40,7 @@ class Version(NamedTuple):
 
 
 class Source(Protocol):
-    """Where versions come from. Both may raise InputError or Failure."""
+    """Where versions come from. Both methods may raise InputError or Failure."""
 
     name: str  # of the model
 
