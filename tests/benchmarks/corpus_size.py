@@ -184,6 +184,9 @@ def measure_text(folder: Path, more: Path, tokenizers: dict[str, dict[str, Any]]
                     "evaluation": {"stride": SEQ_LENGTH}, "storage": {"root": root},
                 })  # fmt: skip
                 cost = measure_stage(name, config, folders)
+                if name == "tokenize":
+                    splits = TokensManifest.parse(folders[name]).splits
+                    cost["tokens"] = {split: one.tokens for split, one in splits.items()}
                 found.setdefault(group, {})[name] = cost
                 print(f"{group:5} {name:10} {in_words(cost)}", file=sys.stderr, flush=True)
     return found
