@@ -338,7 +338,7 @@ def test_a_request_that_comes_while_the_engine_fails_is_answered(loaded, monkeyp
         engine, late = worker.served["tiny@v1"].engine, []
 
         def clear() -> None:
-            late.append(worker.submit(worker.current, [Request([1], SamplingConfig(max_tokens=1))]))
+            late.append(worker.submit(worker.current, [Request([1], SamplingConfig(max_tokens=1))], stream=False))
             Engine.clear(engine)
 
         with monkeypatch.context() as patch:

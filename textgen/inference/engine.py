@@ -142,6 +142,7 @@ class Engine:
         self.kernels = "-".join([self.mode.weights, *(mark for mark, holds in marks.items() if holds)])
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # the number of each is its row in the cache
+        self._may_read = True  # in the next step: it was not done in the last one
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the ids of a prompt, those of an empty one being an end of text.
@@ -179,16 +180,21 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
-        """Write a token of every text that runs, and of those that wait as many as there is room for.
+        """Write the first token of texts that wait, as many as there is room for, or the next one of all that run.
+
+        The two take turns: a first token does not wait for the others' next, and no stream of prompts holds those up.
 
         Raises:
             Damaged: the model gives numbers that are not finite.
         """
         pieces = [self._leave(generation) for generation in [*self.running, *self.waiting] if generation.cancelled]
-        pieces += self._read()
+        may_read, self._may_read = self._may_read, True
+        if may_read and (read := self._read()):
+            self._may_read = False
+            return pieces + read
         rows = [row for row, generation in enumerate(self.running) if generation.cached < self.length]
         if rows:
-            # A row that a long prompt has just filled is read anew in the next step, so its last place may be lost.
+            # A row that is full is read anew in the next step, so its last place may be lost.
             places = [min(generation.cached, self.length - 1) for generation in self.running]
             logits_BV = self.model.step([generation.ids[-1] for generation in self.running], places)
             going_on = [self.running[row] for row in rows]

@@ -45,7 +45,7 @@ async def answer_completions(request: "Request", state: "State") -> Any:
         raise Refusal(400, str(error), error.code, error.param) from None
     requests = engine_requests(asked, prompts, state.settings.max_tokens)
     try:
-        job = state.worker.submit(served, requests)
+        job = state.worker.submit(served, requests, asked.stream)
     except Full:
         raise Refusal(429, f"{state.worker.waiting:,} texts wait already; try again", "queue_full") from None
     reply = Reply(asked, job, prompts, request.state.id, state.settings.seconds)

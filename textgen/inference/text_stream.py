@@ -3,7 +3,6 @@
 import codecs
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -26,12 +25,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.added = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()}
-
-    @cached_property
-    def is_bytes(self) -> bool:
-        """Whether tokens are bytes, as those of a byte-level BPE."""
-        decoder = json.loads(self.tokenizer.to_str())["decoder"]
-        return decoder is not None and decoder["type"] == "ByteLevel"
+        decoder = json.loads(tokenizer.to_str())["decoder"]
+        self.is_bytes = decoder is not None and decoder["type"] == "ByteLevel"  # tokens are bytes, as GPT-2's
 
     def bytes_of(self, id: int) -> bytes:
         """Return the bytes of a token of a byte-level tokenizer; an id that it lacks has none."""

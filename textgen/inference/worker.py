@@ -53,12 +53,18 @@ class Source(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """What a request asked of the worker, and the pieces that it gets, an exception last if it fails."""
+    """What a request asked of the worker, and the pieces that it gets, an exception last if it fails.
+
+    With `stream` the pieces come with each token, without it when all texts are written: to wake who waits takes time
+    that the engine needs.
+    """
 
     served: "Served"
     generations: list[Generation]
-    pieces: "asyncio.Queue[list[tuple[int, Piece]] | Exception]"
+    stream: bool
+    pieces: "asyncio.Queue[list[tuple[int, Piece]] | Exception]" = field(default_factory=asyncio.Queue)
     started: float = field(default_factory=time.monotonic)
+    ready: list[tuple[int, Piece]] = field(default_factory=list)  # and not delivered yet
 
     def cancel(self) -> None:
         """Have its texts leave the batch before the next token."""
@@ -125,7 +131,7 @@ class Worker:
         """How many texts wait to be begun."""
         return len(self._new) + sum(len(one.engine.waiting) for one in list(self.served.values()))
 
-    def submit(self, served: Served, requests: Sequence[Request]) -> Job:
+    def submit(self, served: Served, requests: Sequence[Request], stream: bool) -> Job:
         """Have a version continue some prompts, even if another one has taken over since it was asked for.
 
         Raises:
@@ -136,7 +142,7 @@ class Worker:
             free = max(0, served.engine.model.rows - len(served.engine.running) - self.waiting)
             if self.waiting + len(requests) > self.most_waiting + free:
                 raise Full
-            job = Job(served, [served.engine.prepare(request) for request in requests], asyncio.Queue())
+            job = Job(served, [served.engine.prepare(request) for request in requests], stream)
             for index, generation in enumerate(job.generations):
                 served.jobs[generation] = (job, index)
                 self._new.append((served, generation))
@@ -177,19 +183,25 @@ class Worker:
 
     def _step(self, served: Served) -> None:
         try:
-            ready: dict[Job, list[tuple[int, Piece]]] = {}
+            jobs = set()
             for piece in served.engine.step():
                 job, index = served.jobs[piece.generation]
-                ready.setdefault(job, []).append((index, piece))
+                job.ready.append((index, piece))
+                jobs.add(job)
                 self.on_piece(job, piece)
                 if piece.finish is not None:
                     del served.jobs[piece.generation]
+            done = [job for job in jobs if job.stream or all(one.finish for one in job.generations)]
+            ready = [(job, job.ready) for job in done]
+            for job in done:
+                job.ready = []
         except Exception as error:  # whatever it is, those who wait must hear of it, and the thread goes on
             if not isinstance(error, Failure):
                 log.exception("the engine failed")
             self._fail(served, error)
             return
-        self.loop.call_soon_threadsafe(_deliver, ready)
+        if ready:
+            self.loop.call_soon_threadsafe(_deliver, ready)
 
     def _fail(self, served: Served, error: Exception) -> None:
         served.engine.clear()
@@ -201,8 +213,8 @@ class Worker:
             self.loop.call_soon_threadsafe(job.pieces.put_nowait, error)
 
 
-def _deliver(ready: dict[Job, list[tuple[int, Piece]]]) -> None:
-    for job, pieces in ready.items():
+def _deliver(ready: list[tuple[Job, list[tuple[int, Piece]]]]) -> None:
+    for job, pieces in ready:
         job.pieces.put_nowait(pieces)
 
 
