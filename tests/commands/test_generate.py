@@ -71,6 +71,16 @@ def test_the_prompt_can_come_from_stdin(generate, write, end):
     assert generate(*GREEDY, stdin=f"{prompt}{end}".encode()) == (0, f"{prompt}{text}\n", "")
 
 
+def test_of_a_prompt_longer_than_the_context_it_is_said_that_its_end_is_read(generate, opinionated, caplog):
+    length = opinionated[1].seq_length
+    prompt = "the " * (length + 1)
+    assert generate("--prompt", prompt, *GREEDY)[0] == 0
+    assert caplog.messages[-1].endswith(f" tokens; the model reads the last {length}")
+    write_lines({"prompt": "a"}, {"prompt": prompt})
+    generate("--file", "prompts.jsonl", *GREEDY)
+    assert caplog.messages[-1].startswith("prompts.jsonl, line 2: ")
+
+
 def test_an_empty_prompt_is_continued(generate, write):
     assert generate("--prompt", "", *GREEDY)[1] == f"{write('')[0]}\n"
 
@@ -194,8 +204,9 @@ def test_a_line_that_is_wrong_is_named_with_its_number(generate, line, fault):
     assert err.startswith(f"{path}, line 3: {fault}") and err.count("\n") == 1 and len(err) < 500
 
 
-def test_a_file_that_is_not_there_is_named(generate):
-    assert generate("--file", "nowhere.jsonl") == (1, "", "nowhere.jsonl: No such file or directory\n")
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
+def test_a_file_that_is_none_is_named(generate, name):
+    assert generate("--file", name) == (2, "", f"--file={name}: no such file\n")
 
 
 # What is refused

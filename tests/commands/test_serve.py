@@ -1,11 +1,12 @@
 """`textgen serve`: what it is started with."""
 
+import json
 import socket
 
 import pytest
 
 from textgen.__main__ import main
-from textgen.commands.serve import KEY_VARIABLE, Registry, check_address
+from textgen.commands.serve import KEY_VARIABLE, Fixed, Registry, check_address
 from textgen.errors import USER_MISTAKE, InputError
 from textgen.model.device import choose_device
 from textgen.storage import Storage
@@ -25,6 +26,17 @@ def test_a_request_names_a_version_and_no_folder(version, tmp_path):
     registry = Registry("textgen", Storage.at(str(tmp_path)), choose_device("cpu"))
     with pytest.raises(InputError, match="a version is named as"):
         registry.load(f"textgen@{version}")
+
+
+def test_a_model_that_stays_has_the_name_that_it_was_published_under_or_its_folders(tmp_path):
+    """A folder's path was the name, up to an @ in it; and textgen@champion was answered by any version."""
+    folder = tmp_path / "a@b" / "mine"
+    folder.mkdir(parents=True)
+    source = Fixed(folder, choose_device("cpu"))
+    assert (source.names, source.current()) == (("mine",), "mine")
+    (folder / "manifest.json").write_text(json.dumps({"name": "textgen", "version": "v3"}))
+    source = Fixed(folder, choose_device("cpu"))
+    assert (source.names, source.current()) == (("textgen",), "textgen@v3")
 
 
 def test_a_port_that_is_taken_is_refused_before_a_model_is_loaded(tmp_path):

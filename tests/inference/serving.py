@@ -30,6 +30,10 @@ class Shelf:
         self.versions = {f"{self.name}@{version}": model for version, model in versions.items()}
         self.champion: str | None = next(iter(versions), None)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, f"{self.name}@champion"
+
     def current(self) -> str | None:
         return None if self.champion is None else f"{self.name}@{self.champion}"
 

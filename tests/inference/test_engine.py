@@ -269,6 +269,35 @@ def test_more_requests_than_rows_are_answered_in_order(models):
         check_same(models, request, ids, alone)
 
 
+def test_a_prompt_of_several_texts_is_read_once(models, monkeypatch):
+    prompt, other = random_prompts(models, [30, 8])
+    requests = [*(drawn(prompt, 5, choice=choice) for choice in range(3)), greedy(other), greedy(prompt)]
+    engine, shown = Engine(models.loaded), []
+    read = engine.model.read
+
+    def watch(texts: list[list[int]], rows: list[int]) -> list[torch.Tensor]:
+        shown.append(texts)
+        return read(texts, rows)
+
+    monkeypatch.setattr(engine.model, "read", watch)
+    found = list(map(ids_of, complete(engine, requests)))
+    assert shown[0] == [prompt, other]
+    for request, ids, alone in zip(requests, found, written_alone(models, requests), strict=True):
+        check_same(models, request, ids, alone)
+
+
+def test_a_first_token_does_not_wait_for_the_others_next(models):
+    """Nor do the others wait for a stream of prompts: they are read in every other step."""
+    engine = Engine(models.loaded)
+    first = engine.submit(greedy([5, 6], 30))
+    assert [piece.generation for piece in engine.step()] == [first]
+    for count in range(2, 6):
+        second = engine.submit(greedy([7], 1))
+        assert {piece.generation for piece in engine.step()} == {first}
+        assert [piece.generation for piece in engine.step()] == [second]
+        assert len(first.ids) == count
+
+
 def test_a_text_that_is_cancelled_frees_its_row_and_leaves_the_others_alone(models):
     requests = [greedy(prompt, 25) for prompt in random_prompts(models, [4, 6, 9, 2, 5])]
     engine = Engine(models.loaded, rows=3)

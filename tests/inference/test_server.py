@@ -372,6 +372,17 @@ def test_each_request_has_an_id_and_no_prompt_is_in_the_log(running, caplog):
     assert "silver" not in caplog.text and reply.json()["choices"][0]["text"] not in caplog.text
 
 
+def test_a_fault_of_the_server_has_the_id_by_which_the_log_names_it(running, caplog, monkeypatch):
+    monkeypatch.setattr(replies, "engine_requests", lambda *arguments: 1 / 0)
+    reply = post(running, '{"prompt": "a"}')
+    assert reply.status_code == 500 and f"request {reply.headers['x-request-id']} failed" in caplog.text
+
+
+def test_a_version_that_is_not_there_is_refused_without_a_folder_of_the_server(running):
+    reply = post(running, '{"prompt": "a", "model": "tiny@v9"}')
+    assert (reply.status_code, reply.json()["error"]["message"]) == (404, "'tiny@v9': no such version")
+
+
 def test_prometheus_reads_the_figures(running):
     from prometheus_client.parser import text_string_to_metric_families
 

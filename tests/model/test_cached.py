@@ -91,7 +91,7 @@ def test_a_text_goes_on_in_the_row_that_it_is_moved_to():
     model, texts = new_model(WIDE_HEADS), random_texts([8, 12])
     cached = CachedModel(model, LENGTH, ROWS)
     cached.read([random_texts([20], seed=1)[0], texts[0][:-1], texts[1][:-1]], [0, 1, 3])
-    cached.move(3, 0, len(texts[1]) - 1)
+    cached.copy(3, 0, len(texts[1]) - 1)
     logits_BV = cached.step([texts[1][-1], texts[0][-1]], [11, 7])
     for logits_V, text in zip(logits_BV, reversed(texts), strict=True):
         torch.testing.assert_close(logits_V, whole(model, text)[-1], atol=1e-5, rtol=1e-5)

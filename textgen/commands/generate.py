@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import time
@@ -18,6 +19,8 @@ from textgen.terminal import one_line, printable, say
 if TYPE_CHECKING:
     from textgen.inference.engine import Engine
     from textgen.inference.protocol import CompletionRequest
+
+log = logging.getLogger(__name__)
 
 FIELDS = (  # of a request, that are options here: the name, what it takes, what it does
     ("max_tokens", int, "how many tokens at most"),
@@ -142,6 +145,8 @@ def _read_file(path: Path, given: dict[str, Any]) -> Iterator[tuple[str, "Comple
     """Yield each line's place and request; what the command line gives holds for those that do not say otherwise."""
     from textgen.inference.protocol import BadRequest, CompletionRequest
 
+    if not path.is_file():
+        raise InputError(f"--file={path}: no such file")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -166,19 +171,27 @@ def _continue(engine: "Engine", request: "CompletionRequest", prompt: str, as_js
     from textgen.inference.engine import run
     from textgen.inference.protocol import engine_requests
 
-    request = request.model_copy(update={"prompt": prompt})
+    request, ids = request.model_copy(update={"prompt": prompt}), [_encode(engine, prompt, "the prompt")]
     if as_json:
         if request.logprobs is None:
             request = request.model_copy(update={"logprobs": 0})
-        say(json.dumps(next(_answers(engine, [request], [[engine.encode(prompt)]])), indent=2, ensure_ascii=False))
+        say(json.dumps(next(_answers(engine, [request], [ids])), indent=2, ensure_ascii=False))
     elif request.n == 1:
         _show(prompt)
-        for piece in run(engine, engine_requests(request, [engine.encode(prompt)])):
+        for piece in run(engine, engine_requests(request, ids)):
             _show(piece.text)
         _show("\n")
     else:
-        for choice in next(_answers(engine, [request], [[engine.encode(prompt)]]))["choices"]:
+        for choice in next(_answers(engine, [request], [ids]))["choices"]:
             say(f"[{choice['index'] + 1}] {prompt}{choice['text']}")
+
+
+def _encode(engine: "Engine", prompt: str | list[int], where: str) -> list[int]:
+    """Return the ids of a prompt, and say where the model cannot read all of it."""
+    ids = engine.encode(prompt)
+    if len(ids) > engine.length:
+        log.warning("%s: %s tokens; the model reads the last %s", where, f"{len(ids):,}", f"{engine.length:,}")
+    return ids
 
 
 def _measure(engine: "Engine", prompt: str, tokens: int) -> None:
@@ -232,7 +245,7 @@ def _continue_file(engine: "Engine", asked: Sequence[tuple[str, "CompletionReque
     prompts = []
     for where, request in asked:
         try:
-            prompts.append([engine.encode(prompt) for prompt in request.prompts])
+            prompts.append([_encode(engine, prompt, where) for prompt in request.prompts])
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     for answer in _answers(engine, [request for _, request in asked], prompts):

@@ -60,6 +60,8 @@ def _run(options: argparse.Namespace) -> None:
     storage, device = Storage.at(options.root), choose_device(options.device)
     source = find_source(options.model, storage, device)
     log.info("serving %s of %s", options.model, options.root)
+    if not storage.is_remote and not Path(options.root).is_dir():
+        log.warning("--root=%s: there is no such folder yet", options.root)
     prepare_cpu(1)
     settings = Settings(
         key=key, allow_origin=options.allow_origin, rows=options.rows, mode=read_mode(options),
@@ -110,15 +112,23 @@ def find_source(model: str, storage: "Storage", device: "torch.device") -> "Fixe
     name, at, version = model.rpartition("@")
     if at and version == "champion":
         return Registry(name, storage, device)
-    return Fixed(model, resolve(model, storage), device)
+    return Fixed(resolve(model, storage), device)
 
 
 class Fixed:
-    """A model that stays the one it is."""
+    """A model that stays the one it is: a published version has its own name, any other that of its folder."""
 
-    def __init__(self, name: str, folder: Path, device: "torch.device") -> None:
-        self.name, self.folder, self.device = name.partition("@")[0], folder, device
-        self.version = name
+    def __init__(self, folder: Path, device: "torch.device") -> None:
+        from textgen.publishing.version import read_name
+
+        self.folder, self.device = folder, device
+        published = read_name(folder)
+        self.name = folder.resolve().name if published is None else published[0]
+        self.version = self.name if published is None else "@".join(published)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def current(self) -> str:
         return self.version
@@ -134,6 +144,10 @@ class Registry:
 
     def __init__(self, name: str, storage: "Storage", device: "torch.device") -> None:
         self.name, self.storage, self.device = name, storage, device
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, f"{self.name}@champion"
 
     def current(self) -> str | None:
         from textgen.model.find import CHAMPION_FILE, read_champion

@@ -212,15 +212,15 @@ class Engine:
                 generation.finish = "length"
                 pieces.append(self._leave(generation))
             full = []
-        texts = [generation.all_ids[-max(1, self.length // 2) :] for generation in full]
-        while self.waiting and len(self.running) < self.model.rows and sum(map(len, texts)) < READ_AT_ONCE:
+        texts = [tuple(generation.all_ids[-max(1, self.length // 2) :]) for generation in full]
+        while self.waiting and len(self.running) < self.model.rows and sum(map(len, set(texts))) < READ_AT_ONCE:
             generation = self.waiting.popleft()
             self.running.append(generation)
             full.append(generation)
-            texts.append(list(generation.request.prompt_ids[-self.length :]))
+            texts.append(tuple(generation.request.prompt_ids[-self.length :]))
         if not texts:
             return pieces
-        hidden = self.model.read(texts, [self.running.index(generation) for generation in full])
+        hidden = self._read_once(texts, [self.running.index(generation) for generation in full])
         for generation, text, hidden_TC in zip(full, texts, hidden, strict=True):
             if generation.request.echo and not generation.cached:
                 generation.prompt_scores = list(self._score(hidden_TC, text, generation.request.log_probs or 0))
@@ -228,7 +228,18 @@ class Engine:
         logits_BV = self.model.last_logits(hidden)
         return pieces + self._write(full, logits_BV)
 
-    def _score(self, hidden_TC: Tensor, text: list[int], top: int) -> Iterator[LogProbs]:
+    def _read_once(self, texts: list[tuple[int, ...]], rows: list[int]) -> list[Tensor]:
+        """Read texts into rows of the cache and return their hidden states; equal ones are read once and copied."""
+        first: dict[tuple[int, ...], int] = {}  # the row of each text
+        for text, row in zip(texts, rows, strict=True):
+            first.setdefault(text, row)
+        hidden = dict(zip(first, self.model.read(list(map(list, first)), list(first.values())), strict=True))
+        for text, row in zip(texts, rows, strict=True):
+            if (source := first[text]) != row:
+                self.model.copy(source, row, len(text))
+        return [hidden[text] for text in texts]
+
+    def _score(self, hidden_TC: Tensor, text: Sequence[int], top: int) -> Iterator[LogProbs]:
         """Yield the log-probabilities of a text's tokens but the first."""
         for start in range(0, len(text) - 1, SCORED_AT_ONCE):
             logits_NV = self.model.logits(hidden_TC[start : min(start + SCORED_AT_ONCE, len(text) - 1)]).cpu()
@@ -278,7 +289,7 @@ class Engine:
             row, last = self.running.index(generation), len(self.running) - 1
             moved = self.running.pop()
             if row != last:
-                self.model.move(last, row, moved.cached)
+                self.model.copy(last, row, moved.cached)
                 self.running[row] = moved
         else:
             self.waiting.remove(generation)

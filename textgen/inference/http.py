@@ -22,6 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 RETRY_SECONDS = "1"  # told to a client that found the queue full
+ID_HEADER = "x-request-id"
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -120,7 +121,7 @@ class Logged:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
+                message = {**message, "headers": [*message["headers"], (ID_HEADER.encode(), number.encode())]}
             await send(message)
 
         try:

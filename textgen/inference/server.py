@@ -13,7 +13,7 @@ from textgen import __version__
 from textgen.errors import Failure, InputError
 from textgen.inference.engine import DEFAULT, ROWS, Mode
 from textgen.inference.figures import Figures
-from textgen.inference.http import Logged, Refusal
+from textgen.inference.http import ID_HEADER, Logged, Refusal
 from textgen.inference.protocol import CompletionRequest, Fields, TokenizeRequest
 from textgen.inference.replies import answer_completions, answer_tokens
 from textgen.inference.worker import Follower, Served, Source, Worker, prepare
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page.html")
-CHAMPION = "@champion"
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,10 @@ class State:
             Refusal: there is none.
         """
         name, worker = self.source.name, self.worker
-        if model in (None, name, name + CHAMPION):
+        if model is None or model in self.source.names:
             if worker.current is None or self.draining:
                 raise Refusal(503, self.reason or "nothing is served", "model_not_ready")
             return worker.current
-        assert model is not None
         if (served := worker.served.get(model)) is not None:
             return served
         if not model.startswith(f"{name}@"):
@@ -83,8 +81,9 @@ class State:
             try:
                 served = worker.served.get(model)
                 return await asyncio.to_thread(self.follower.keep, model) if served is None else served
-            except InputError as error:
-                raise Refusal(404, str(error), "model_not_found", "model") from None
+            except InputError as error:  # it names folders of the server's
+                log.info("%s", error)
+                raise Refusal(404, f"{brief(model)}: no such version", "model_not_found", "model") from None
             except (Failure, OSError, RuntimeError) as error:
                 raise Refusal(503, one_line(error), "model_not_ready", "model") from None
 
@@ -126,7 +125,7 @@ def make_app(source: Source, settings: Settings) -> "FastAPI":
     async def fail(request: Request, error: Exception) -> "Response":
         log.error("request %s failed", request.state.id, exc_info=error)
         refusal = Refusal(500, "the server failed; its log says why")
-        return JSONResponse(refusal.body, refusal.status)
+        return JSONResponse(refusal.body, refusal.status, {ID_HEADER: request.state.id})
 
     add_routes(app, settings.key)
     app.add_middleware(Logged, on_answer=lambda path, status: figures.responses.labels(path, str(status)).inc())
@@ -214,7 +213,7 @@ def list_models(state: State) -> dict[str, Any]:
     current = state.worker.current
     if (reason := state.reason) is not None or current is None:
         raise Refusal(503, reason or "nothing is served", "model_not_ready")
-    names = {state.source.name: current, state.source.name + CHAMPION: current, **state.worker.served}
+    names = {**dict.fromkeys(state.source.names, current), **state.worker.served}
     return {
         "object": "list",
         "data": [

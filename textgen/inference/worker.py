@@ -44,6 +44,10 @@ class Source(Protocol):
 
     name: str  # of the model
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call the version in use, beside the version's own name."""
+
     def current(self) -> str | None:
         """Return the name of the version in use, None before there is one."""
 

@@ -245,7 +245,7 @@ class CachedModel:
             seconds.append(time.perf_counter() - started)
         return min(seconds)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` places of a row of the cache to another row."""
         for cache_SKLD in (*self.keys, *self.values):
             cache_SKLD[target, :, :length] = cache_SKLD[source, :, :length]

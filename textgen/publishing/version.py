@@ -125,6 +125,15 @@ def read_probe(folder: Path) -> tuple[list[int], list[float]] | None:
     raise Damaged(f"{folder / PROBE_FILE} is damaged: `ids` and `nats` are no lists of numbers")
 
 
+def read_name(folder: Path) -> tuple[str, str] | None:
+    """Return the name and the version that a published folder says it has, None for a folder of another kind."""
+    if not (folder / PublishedManifest.FILE).exists():
+        return None
+    manifest = read_json(folder / PublishedManifest.FILE)
+    name, version = manifest.get("name"), manifest.get("version")
+    return (name, version) if isinstance(name, str) and isinstance(version, str) else None
+
+
 def figures_on_test(folder: Path) -> dict[str, float | None]:
     """Return the perplexity of a token and the bits a byte of the test split, where they were measured."""
     if not (folder / METRICS_FILE).exists():
