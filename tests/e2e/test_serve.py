@@ -85,15 +85,18 @@ def test_the_champion_is_followed_and_what_was_begun_is_ended(served):
     askers = [threading.Thread(target=ask, args=(versions,)) for versions in asked]
     for asker in askers:
         asker.start()
-    for version in (promoted := ["v1", "v2", "v1", "v2"]):
-        served.promote(version)
-        wait_until(lambda version=version: all(versions[-1:] == [version] for versions in asked))
-    served.promote("v3")
-    wait_until(lambda: WEIGHTS_FILE in (served.ready()["refused"] or ""))
-    assert served.ready()["version"] == f"{NAME}@v2"
+    for version in (promoted := ["v1", "v2"] * 2 + ["broken"] + ["v1", "v2"] * 3):
+        if version == "broken":
+            served.promote("v3")
+            wait_until(lambda: WEIGHTS_FILE in (served.ready()["refused"] or ""))
+            assert served.ready()["version"] == f"{NAME}@v2"
+        else:
+            served.promote(version)
+            wait_until(lambda version=version: all(versions[-1:] == [version] for versions in asked))
     stop.set()
     for asker in askers:
         asker.join()
+    promoted.remove("broken")
     assert [[version for version, _ in groupby(versions)] for versions in asked] == [promoted] * 4
 
 

@@ -16,7 +16,7 @@ from textgen.inference.worker import Version
 from textgen.model.pretrained import LoadedModel
 from textgen.model.transformer import LanguageModel
 
-PATIENCE = 60  # seconds, of a slow machine
+PATIENCE = 180  # seconds, of a slow machine
 ENDLESS = 10**9  # tokens of a text that is still written when a test looks, however fast the machine
 QUICK = Settings(follow_seconds=0.02, max_tokens=ENDLESS)
 
