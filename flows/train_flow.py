@@ -29,7 +29,7 @@ from tasks.redact import redacted
 from textgen.config import Config
 from textgen.errors import Failure, carry_out
 from textgen.storage import Storage
-from textgen.terminal import PlainFormatter, printable, say
+from textgen.terminal import PlainFormatter, columns, printable, say
 from textgen.text.corpus import RawManifest, raw_folder
 from textgen.text.report import TextReport, text_in_words
 from textgen.text.tokenizer import find_gpt2_file
@@ -77,6 +77,8 @@ def train_flow(
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: stages, metrics, samples, and what to do next."""
     from textgen.publishing.drift import Drift, changes_in_words  # loads torch, as the flow has by now
+    from textgen.publishing.verdict import decision_of, headline, in_lines
+    from textgen.publishing.version import PublishedManifest
 
     # Names and samples are foreign text: no [b] in them, no :smile: and no escape sequence acts.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -98,27 +100,26 @@ def summarize(result: dict[str, Any]) -> None:
         f"{speed['memory_peak_bytes'] / 2**30:.1f} GiB at the peak ({phases})\n"
     )
 
-    perplexities = Table(
-        "split", "loss (nats)", "token perplexity", "word perplexity", "bits a byte",
-        title="Perplexity", title_justify="left",
-    )  # fmt: skip
-    for name, split in result["metrics"].items():
-        figures = [(split[figure], form) for figure, form in FORMS.items()]
-        perplexities.add_row(name, *("-" if value is None else format(value, form) for value, form in figures))
-    console.print(perplexities)
-
     if (drift := result["drift"]) is not None:
         reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
         changes = changes_in_words(Drift.model_validate(drift))
         show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{changes}{reasons}\n")
 
     published = result["published"]
+    decision = decision_of(PublishedManifest.model_validate(published))
+    champion = result["champion"] or "none"
+    place = "the champion" if champion == published["version"] else f"the champion is {champion}"
+    show(f"{published['name']} {published['version']}: {headline(decision)}; {place}")
+    if not (beside := [*in_lines(decision, published["version"])]):
+        rows = [("split", "loss (nats)", "token perplexity", "word perplexity", "bits a byte")]
+        for name, split in result["metrics"].items():
+            figures = [(split[figure], form) for figure, form in FORMS.items()]
+            rows.append((name, *("-" if value is None else format(value, form) for value, form in figures)))
+        beside = ["", *columns(rows, right=range(1, 5))]
+    show("\n".join([*beside, ""]))
+
     for sample in published["samples"]:
         show(f"{sample['prompt']} ▸{sample['continuation']}\n")
-    champion = result["champion"] or "none"
-    verdict = "the champion" if champion == published["version"] else f"the champion is {champion}"
-    decision = "promoted" if published["promoted"] else "not promoted"
-    show(f"{published['name']} {published['version']}: {decision} ({published['reason']}); {verdict}")
     show(f"Model: {published['path']}")
     prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:2]) or "The")
     show(f"Next:  python -m textgen generate {shlex.quote(published['path'])} --prompt {prompt}")

@@ -5,9 +5,8 @@ nobody waits for.
 """
 
 import base64
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +23,12 @@ from prefect.artifacts import (
 
 from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
-from textgen.model.find import read_champion
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
-from textgen.publishing.version import METRICS_FILE, PublishedManifest
+from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_rows, moved_title
+from textgen.publishing.version import PublishedManifest
 from textgen.terminal import counted
 from textgen.text.report import TextReport
 from textgen.text.stream import block_count
@@ -115,11 +114,14 @@ def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
 
 
 def show_model(published: PublishedManifest, metrics: Metrics) -> None:
-    """Show the metrics beside the champion's, and the model card."""
-    name, reason = slug(published.name), inline(f"{published.version}: {published.reason}")
+    """Show the verdict, the metrics beside those that the gate compared them with, and the model card."""
+    name, decision = slug(published.name), decision_of(published)
+    said = inline(f"{published.version}: {headline(decision)}. {background(decision)}")
     try:
-        create_table_artifact(compare(published, metrics), f"{name}-metrics", reason)
-        create_markdown_artifact(card(published.folder), f"{name}-model-card", reason)
+        create_table_artifact(compare(published, metrics), f"{name}-metrics", said)
+        if moved := as_rows(moved_rows(decision, published.version)):
+            create_table_artifact(moved, f"{name}-documents", moved_title(decision))
+        create_markdown_artifact(card(published.folder), f"{name}-model-card", said)
     except Exception as error:  # the model is published all the same
         log.warning("the model could not be shown: %s", error)
 
@@ -153,19 +155,19 @@ def show_drift(name: str, drift: Drift) -> None:
 
 
 def compare(published: PublishedManifest, metrics: Metrics) -> list[dict[str, str]]:
-    """Return a row a metric: of this version and of the champion, which may be of an older format."""
-    home = published.folder.parent
-    champion = read_champion(home)
-    theirs = json.loads((home / champion / METRICS_FILE).read_bytes())["splits"] if champion else {}
-    rows = []
-    for split, figures in metrics.splits.items():
-        for metric, words in SHOWN.items():
-            ours = getattr(figures, metric)
-            row = {"split": split, "metric": words, published.version: _number(ours)}
-            if champion not in (None, published.version):
-                row[f"{champion} (champion)"] = _number(theirs.get(split, {}).get(metric))
-            rows.append(row)
-    return rows
+    """Return a row a metric: of this version, and of the champion where the gate scored both on the same documents."""
+    if beside := figure_rows(decision_of(published), published.version):
+        return as_rows(beside)
+    return [
+        {"split": split, "metric": words, published.version: _number(getattr(figures, metric))}
+        for split, figures in metrics.splits.items()
+        for metric, words in SHOWN.items()
+    ]
+
+
+def as_rows(table: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return a table, titles first, as the server takes it: its cells are Markdown."""
+    return [dict(zip(table[0], map(inline, row), strict=True)) for row in table[1:]]
 
 
 def card(folder: Path) -> str:

@@ -4,6 +4,7 @@ import logging
 import reprlib
 import sys
 import unicodedata
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100  # characters of a value in a message
@@ -47,7 +48,7 @@ class _Brief(reprlib.Repr):
 
 def brief(value: Any) -> str:
     """Return `repr(value)`, shortened: what a message shows of a value."""
-    return _shorten(_Brief().repr(value))
+    return shorten(_Brief().repr(value))
 
 
 def counted(number: int, noun: str) -> str:
@@ -57,11 +58,33 @@ def counted(number: int, noun: str) -> str:
 
 def one_line(text: object) -> str:
     """Return a message of somebody else's in one line, shortened."""
-    return printable(_shorten(" ".join(str(text).split()), 3 * LONGEST_VALUE))
+    return printable(shorten(" ".join(str(text).split()), 3 * LONGEST_VALUE))
 
 
-def _shorten(text: str, longest: int = 2 * LONGEST_VALUE) -> str:
+def shorten(text: str, longest: int = 2 * LONGEST_VALUE) -> str:
+    """Return the beginning of a text that is too long."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Yield the lines of a table whose columns are aligned, those numbered in `right` at their right ends."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(cell))
+            cells.append(space + cell if number in right else cell + space)
+        yield "  ".join(cells).rstrip()
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: an ideograph takes two, an accent of its own none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
 
 
 def _acts(character: str) -> bool:

@@ -31,7 +31,8 @@ def result(text: str) -> dict[str, Any]:
         "metrics": {"test": figures},
         "drift": {"key": "drift", "raw_key": "raw", "verdict": "not compared", "champion": "v1", "reasons": [text]},
         "published": {
-            "name": "textgen", "version": "v1", "promoted": True, "reason": text, "path": text,
+            "key": "1", "checkpoint_sha256": "1", "tokens_key": "1", "raw_sha256": {}, "bits_per_byte": None,
+            "sha256": {}, "name": "textgen", "version": "v1", "promoted": True, "reason": text, "path": text,
             "samples": [{"prompt": text, "continuation": text}],
         },
         "champion": "v1",

@@ -15,7 +15,7 @@ from textgen.publishing.card import (
     CARD_FILE,
     DATA_PLOT,
     TRAINING_PLOT,
-    decision_table,
+    promotion,
     quote,
     training_in_words,
     write_card,
@@ -183,7 +183,7 @@ def test_the_speed_of_a_training_is_that_of_the_seconds_it_names(publication):
 
 def test_a_decision_is_shown_with_all_its_figures():
     decision = Decision(
-        promoted=False, reason="not better by enough", opponent="v3", protocol="sliding", unit="nats a token",
+        promoted=False, reason="worse; not better by enough", opponent="v3", protocol="sliding", unit="nats a token",
         documents=60, challenger=3.25, champion=3.125, difference=0.125, low=-0.0625, high=0.3125, confidence=0.0625,
         min_improvement=0.01, required_confidence=0.95,
         guards=[
@@ -191,8 +191,11 @@ def test_a_decision_is_shown_with_all_its_figures():
             Guard(name="repetition", passed=False, value=None, bound=0.5),
         ],
     )  # fmt: skip
-    shown = decision_table(decision)
-    assert shown.startswith("Not promoted: not better by enough.\n")
+    shown = promotion(decision, "v4")
+    assert shown.startswith(
+        "**Worse by 0.125 nats a token, 4.0%, on 60 test documents; not promoted.**\n\n"
+        "Against v3, the champion: not better by enough.\n"
+    )
     for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
         assert f"| {figure} |" in shown
     assert "| guard: finite | passed: 1, bound 1 |" in shown
@@ -200,8 +203,8 @@ def test_a_decision_is_shown_with_all_its_figures():
 
 
 def test_a_decision_without_a_comparison_is_one_sentence():
-    assert decision_table(Decision(promoted=True, reason="publish.policy=always")) == (
-        "Promoted: publish.policy=always."
+    assert promotion(Decision(promoted=True, reason="publish.policy=always"), "v1") == (
+        "**Promoted (publish.policy=always).**"
     )
 
 

@@ -1,6 +1,7 @@
 """A week later: files are added, renamed, deleted and edited, and the champion is compared on what it never saw."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.fixtures import WORDS
 from tests.publications import Publication, make
 from textgen.config import Config, PublishConfig
 from textgen.errors import InputError
+from textgen.evaluation.scoring import read_documents
 from textgen.publishing import contenders
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.contenders import hold_contest
@@ -18,8 +20,9 @@ from textgen.publishing.drift import Changes, check_fractions, measure_drift
 from textgen.publishing.version import Decision
 from textgen.sections import SPLITS
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest, fetch, list_documents
+from textgen.text.corpus import RawManifest, fetch, list_documents, read_units
 from textgen.text.documents import Content
+from textgen.text.report import DocumentList
 
 MOVED = 2  # edited documents of train that are in test now
 WEEK = Changes(came=30, went=15, stayed=185, moved=0)  # 20 are new, and 10 edited ones are new documents too
@@ -102,6 +105,24 @@ def test_the_champion_is_compared_on_documents_that_it_never_saw(weeks):
     assert decision.left_out == edited_in_test
     assert decision.documents == len(names) - len(edited_in_test)
     assert f"of test left out, known to the champion: {edited_in_test[0]}" in second.published.reason
+
+
+def test_the_documents_that_moved_are_of_those_that_were_compared(weeks):
+    """A document's place among those that were compared is another one than its place in test."""
+    _, _, second = weeks
+    decision, listed = second.published.decision, DocumentList(second.raw, "test")
+    measured, test = read_documents(second.metrics, "test"), second.metrics.splits["test"]
+    bits_D = measured.nats * test.tokens / test.tokens_scored / math.log(2)
+    names = [listed.name(number) for number in range(len(measured.tokens))]
+    assert decision.unit == "bits a byte", "its tokenizer is another one"
+    assert decision.splits["test"].documents == decision.documents
+    assert decision.moved
+    for one in decision.moved:
+        assert one.name not in decision.left_out
+        number = names.index(one.name)
+        assert one.challenger == pytest.approx((bits_D[number] / measured.bytes[number]).item())
+        assert one.words == measured.words[number]
+        assert " ".join(list(read_units(second.raw, "test"))[number].split()).startswith(one.opening)
 
 
 def test_where_the_champions_text_is_gone_the_comparison_promotes_nothing(weeks, tmp_path, monkeypatch):

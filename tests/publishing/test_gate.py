@@ -9,7 +9,16 @@ from torch import Tensor
 
 from textgen.config import PublishConfig
 from textgen.evaluation.scoring import Documents
-from textgen.publishing.gate import Scores, compare, decide, guard_finite, guard_generation, guard_whole, rates
+from textgen.publishing.gate import (
+    Scores,
+    compare,
+    decide,
+    guard_finite,
+    guard_generation,
+    guard_whole,
+    most_moved,
+    rates,
+)
 from textgen.publishing.version import Decision
 
 DRAWS = 200
@@ -152,6 +161,18 @@ def test_the_bounds_tell_the_same_as_the_confidence():
 def test_the_same_figures_give_the_same_decision():
     first, second = (decide(GATE, *draw_pair(TEXTS[0], 0.05, 3), [], "sliding") for _ in range(2))
     assert first == second
+
+
+def test_the_documents_that_moved_most_are_named_both_ways_beyond_what_chance_does():
+    """A short document's rate moves by much for nothing, and a long one's total does."""
+    tokens_D = torch.tensor([1, 400, 10_000, 400, 400, 1, 100, 100, 100])
+    change_D = torch.tensor([-0.9, -0.2, -0.02, 0.3, 0.0, 0.8, -0.15, 0.05, 0.1], dtype=torch.float64)
+    champion = Documents(3.0 * tokens_D.double(), tokens_D, tokens_D, 3 * tokens_D)
+    scores = Scores("v1", "same", {"test": champion}, {"test": 1.0})
+    moved = most_moved(changed(scores, "test", nats=champion.nats + change_D * tokens_D), scores)
+    assert [number for number, *_ in moved] == [1, 6, 2, 8, 3, 5]
+    for number, ours, theirs in moved:
+        assert (ours, theirs) == (pytest.approx(3 + change_D[number].item()), 3.0)
 
 
 def test_models_with_other_tokenizers_are_compared_in_bits_a_byte():

@@ -25,7 +25,8 @@ from tests.trainings import Interruption
 from tests.waiting import PATIENCE_SECONDS, until
 from textgen.model.find import CHAMPION_FILE
 from textgen.publishing.card import CARD_FILE
-from textgen.publishing.version import METRICS_FILE, PublishedManifest
+from textgen.publishing.verdict import background, headline
+from textgen.publishing.version import Decision
 from textgen.text.stream import block_count
 from textgen.training.train import total_steps
 
@@ -196,58 +197,34 @@ def test_a_server_that_does_not_answer_is_one_warning(looks, make_config, tokens
     assert "the progress could not be shown" in warnings[0]
 
 
-def test_a_first_version_is_compared_with_none(publication):
+def test_a_first_version_is_beside_the_unigram_model_that_it_had_to_beat(publication):
     rows = compare(publication.published, publication.metrics)
-    assert [row["split"] for row in rows] == ["validation"] * 4 + ["test"] * 4
-    assert {tuple(row) for row in rows} == {("split", "metric", "v1")}
-    test = publication.metrics.splits["test"]
-    assert rows[4] == {"split": "test", "metric": "loss (nats a token)", "v1": f"{test.loss_nats:.4f}"}
-    assert rows[7] == {"split": "test", "metric": "bits a byte", "v1": f"{test.bits_per_byte:.4f}"}
-
-
-@pytest.fixture
-def second(publication, tmp_path) -> Callable[[str], PublishedManifest]:
-    """Return a function that makes a copy of the publication's home, with a second version, of a champion."""
-
-    def make(champion: str) -> PublishedManifest:
-        home = tmp_path / "models"
-        shutil.copytree(publication.published.folder, home / "v1")
-        (home / CHAMPION_FILE).write_text(f"{champion}\n")
-        shutil.copytree(home / "v1", home / "v2")
-        return publication.published.model_copy(update={"version": "v2", "path": str(home / "v2")})
-
-    return make
-
-
-def test_a_later_version_is_beside_the_champion(publication, second):
-    splits = {
-        name: figures.model_copy(update={"loss_nats": 1.0, "bits_per_byte": None})
-        for name, figures in publication.metrics.splits.items()
-    }
-    rows = compare(second("v1"), publication.metrics.model_copy(update={"splits": splits}))
-    validation = publication.metrics.splits["validation"]
+    assert [row["split"] for row in rows] == ["test"] * 3 + ["validation"] * 3
+    assert {tuple(row) for row in rows} == {("split", "documents", "metric", "v1", "unigram", "difference")}
+    decision, test = publication.published.decision, publication.metrics.splits["test"]
     assert rows[0] == {
-        "split": "validation", "metric": "loss (nats a token)", "v2": "1.0000",
-        "v1 (champion)": f"{validation.loss_nats:.4f}",
+        "split": "test", "documents": "20", "metric": "loss (nats a token)", "v1": f"{test.loss_nats:.4f}",
+        "unigram": f"{decision.champion:.4f}", "difference": f"{-decision.difference:.4f} better",
     }  # fmt: skip
-    assert rows[3]["v2"] == "-"
-    assert rows[3]["v1 (champion)"] == f"{validation.bits_per_byte:.4f}"
+    assert rows[1]["v1"] == f"{test.token_perplexity:.2f}"
+    assert (rows[2]["metric"], rows[2]["v1"]) == ("bits a byte", f"{test.bits_per_byte:.4f}")
 
 
-def test_a_new_champion_is_not_compared_with_itself(publication, second):
-    assert {tuple(row) for row in compare(second("v2"), publication.metrics)} == {("split", "metric", "v2")}
-
-
-def test_a_champion_of_an_older_format_is_compared_by_what_it_has(publication, second):
-    published = second("v1")
-    file = published.folder.parent / "v1" / METRICS_FILE
-    content = json.loads(file.read_text())
-    del content["splits"]["test"], content["splits"]["validation"]["word_perplexity"], content["protocol"]
-    file.write_text(json.dumps(content))
-    rows = compare(published, publication.metrics)
-    champions = [row["v1 (champion)"] for row in rows]
-    assert champions[0] == f"{publication.metrics.splits['validation'].loss_nats:.4f}"
-    assert [champions[2], *champions[4:]] == ["-"] * 5
+@pytest.mark.parametrize("policy", ["always", "never"])
+def test_what_was_not_compared_stands_alone(policy, publication, tmp_path):
+    """The champion's figures, of whatever text it was published with, stood beside it."""
+    home = tmp_path / "models"
+    shutil.copytree(publication.published.folder, home / "v1")
+    (home / CHAMPION_FILE).write_text("v1\n")
+    shutil.copytree(home / "v1", home / "v2")
+    decision = Decision(promoted=policy == "always", reason=f"publish.policy={policy}")
+    update = {"version": "v2", "path": str(home / "v2"), "decision": decision}
+    rows = compare(publication.published.model_copy(update=update), publication.metrics)
+    assert [row["split"] for row in rows] == ["validation"] * 4 + ["test"] * 4
+    assert {tuple(row) for row in rows} == {("split", "metric", "v2")}
+    test = publication.metrics.splits["test"]
+    assert rows[4] == {"split": "test", "metric": "loss (nats a token)", "v2": f"{test.loss_nats:.4f}"}
+    assert rows[7] == {"split": "test", "metric": "bits a byte", "v2": f"{test.bits_per_byte:.4f}"}
 
 
 def test_the_card_has_its_pictures_in_it_and_no_front_matter(publication):
@@ -267,10 +244,15 @@ def test_the_card_has_its_pictures_in_it_and_no_front_matter(publication):
 @pytest.mark.usefixtures("prefect_server")
 def test_the_server_shows_the_metrics_and_the_card(publication):
     found = in_a_run(lambda: show_model(publication.published, publication.metrics))
-    assert set(found) == {"textgen-metrics", "textgen-model-card"}
+    assert set(found) == {"textgen-metrics", "textgen-documents", "textgen-model-card"}
     (table,), (markdown,) = found["textgen-metrics"], found["textgen-model-card"]
+    decision = publication.published.decision
     assert json.loads(table.data) == compare(publication.published, publication.metrics)
-    assert table.description == f"v1: {publication.published.reason}"
+    assert table.description == f"v1: {headline(decision)}. {background(decision)}"
+    (documents,) = found["textgen-documents"]
+    assert [row["document"].partition(":")[0] for row in json.loads(documents.data)] == [
+        one.name.partition(":")[0] for one in decision.moved
+    ]
     assert "data:image/png;base64," in markdown.data
 
 

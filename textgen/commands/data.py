@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from textgen.commands.arguments import Commands
 from textgen.config import Config, find_config, load_config
 from textgen.errors import Damaged, InputError
-from textgen.terminal import counted, printable, say
+from textgen.terminal import columns, counted, printable, say
 
 if TYPE_CHECKING:
     from textgen.storage import Storage
@@ -86,7 +86,7 @@ def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator
         rows.append((split, f"{one.documents:,}", f"{one.words:,}", f"{one.bytes:,}", *sizes, overlap))
         for ending, amount in one.kinds.items():
             rows.append((f"  {ending}", f"{amount.documents:,}", f"{amount.words:,}", f"{amount.bytes:,}", "", "", ""))
-    yield from _table(rows)
+    yield from columns(rows)
     for split, one in report.splits.items():
         for found in one.worst:
             yield f"{split}: {found.share:.0%} of {found.name} stands in train, {found.longest} words in a row"
@@ -104,12 +104,6 @@ def _refusals(raw: "RawManifest", config: Config, storage: "Storage") -> Iterato
         yield f"warning: no run will train on it: {error}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
 def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
     from textgen.text.corpus import read_parts
     from textgen.text.documents import by_document
@@ -121,7 +115,7 @@ def _token_lines(raw: "RawManifest", tokens: "TokensManifest") -> Iterator[str]:
         rows.append(
             (split, f"{counts.tokens:,}", f"{counts.text_bytes / max(1, counts.tokens):.3f}", f"{counts.unknown:,}")
         )
-    yield from _table(rows)
+    yield from columns(rows)
     yield from special_tokens_in_words(tokens.splits.values())
     tokenizer = load_manifest_tokenizer(tokens)
     for texts in islice(by_document(read_parts(raw, "validation")), SHOWN_DOCUMENTS):

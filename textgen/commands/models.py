@@ -2,13 +2,17 @@
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import ROOT_HELP, Commands
 from textgen.config import StorageConfig, parse_config
 from textgen.errors import Damaged, InputError
-from textgen.terminal import say
+from textgen.terminal import columns, say
+
+if TYPE_CHECKING:
+    from textgen.publishing.version import PublishedManifest
 
 
 def add_models(commands: Commands) -> None:
@@ -38,13 +42,13 @@ def _list(options: argparse.Namespace) -> None:
     from textgen.publishing.version import PublishedManifest
 
     storage, home = _open(options)
-    rows = []
+    rows, manifests = [], dict[str, PublishedManifest]()
     with opened_to_read(home, storage):
         champion = read_champion(home)
         for version in (f"v{number}" for number in numbers(home)):
             row = {"version": version, "champion": version == champion}
             try:
-                manifest = PublishedManifest.parse(home / version)
+                manifests[version] = manifest = PublishedManifest.parse(home / version)
                 rows.append({**row, "bits_per_byte": manifest.bits_per_byte, "reason": manifest.reason})
             except Damaged as damage:
                 if (home / version).is_dir():  # else it was deleted just now
@@ -52,14 +56,39 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(rows, indent=2))
         return
+    for line in _list_lines(rows, manifests):
+        say(line)
+
+
+def _list_lines(rows: Sequence[dict[str, Any]], manifests: "dict[str, PublishedManifest]") -> Iterator[str]:
+    """Yield a line a version, and say which figures were measured on another text than the champion's."""
+    from textgen.publishing.verdict import decision_of, headline
+    from textgen.publishing.version import measured_on
+
+    champion = next((row["version"] for row in rows if row["champion"]), None)
+    measured = {version: measured_on(manifest) for version, manifest in manifests.items()}
+    reference = champion if champion in measured else next(reversed(measured), None)
+    table, others = [("version", "", "bits a byte on validation", "against", "verdict")], False
     for row in rows:
-        bits = "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f} bits a byte on validation"
-        say(f"{row['version']:5} {'champion' if row['champion'] else '':9} {bits}; {row['reason']}")
+        bits, opponent, verdict = "-", "-", row["reason"]
+        if (version := row["version"]) in manifests:
+            decision = decision_of(manifests[version])
+            opponent, verdict = decision.opponent or "-", headline(decision)
+        if row["bits_per_byte"] is not None:
+            is_other = measured[version] != measured[reference or version]
+            others = others or is_other
+            bits = f"{row['bits_per_byte']:.4f}{' of another text' * is_other}"
+        table.append((version, "champion" if row["champion"] else "", bits, opponent, verdict))
+    if rows:
+        yield from columns(table)
+    if others:
+        yield f"of another text, or by another protocol, than that of {reference}: the two figures cannot be compared"
 
 
 def _show(options: argparse.Namespace) -> None:
     from textgen.model.find import find_version, read_champion
     from textgen.publishing.registry import opened_to_read
+    from textgen.publishing.verdict import decision_of, headline, in_lines
     from textgen.publishing.version import PublishedManifest
 
     storage, home = _open(options)
@@ -75,14 +104,16 @@ def _show(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(shown, indent=2))
         return
-    decision = shown.pop("decision") or {}
-    for name in ("name", "version", "champion", "promoted", "reason", "path", "checkpoint_sha256", "tokens_key"):
-        say(f"{name:18} {shown[name]}")
-    for name, value in decision.items():
-        if name not in ("promoted", "reason", "guards") and value is not None:
-            say(f"{name:18} {value}")
-    for guard in decision.get("guards", []):
-        say(f"{'passed' if guard['passed'] else 'FAILED':18} {guard['name']}: {guard['value']}, bound {guard['bound']}")
+    decision = decision_of(manifest)
+    place = "the champion" if folder.name == champion else f"the champion is {champion or 'none'}"
+    say(f"{home.name} {folder.name}: {headline(decision)}; {place}")
+    for line in in_lines(decision, folder.name):
+        say(line)
+    say("")
+    for guard in decision.guards:
+        say(f"{'passed' if guard.passed else 'FAILED':18} {guard.in_words()}")
+    for name in ("protocol", "path", "checkpoint_sha256", "tokens_key"):
+        say(f"{name:18} {shown.get(name, decision.protocol) or '-'}")
 
 
 def _promote(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 - `gate`: decides whether a version is promoted. `contenders`: with what a challenger is compared, on
   which documents, and their losses.
+- `verdict`: a decision in words and tables, which every place shows where a version stands beside the champion.
 - `publish`: writes the next version, and moves the champion if the gate says so. A crash leaves one of the two in use.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
 - `registry`: the versions, the champion file, promotion and rollback by hand.

@@ -13,6 +13,7 @@ from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import overlap_guard
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
+from textgen.publishing.verdict import in_markdown
 from textgen.publishing.version import Decision, Sample
 from textgen.terminal import counted
 from textgen.text.corpus import RawManifest
@@ -63,7 +64,7 @@ def write_card(
         context=metrics.definition.context,
         denominators=metrics.definition.denominators,
         metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
-        decision=decision_table(decision),
+        decision=promotion(decision, version),
         samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
         environment=environment_in_words(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
@@ -187,16 +188,12 @@ def training_in_words(checkpoint: CheckpointManifest) -> str:
     )
 
 
-def decision_table(decision: Decision) -> str:
-    """Return whether the version became the champion, the figures that said so, and the guards."""
+def promotion(decision: Decision, version: str) -> str:
+    """Return the verdict, both models side by side, the figures that the gate decided by, and the guards."""
     figures = {
         "compared with": decision.opponent,
         "protocol": decision.protocol,
-        "unit": decision.unit,
-        "documents of test": decision.documents,
-        "this version": decision.challenger,
-        "compared with it": decision.champion,
-        "difference (below zero is better)": decision.difference,
+        "difference, below zero is better": decision.difference,
         "its interval, low": decision.low,
         "its interval, high": decision.high,
         "confidence reached": decision.confidence,
@@ -208,7 +205,7 @@ def decision_table(decision: Decision) -> str:
         outcome = "passed" if guard.passed else "failed"
         measured = f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}"
         rows.append((f"guard: {inline(guard.name)}", measured))
-    verdict = f"{'Promoted' if decision.promoted else 'Not promoted'}: {inline(decision.reason)}."
+    verdict = in_markdown(decision, version)
     return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
 
 

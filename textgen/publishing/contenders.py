@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +19,21 @@ from textgen.model.device import autocast, choose_device
 from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.gate import BY_HAND, Scores, decide
+from textgen.publishing.gate import BY_HAND, Scores, decide, most_moved
 from textgen.publishing.registry import trained_text
-from textgen.publishing.version import DOCUMENTS_FILE, METRICS_FILE, Decision, Guard, PublishedManifest, read_lineage
+from textgen.publishing.version import (
+    DOCUMENTS_FILE,
+    METRICS_FILE,
+    Decision,
+    Guard,
+    Moved,
+    PublishedManifest,
+    read_lineage,
+)
 from textgen.storage import Storage
-from textgen.terminal import counted
+from textgen.terminal import counted, shorten
 from textgen.text.corpus import RawManifest, document_hashes, read_parts
+from textgen.text.documents import by_document, first_words
 from textgen.text.overlap import Runs
 from textgen.text.report import DocumentList
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -33,6 +43,7 @@ from textgen.training.checkpoint import CheckpointManifest
 log = logging.getLogger(__name__)
 
 NAMED = 5  # documents that were left out
+OPENING_WORDS, OPENING_CHARACTERS = 8, 60  # of a document that moved
 MOST_SEEN = 0.2  # of a document's words in runs of 13 that the champion was trained on; others are left out
 
 
@@ -54,6 +65,7 @@ def hold_contest(
     unknown: Damaged | None = None
     challenger = score_challenger(candidate.metrics, candidate.checkpoint.sha256[TOKENIZER_FILE])
     opponent = _score_opponent(home, champion, challenger, candidate)
+    compared = list(range(len(challenger.splits["test"].tokens)))  # documents of test, by number
     if champion is not None and opponent is not None:
         try:
             seen_D = seen_documents(champion, candidate.raw, storage)
@@ -67,7 +79,11 @@ def hold_contest(
             documents = DocumentList(candidate.raw, "test")
             left_out = [documents.name(number) for number in seen_D.nonzero().flatten().tolist()]
             challenger, opponent = without(challenger, seen_D), without(opponent, seen_D)
+            compared = (~seen_D).nonzero().flatten().tolist()
     decision = decide(policy, challenger, opponent, guards, protocol)
+    if opponent is not None and decision.splits:
+        moved = [(compared[number], ours, theirs) for number, ours, theirs in most_moved(challenger, opponent)]
+        decision = decision.model_copy(update={"moved": name_moved(moved, candidate)})
     if champion is not None and unknown is not None:
         reason = (
             f"{decision.reason}; but {champion.version} may have been trained on documents of test, and its text "
@@ -80,6 +96,28 @@ def hold_contest(
     documents_of_test = f"{counted(len(left_out), 'document')} of test"
     reason = f"{decision.reason}; {documents_of_test} left out, known to the champion: {named}"
     return decision.model_copy(update={"left_out": left_out, "reason": reason})
+
+
+def name_moved(moved: Sequence[tuple[int, float, float]], candidate: Candidate) -> list[Moved]:
+    """Return documents of test, by number, with a name and first words by which a person knows them."""
+    raw, metrics = candidate.raw, candidate.metrics
+    listed, openings = DocumentList(raw, "test"), dict[int, str]()
+    numbers, words_D = {number for number, *_ in moved}, read_documents(metrics, "test").words
+    count = 0
+    for count, texts in enumerate(by_document(read_parts(raw, "test")), 1):
+        if count - 1 in numbers:
+            openings[count - 1] = shorten(" ".join(first_words(texts, OPENING_WORDS)), OPENING_CHARACTERS)
+    is_cut_so = count == len(words_D)  # `lm-eval` cuts some texts otherwise
+    return [
+        Moved(
+            name=listed.name(number) if is_cut_so else f"document {number + 1} of test, as {metrics.protocol} cuts it",
+            opening=openings[number] if is_cut_so else "",
+            words=int(words_D[number]),
+            challenger=ours,
+            opponent=theirs,
+        )
+        for number, ours, theirs in moved
+    ]
 
 
 def _score_opponent(
@@ -141,7 +179,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
         }
     documents = {split: one.documents for split, one in measured.items()}
     spread = {split: _spread(one.metrics) for split, one in measured.items()}
-    return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
+    return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread, scored_again=True)
 
 
 def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:

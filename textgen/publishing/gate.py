@@ -10,11 +10,13 @@ from torch import Tensor
 
 from textgen.config import Config, PublishConfig
 from textgen.evaluation.scoring import Documents
-from textgen.publishing.version import Decision, Guard
+from textgen.publishing.verdict import in_words
+from textgen.publishing.version import Beside, Decision, Figures, Guard
 from textgen.terminal import counted
 from textgen.text.overlap import Overlaps
 from textgen.text.report import HELD_OUT, TextReport, overlap_in_words
 
+MOVED = 3  # documents that became better, and that became worse, which are named
 RESAMPLES = 10_000
 RESAMPLING_SEED = 0
 GROUPS = 256
@@ -36,6 +38,7 @@ class Scores(NamedTuple):
     splits: dict[str, Documents]
     # All tokens of a split over the scored ones; None where unknown words make them no account of the bytes.
     spread: dict[str, float | None]
+    scored_again: bool = False  # a champion that was measured otherwise when it was published
 
 
 class Rates(NamedTuple):
@@ -76,6 +79,43 @@ def rates(challenger: Scores, opponent: Scores, split: str) -> Rates | None:
     weight_D = ours.bytes * math.log(2)
     per_token = (ours.tokens.sum() * our_spread / weight_D.sum()).item()
     return Rates("bits a byte", ours.nats * our_spread, theirs.nats * their_spread, weight_D, per_token)
+
+
+def side_by_side(challenger: Scores, opponent: Scores) -> dict[str, Beside]:
+    """Return both models' figures on each split where they can be compared, test first."""
+    beside = {}
+    for split in ("test", "validation"):
+        if (found := rates(challenger, opponent, split)) is not None and found.weight_D.sum():
+            ours, theirs = (_figures(scores, split, found.unit == "nats a token") for scores in (challenger, opponent))
+            beside[split] = Beside(documents=len(found.weight_D), challenger=ours, opponent=theirs)
+    return beside
+
+
+def _figures(scores: Scores, split: str, same_tokens: bool) -> Figures:
+    documents, spread = scores.splits[split], scores.spread[split]
+    nats = documents.nats.sum()
+    loss = (nats / documents.tokens.sum()).item()
+    bits = math.inf if spread is None else (nats * spread / (documents.bytes.sum() * math.log(2))).item()
+    return Figures(loss_nats=_finite(loss) if same_tokens else None, bits_per_byte=_finite(bits))
+
+
+def most_moved(challenger: Scores, opponent: Scores) -> list[tuple[int, float, float]]:
+    """Return the documents of test on which the models are furthest apart, with the rate of each, in order of the gain.
+
+    They are MOVED that became better and MOVED that became worse, fewer where there are no more. Chance moves the rate
+    of a short document more than that of a long one, by about the root of its length. So the difference of the rates
+    times that root says which moved most; a long document does not come first for its length alone.
+    """
+    if (found := rates(challenger, opponent, "test")) is None:
+        return []
+    difference_D = (found.challenger_D - found.opponent_D) / found.weight_D.sqrt()
+    difference_D = difference_D.nan_to_num(0.0, 0.0, 0.0)  # of no scored token, or of a loss that is not finite
+    order_D = difference_D.argsort(stable=True).tolist()
+    better = [number for number in order_D[:MOVED] if difference_D[number] < 0]
+    worse = [number for number in order_D[-MOVED:] if difference_D[number] > 0]
+    rates_D2 = torch.stack([found.challenger_D, found.opponent_D], 1) / found.weight_D[:, None]
+    moved = [(number, *rates_D2[number].tolist()) for number in [*better, *worse]]
+    return sorted(moved, key=lambda one: one[1] - one[2])
 
 
 def compare(rates: Rates, min_improvement: float, required: float) -> Comparison:
@@ -153,13 +193,17 @@ def decide(
     better = comparison.confidence >= policy.confidence
     failed = [guard for guard in guards if not guard.passed]
     scored = int(challenger.splits["test"].tokens.count_nonzero())
-    reason = _in_words(found, opponent.name, comparison, min_improvement, policy.confidence)
+    doubts = []
+    if found.difference < 0 and not better:
+        more = f" by more than {min_improvement:g}" if min_improvement else ""
+        sure = f"{comparison.confidence:.2%} sure that it is better{more}"
+        doubts.append(f"{sure}, {100 * policy.confidence:g}% is needed")
     if (most := most_confidence(scored)) < policy.confidence:
-        reason += f"; {counted(scored, 'document')} can give {most:.2%} at most"
+        doubts.append(f"{counted(scored, 'document')} can give {most:.2%} at most")
     total = found.weight_D.sum()
-    return Decision(
+    decision = Decision(
         promoted=better and not failed,
-        reason="; ".join([reason, *(guard.in_words() for guard in failed)]),
+        reason="",  # in words, by these figures
         opponent=opponent.name,
         protocol=protocol,
         unit=found.unit,
@@ -173,20 +217,11 @@ def decide(
         min_improvement=min_improvement,
         required_confidence=policy.confidence,
         guards=guards,
+        scored_again=opponent.scored_again,
+        splits=side_by_side(challenger, opponent),
     )
-
-
-def _in_words(found: Rates, opponent: str, comparison: Comparison, min_improvement: float, required: float) -> str:
-    """Return the comparison in words: the verdict first, then its bounds, and what is missing to be sure."""
-    words = (
-        f"{'better' if found.difference < 0 else 'worse'} by {abs(found.difference):.3f} {found.unit} on test against "
-        f"{opponent}; difference {comparison.low:+.3f} to {comparison.high:+.3f}, each bound with {required:.0%} "
-        "confidence"
-    )
-    if comparison.confidence < required:
-        more = f" by more than {min_improvement:g}" if min_improvement else ""
-        words += f"; {comparison.confidence:.2%} sure that it is better{more}, {required:.2%} is needed"
-    return words
+    reason = "; ".join([in_words(decision), *doubts, *(guard.in_words() for guard in failed)])
+    return decision.model_copy(update={"reason": reason})
 
 
 def guard_validation(challenger: Scores, opponent: Scores) -> Guard:

@@ -6,7 +6,7 @@ Each step is atomic. After a kill the old or the new champion is in use, and the
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from textgen.publishing.version import (
 )
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, read_parts, read_rows, read_unit_parts
-from textgen.text.documents import Part, by_document
+from textgen.text.documents import Part, by_document, first_words
 from textgen.text.overlap import Overlaps, Runs
 from textgen.text.report import report_on
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -79,7 +79,8 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
                 if config.publish.policy == "always":
                     guards = manifest.decision.guards if manifest.decision is not None else []
                     again = decide_without_comparison(config.publish, guards)
-                    manifest = manifest.model_copy(update={"promoted": again.promoted, "reason": again.reason})
+                    update = {"promoted": again.promoted, "reason": again.reason, "decision": again}
+                    manifest = manifest.model_copy(update=update)
                 break
         else:
             manifest = _publish(_next_folder(home, storage), champion, candidate, storage, flow_run_id)
@@ -166,16 +167,6 @@ def recital(samples: Sequence[Sample], raw: RawManifest) -> Overlaps:
     runs = Runs({"samples": (Part(sample.continuation, True) for sample in samples)})
     runs.look_in(read_parts(raw, "train"))
     return runs.overlaps()["samples"]
-
-
-def first_words(texts: Iterable[str], count: int) -> list[str]:
-    """Return the first words of a document, `count` at most."""
-    text = ""
-    for more in texts:
-        text += more
-        if len(words := text.split(maxsplit=count)) > count:
-            return words[:count]
-    return text.split()
 
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:

@@ -1,5 +1,6 @@
 """A published version: its manifest, the decision about it, and its files."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +35,42 @@ class Guard(BaseModel):
         return f"{self.name}: {value}, bound {self.bound:.4g}{detail}"
 
 
+class Figures(BaseModel):
+    """What one model makes of the documents of a split that were compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss_nats: float | None  # a token; null where the tokenizers differ
+    bits_per_byte: float | None  # null where unknown words leave none
+
+
+class Beside(BaseModel):
+    """Two models on the same documents of a split, scored by the same protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int
+    challenger: Figures
+    opponent: Figures
+
+
+class Moved(BaseModel):
+    """A document of test on which the two models are far apart, and the loss of each, in the decision's unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    opening: str  # its first words
+    words: int
+    challenger: float
+    opponent: float
+
+
 class Decision(BaseModel):
     """Whether a version was promoted, why, and the comparison that said so.
 
-    The figures of the comparison are null where none was made: under `publish.policy` always and never.
+    The figures of the comparison are null where none was made: under `publish.policy` always and never. It is the one
+    record of two models side by side: whatever shows them together shows what is here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +91,10 @@ class Decision(BaseModel):
     required_confidence: float | None = None
     guards: list[Guard] = []
     left_out: list[str] = []  # documents of test that the opponent was trained on much of
+    # Versions from before these were kept have the figures above alone:
+    scored_again: bool = False  # the champion, because it was measured on another text or by another protocol
+    splits: dict[str, Beside] = {}  # both models on test and on validation
+    moved: list[Moved] = []  # documents of test, from the one that became better by most to the one that became worse
 
 
 class Sample(BaseModel):
@@ -132,6 +169,17 @@ def read_name(folder: Path) -> tuple[str, str] | None:
     manifest = read_json(folder / PublishedManifest.FILE)
     name, version = manifest.get("name"), manifest.get("version")
     return (name, version) if isinstance(name, str) and isinstance(version, str) else None
+
+
+def measured_on(published: PublishedManifest) -> tuple[str | None, str | None]:
+    """Return the sha256 of the validation text that a version was measured on, and the protocol.
+
+    The figures of two versions can stand together only where these are the same.
+    """
+    protocol = None
+    with suppress(Damaged):  # of which `models show` says so
+        protocol = read_json(published.folder / METRICS_FILE).get("protocol")
+    return published.raw_sha256.get("validation"), protocol
 
 
 def figures_on_test(folder: Path) -> dict[str, float | None]:

@@ -241,6 +241,16 @@ def by_document(parts: Iterable[Part]) -> Iterator[Iterator[str]]:
         yield (part.text for part in document)
 
 
+def first_words(texts: Iterable[str], count: int) -> list[str]:
+    """Return the first words of a document, `count` at most."""
+    text = ""
+    for more in texts:
+        text += more
+        if len(words := text.split(maxsplit=count)) > count:
+            return words[:count]
+    return text.split()
+
+
 def mark_rows(rows: Iterable[str]) -> Iterator[Part]:
     """Yield each row of a text as a part, and whether a document begins there.
 
