@@ -46,3 +46,19 @@ def test_foreign_text_is_shown_as_it_is_and_does_not_act(columns, monkeypatch, c
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert printed.count(SHOWN) == 7
+
+
+def test_the_documents_that_moved_act_on_no_terminal(capsys):
+    figures = {"loss_nats": 1.0, "bits_per_byte": None}
+    decision = {
+        "promoted": True, "reason": f"better against v1; {HOSTILE}", "opponent": "v1", "unit": "nats a token",
+        "documents": 1, "challenger": 1.0, "champion": 2.0, "difference": -1.0,
+        "splits": {"test": {"documents": 1, "challenger": figures, "opponent": {**figures, "loss_nats": 2.0}}},
+        "moved": [{"name": HOSTILE[-12:], "opening": HOSTILE, "words": 1, "challenger": 1.0, "opponent": 2.0}],
+    }  # fmt: skip
+    run = result("text")
+    summarize({**run, "published": {**run["published"], "decision": decision}})
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\x07" not in printed
+    assert f"Against v1, the champion before it: {SHOWN}.\n" in printed
+    assert "\ntest, 1 document  loss (nats a token)  1.0000  2.0000  1.0000 better\n" in printed

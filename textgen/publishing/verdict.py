@@ -22,7 +22,7 @@ def headline(decision: Decision) -> str:
     """Return the verdict, as `better by 0.289 nats a token, 5.4%, on 25 test documents; promoted`."""
     outcome = "promoted" if decision.promoted else "not promoted"
     if decision.difference is None:
-        return f"{outcome} ({decision.reason})"
+        return f"{outcome} ({' '.join(decision.reason.split())})"
     return f"{difference_in_words(decision)}; {outcome}"
 
 
@@ -79,7 +79,7 @@ def in_lines(decision: Decision, version: str) -> Iterator[str]:
         yield words
     if rows := figure_rows(decision, version):
         (split, _, *titles), *figures = _untitled(rows, decision)
-        by_split = {row[0]: f"{row[0]}, {row[1]} documents" for row in figures}
+        by_split = {name: f"{name}, {documents} document{'s' * (documents != '1')}" for name, documents, *_ in figures}
         grouped = [(by_split.pop(name, ""), *rest) for name, _, *rest in figures]  # a split is named once
         yield from ("", *columns([(split, *titles), *grouped], right=(2, 3)))
     if rows := moved_rows(decision, version):
