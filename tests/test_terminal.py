@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from textgen.terminal import PlainFormatter, brief, counted, one_line, printable, say
+from textgen.terminal import PlainFormatter, brief, columns, counted, one_line, printable, say
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve 塔 ▸ 🙂", "two\nlines\tand a tab", "[b]bold[/b] :smile: `x`"])
@@ -63,3 +63,16 @@ def test_a_short_value_is_shown_as_it_is(value):
 def test_a_foreign_message_becomes_one_line():
     assert one_line("a\n  b\x1b") == "a b\\x1b"
     assert len(one_line("long " * 1000)) <= 300
+
+
+def test_a_table_is_aligned_by_the_columns_that_a_terminal_takes():
+    rows = [
+        ("name", "words", "note"),
+        ("塔塔", "7", "two columns each"),
+        ("e\u0301te", "1,200", "accents take none"),
+    ]
+    assert list(columns(rows, right=(1,))) == [
+        "name  words  note",
+        "塔塔      7  two columns each",
+        "e\u0301te   1,200  accents take none",
+    ]

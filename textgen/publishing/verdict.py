@@ -181,7 +181,7 @@ def _perplexity(loss_nats: float | None) -> float | None:
 
 def _named(moved: Moved, longest_name: int | None = None, longest: int | None = None) -> str:
     """Return a document's name and first words, by which a person knows it; shortened, a long name keeps its end."""
-    name, opening = (" ".join(text.split()) for text in (moved.name, moved.opening))
+    name, opening = (" ".join(text.split()) for text in (moved.name.removesuffix(" of test"), moved.opening))
     if longest_name is not None and len(name) > longest_name:
         name = f"…{name[1 - longest_name :]}"
     shown = f"{name}: {opening}" if opening else name
