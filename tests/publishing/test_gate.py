@@ -19,7 +19,7 @@ from textgen.publishing.gate import (
     most_moved,
     rates,
 )
-from textgen.publishing.version import Decision
+from textgen.publishing.version import Decision, Guard
 
 DRAWS = 200
 CONFIDENCE = 0.95
@@ -235,6 +235,14 @@ def test_a_model_scored_on_a_part_of_the_text_is_never_promoted(policy):
     assert decide(PublishConfig(policy=policy), challenger, champion, guard_whole(challenger, expected), "").promoted
     decision = decide(PublishConfig(policy=policy), cut_off, champion, guard_whole(cut_off, expected), "sliding")
     assert not decision.promoted and "scored tokens of test" in decision.reason
+
+
+def test_a_guard_in_words_counts_in_full():
+    assert Guard(name="scored tokens", passed=True, value=30_116, bound=30_116).in_words() == (
+        "scored tokens: 30,116, bound 30,116"
+    )
+    assert Guard(name="share", passed=False, value=0.123456, bound=0.05).in_words() == "share: 0.1235, bound 0.05"
+    assert Guard(name="loss", passed=False, value=None, bound=0).in_words() == "loss: no figure, bound 0"
 
 
 def test_a_model_that_is_worse_on_validation_beyond_the_bound_is_not_promoted():

@@ -30,9 +30,13 @@ class Guard(BaseModel):
 
     def in_words(self) -> str:
         """Return the guard's outcome in words."""
-        value = "no figure" if self.value is None else f"{self.value:.4g}"
+        value = "no figure" if self.value is None else _figure(self.value)
         detail = "" if self.detail is None else f" ({self.detail})"
-        return f"{self.name}: {value}, bound {self.bound:.4g}{detail}"
+        return f"{self.name}: {value}, bound {_figure(self.bound)}{detail}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 class Figures(BaseModel):
