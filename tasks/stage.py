@@ -17,9 +17,12 @@ from prefect.utilities.importtools import to_qualified_name
 from pydantic import BaseModel, ConfigDict
 
 from tasks.redact import redacted
+from tasks.tracking import flow_run_id
 from textgen.config import Config
-from textgen.errors import Damaged, SourceUnavailable, StorageUnavailable
+from textgen.errors import Damaged, Failure, SourceUnavailable, StorageUnavailable
 from textgen.files import Manifest, content_key, set_aside
+from textgen.publishing import index
+from textgen.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +133,14 @@ def check_record(record: Path, makes: type[Manifest]) -> None:
     makes.model_validate(objects[-1]["data"])  # the outermost object ends last
 
 
+def note_in_index(stage: str, manifest: Manifest, config: Config) -> None:
+    """Note in data/index.json what a stage made. It is no reason for a run to fail."""
+    try:
+        index.note(Storage(config.storage), stage, manifest, config, flow_run_id())
+    except (Failure, KeyError, OSError) as error:  # KeyError: of a version that an old commit made
+        log.warning("%s was not noted in the index: %s", manifest.key, error)
+
+
 def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> tuple[Any, StageReport]:
     """Run a stage and return its manifest and report.
 
@@ -152,4 +163,5 @@ def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> t
     cached = cached or not manifest.built
     report = StageReport(seconds=time.monotonic() - started, cached=cached)
     log.info("%s: %s", stage_task.name, "cached" if cached else f"{report.seconds:.1f} seconds")
+    note_in_index(stage_task.name, manifest.model_copy(update={"built": not cached}), config)
     return manifest.model_copy(update={"built": False}), report

@@ -21,6 +21,7 @@ from textgen.config import Config, StorageConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model, write_description, write_weights
 from textgen.model.transformer import LanguageModel
+from textgen.publishing.registry import promote
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
@@ -206,6 +207,21 @@ def publication(raw: corpus.RawManifest, tmp_path_factory: pytest.TempPathFactor
     data = {"files": write_text(root / "text", text), "document": "line", "seq_length": 16}
     tokenizer, storage = {"kind": "bpe", "vocab_size": 300}, {"root": str(root / "data")}
     return make(tiny_config(data=data, tokenizer=tokenizer, storage=storage), flow_run_id="run-1")
+
+
+@pytest.fixture(scope="session")
+def rivals(publication: Publication, tmp_path_factory: pytest.TempPathFactory) -> tuple[Publication, Publication]:
+    """Return two versions in one root, v2 that the gate compared with v1, and v3 of another text."""
+    root = tmp_path_factory.mktemp("rivals")
+    shutil.copytree(publication.config.root.parent, root, dirs_exist_ok=True)
+    storage = StorageConfig(root=str(root / "data"))
+    promote(Storage(storage).models("textgen"), "v1", Storage(storage))
+    longer = publication.config.training.model_copy(update={"max_steps": 40})
+    config = publication.config.model_copy(update={"storage": storage, "training": longer})
+    second = make(config, flow_run_id="run-2")
+    text = {split: "".join(corpus.read_rows(publication.raw, split)).upper() for split in SPLITS}
+    data = config.data.model_copy(update={"files": write_text(root / "other", text)})
+    return second, make(config.model_copy(update={"data": data}))
 
 
 @pytest.fixture(scope="session")

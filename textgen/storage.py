@@ -7,7 +7,7 @@ nothing is pushed.
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -277,6 +277,21 @@ class Storage(Folders):
         if (remote := self.remote) is not None and path.exists():
             with remote.speaking():
                 remote.files.pipe_file(remote.place(path), path.read_bytes())
+
+    def push_bytes(self, path: Path, data: bytes) -> None:
+        """Write a small file of the remote root that this machine has no use for."""
+        if (remote := self.remote) is not None:
+            with remote.speaking():
+                remote.files.pipe_file(remote.place(path), data)
+
+    def read_files(self, folder: Path, known: Container[str]) -> list[bytes]:
+        """Return what the files of a folder of the remote root hold, but for those of known names."""
+        if (remote := self.remote) is None:
+            return []
+        with remote.speaking():
+            names = [name.split("/")[-1] for name in remote.files.glob(f"{remote.place(folder)}/*")]
+            found = [remote.read(folder / name) for name in names if name not in known]
+        return [data for data in found if data is not None]
 
     def claim(self, path: Path) -> bool:
         """Create an empty file in the remote root; return False where another process did."""
