@@ -82,6 +82,10 @@ def test_a_flow_and_the_hook_of_its_cancellation_load_no_torch():
     assert not loaded_by("flows.train_flow, tasks.cancel") & (HEAVY | {"torch", "wandb"})
 
 
+def test_what_lists_runs_loads_no_torch():
+    assert not loaded_by("textgen.commands.runs, textgen.publishing.runs") & (HEAVY | {"torch"})
+
+
 def test_a_room_imports_only_those_below_it():
     for above, rooms in enumerate(ROOMS):
         for room in rooms:

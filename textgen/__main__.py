@@ -11,6 +11,7 @@ from textgen.commands.evaluate import add_evaluate
 from textgen.commands.generate import add_generate
 from textgen.commands.gguf import add_gguf
 from textgen.commands.models import add_models
+from textgen.commands.runs import add_runs
 from textgen.commands.serve import add_serve
 from textgen.commands.train import add_train
 from textgen.errors import carry_out
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_data):
+    for add in (add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_runs, add_data):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):

@@ -13,6 +13,9 @@ import pytest
 
 from tasks.stage import can_be_loaded
 from tests.flow_runs import STAGES, cached, run_flow, tiny
+from textgen.publishing.index import read_index
+from textgen.publishing.runs import find_run
+from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest
 
@@ -24,6 +27,17 @@ def test_a_second_run_does_nothing_and_says_the_same(finished):
     second = run_flow(tiny(folder))
     assert cached(second) == list(STAGES)
     assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
+
+
+def test_the_index_says_what_each_stage_made_and_in_which_run(folder, finished):
+    storage, run_id = Storage.at(folder / "data"), finished[1]["run_id"]
+    index = read_index(storage, whole=False)
+    assert sorted(entry.stage for entry in index.values()) == sorted(STAGES)
+    assert all(list(entry.flow_runs) == [run_id] for entry in index.values())
+    assert len({entry.text for entry in index.values()}) == 1
+    assert find_run(run_id, storage, "textgen").version == storage.models("textgen") / "v1"
+    again = run_flow(tiny(folder, training={"max_steps": 7}))["run_id"]
+    assert find_run(again, storage, "textgen").version == storage.models("textgen") / "v2"
 
 
 @pytest.mark.parametrize(

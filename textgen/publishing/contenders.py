@@ -145,7 +145,7 @@ def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
 def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
     """Return the scores of the model that `metrics` are of."""
     documents = {split: read_documents(metrics, split) for split in EVALUATED}
-    spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
+    spread = {split: spread_of(metrics.splits[split]) for split in EVALUATED}
     return Scores("this version", tokenizer_sha256, documents, spread)
 
 
@@ -167,7 +167,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
     ):
         metrics = Metrics.model_validate(stored)
         documents = read_scores(folder / DOCUMENTS_FILE)
-        spread = {split: _spread(metrics.splits[split]) for split in EVALUATED}
+        spread = {split: spread_of(metrics.splits[split]) for split in EVALUATED}
         return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
     log.info("%s, the champion, is scored again: its figures were measured otherwise", folder.name)
     device = choose_device(config.training.device)
@@ -178,7 +178,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
             for split in EVALUATED
         }
     documents = {split: one.documents for split, one in measured.items()}
-    spread = {split: _spread(one.metrics) for split, one in measured.items()}
+    spread = {split: spread_of(one.metrics) for split, one in measured.items()}
     return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread, scored_again=True)
 
 
@@ -263,5 +263,6 @@ def read_scores(path: Path) -> dict[str, Documents]:
     }
 
 
-def _spread(metrics: SplitMetrics) -> float | None:
+def spread_of(metrics: SplitMetrics) -> float | None:
+    """Return all tokens of a split over the scored ones, None where they are no account of the bytes."""
     return None if metrics.bits_per_byte is None else metrics.tokens / metrics.tokens_scored

@@ -1,0 +1,78 @@
+"""Runs in a list, and found by each of the names that a person has for one."""
+
+import shutil
+
+import pytest
+
+from textgen.errors import InputError
+from textgen.publishing.index import note
+from textgen.publishing.runs import Run, find_run, list_runs
+from textgen.storage import Storage
+
+
+@pytest.fixture
+def storage(rivals, tmp_path) -> Storage:
+    """Return a copy of the versions' root."""
+    shutil.copytree(rivals[0].config.root, tmp_path / "data")
+    return Storage.at(tmp_path / "data")
+
+
+def test_the_list_says_what_differs_from_the_run_before(storage):
+    first, second, third = list_runs(storage)
+    assert [row.name for row in (first, second, third)] == ["textgen v1", "textgen v2", "textgen v3"]
+    assert (first.steps, second.steps) == (20, 40)
+    assert first.changes == []
+    assert second.changes == ["max_steps 20 to 40"]
+    assert third.changes[0] == "other text"
+    assert [row.champion for row in (first, second, third)].count(True) == 1
+    assert all(row.evaluated and row.test for row in (first, second, third))
+
+
+def test_a_training_that_was_not_evaluated_has_its_loss_on_validation(storage, rivals):
+    second, _ = rivals
+    training = storage.training(second.checkpoint.folder.name)
+    shutil.rmtree(training / "evaluations")
+    row = next(row for row in list_runs(storage) if row.folder == storage.name(training))
+    assert not row.evaluated and row.test is None
+    assert row.validation == min(point.loss_nats for point in second.checkpoint.curve)
+
+
+def test_a_version_whose_training_is_gone_is_still_listed(storage, rivals):
+    shutil.rmtree(storage.training(rivals[0].checkpoint.folder.name))
+    assert "models/textgen/v2" in [row.folder for row in list_runs(storage)]
+    assert find_run("v2", storage, "textgen") == Run("textgen v2", None, storage.models("textgen") / "v2")
+
+
+def test_a_run_is_found_by_each_of_its_names(storage, rivals):
+    training = storage.training(rivals[0].checkpoint.folder.name)
+    expected = Run("textgen v2", training, storage.models("textgen") / "v2")
+    names = ["v2", "textgen@v2", str(expected.version), str(training), training.name, training.name[:6], "run-2"]
+    for name in names:
+        assert find_run(name, storage, "textgen") == expected, name
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_in_the_index(storage, rivals):
+    second, _ = rivals
+    run = "4c7a8f0e-0000-4000-8000-000000000000"
+    note(storage, "train", second.checkpoint, second.config, run)
+    assert find_run(run[:8], storage, "textgen").version == storage.models("textgen") / "v2"
+
+
+def test_a_training_elsewhere_is_a_run_without_a_version(storage, rivals, tmp_path):
+    copy = shutil.copytree(rivals[0].checkpoint.folder, tmp_path / "elsewhere" / rivals[0].checkpoint.folder.name)
+    assert find_run(str(copy), storage, "textgen").version is None
+
+
+@pytest.mark.parametrize("name", ["v9", "other@champion", "ffffffff", "../data", "", "run-9"])
+def test_what_is_no_run_is_a_mistake(storage, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        find_run(name, storage, "textgen")
+
+
+def test_a_beginning_of_several_runs_is_a_mistake(storage, rivals):
+    second, third = rivals
+    for run, published in (("aaaa-1", second.published), ("aaaa-2", third.published)):
+        note(storage, "publish", published, second.config, run)
+    with pytest.raises(InputError, match="there are several: models/textgen/v2, models/textgen/v3"):
+        find_run("aaaa", storage, "textgen")
