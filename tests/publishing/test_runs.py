@@ -76,3 +76,22 @@ def test_a_beginning_of_several_runs_is_a_mistake(storage, rivals):
         note(storage, "publish", published, second.config, run)
     with pytest.raises(InputError, match="there are several: models/textgen/v2, models/textgen/v3"):
         find_run("aaaa", storage, "textgen")
+
+
+def test_a_run_of_a_remote_root_is_listed_and_found_on_another_machine(publication, here, there):
+    shutil.copytree(publication.config.root, here.local)
+    made = {
+        "tokenize": publication.tokens, "train": publication.checkpoint, "evaluate": publication.metrics,
+        "publish": publication.published,
+    }  # fmt: skip
+    for stage, manifest in made.items():
+        folder = here.local / manifest.folder.relative_to(publication.config.root)
+        moved = manifest.model_copy(update={"path": str(folder)})
+        here.push(folder, moved)
+        note(here, stage, moved.as_built(), publication.config, "run-1")
+    (row,) = list_runs(there)
+    assert (row.name, row.steps, row.evaluated) == ("textgen v1", 20, True)
+    assert row.test == publication.metrics.splits["test"].loss_nats
+    run = find_run("run-1", there, "textgen")
+    assert run.version == there.models("textgen") / "v1" and run.version.is_dir()
+    assert run.training == there.training(publication.checkpoint.folder.name) and run.training.is_dir()

@@ -51,12 +51,12 @@ def _body(comparison: Comparison, title: str) -> Iterator[str]:
         yield f'<p class="{kind}">{escape(line)}</p>'
     yield f'<ul class="runs">{"".join(_run(number, side) for number, side in enumerate(comparison.runs))}</ul>'
     differs = what_differs(comparison)
-    yield _section(differs.title)
+    yield f'{_section(differs.title)}<div class="settings">'
     same = "<p>Nothing that is known of the runs differs.</p>"
     yield _table(differs._replace(note=""), comparison) if differs.rows else same
     yield f"<details><summary>{escape(differs.note)} Show all</summary>"
     yield _table(what_differs(comparison, everything=True), comparison)
-    yield "</details>"
+    yield "</details></div>"
     yield '<div class="plots">'
     for table, grouped in ((figures(comparison), True), (costs(comparison), False)):
         if table.rows:
@@ -145,9 +145,9 @@ def _samples(comparison: Comparison) -> Iterator[str]:
     for sample in comparison.samples:
         yield f'<p class="prompt">{escape(sample.prompt)} …</p><div class="samples">'
         for number, (side, text) in enumerate(zip(comparison.runs, sample.continuations, strict=True)):
-            shown = escape(text.strip()) if text is not None else '<span class="quiet">not asked</span>'
-            name = f'<span class="quiet dot" {_color(number)}>{escape(side.name)}</span>'
-            yield f"<blockquote>{name}{shown}</blockquote>"
+            if text is not None:  # it was asked
+                name = f'<span class="quiet dot" {_color(number)}>{escape(side.name)}</span>'
+                yield f"<blockquote>{name}{escape(text.strip()) or '<i>nothing</i>'}</blockquote>"
         yield "</div>"
 
 
