@@ -8,6 +8,7 @@ from prefect.states import Completed
 
 from flows.form import RunChoices
 from tasks.cancel import ended_by
+from tasks.compare import show_beside_champion
 from tasks.drift import drift
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -56,6 +57,8 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
     show_model(published, metrics)
+    if not reports["publish"].cached:
+        show_beside_champion(published, config)
     if all(report.cached for report in reports.values()):
         reason = f"data, settings and code versions are those of {published.name} {published.version}"
         return Completed(name="Nothing to do", message=reason, data=result)

@@ -8,8 +8,8 @@
 - `registry`: the versions, the champion file, promotion and rollback by hand.
 - `card`, `plots`, `lineage`: the model card and what is in it.
 - `index`: data/index.json, what each folder is. `runs`: the trainings and versions, listed and found by their names.
-- `comparison`: runs side by side, of `run_record`, `differences`, `paired` and `curves`; shown by `comparison_words`
-  and `comparison_page`.
+- `comparison`: runs side by side, of `run_record`, `differences`, `paired` and `curves`; shown by `comparison_words`,
+  `comparison_page` and `comparison_plot`.
 - `find_document`: which texts and versions hold a document.
 - `drift`: how far a new text is from that of the champion.
 - `upload`: uploads the champion to a Hugging Face Hub repository.

@@ -1,0 +1,34 @@
+"""The curves of runs side by side as one picture, for a page that shows pictures alone, as the Prefect UI does."""
+
+import io
+
+from textgen.publishing.comparison import Comparison
+from textgen.publishing.curves import smooth
+from textgen.publishing.plots import BACKGROUND, DPI, STYLE, WIDE_INCHES
+
+RUN_COLORS = ("#0062a3", "#c24e00", "#00785a", "#9c4a86", "#7a6a00", "#4b4f57")  # as the page's, on a light background
+
+
+def plot_curves(comparison: Comparison) -> bytes:
+    """Return a PNG of the losses on train, over tokens and over seconds: the points, and a line through their means."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=WIDE_INCHES, dpi=DPI, layout="constrained", facecolor=BACKGROUND)
+        panels = figure.subplots(1, 2, sharey=True)
+        for panel, axis in zip(panels, ("tokens", "seconds"), strict=True):
+            panel.grid()
+            panel.set(title=f"Loss on train over {axis}", xlabel=axis)
+            for side, color in zip(comparison.runs, RUN_COLORS, strict=False):
+                points = side.curve.train if side.curve is not None else []
+                line = smooth(points)
+                places = [getattr(point, axis) for point in points]
+                panel.plot(places, [point.loss for point in points], ".", color=color, alpha=0.35, markersize=4)
+                panel.plot(places, [point.loss for point in line], color=color, label=side.name)
+        panels[0].set(ylabel=f"loss, {comparison.curve_unit}")
+        panels[0].xaxis.set_major_formatter("{x:,.0f}")
+        panels[0].legend(frameon=False)
+        picture = io.BytesIO()
+        figure.savefig(picture, metadata={"Software": None}, facecolor=BACKGROUND)
+    return picture.getvalue()
