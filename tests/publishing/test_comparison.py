@@ -136,3 +136,12 @@ def test_a_smoothed_line_ends_where_its_points_end():
     line = smooth(points)
     assert (line[0], line[-1]) == (points[0], points[-1])
     assert losses_at(points, [0.5], "tokens") == [pytest.approx((1 + math.exp(-1 / 20)) / 2)]
+
+
+def test_trainings_that_were_not_evaluated_have_curves_and_no_figures(rivals, checkpoint, storage, tmp_path):
+    copy = shutil.copytree(checkpoint.folder, tmp_path / "alone")
+    found = compare(storage, str(copy), str(rivals[1].checkpoint.folder))
+    assert "different text" in found.warnings[0] and "alone was not evaluated" in found.warnings[1]
+    assert found.paired["test"] == [None] and found.runs[0].curve.train
+    assert f"{checkpoint.curve[-1].loss_nats:.3f}" in "\n".join(in_terminal(found, everything=False))
+    write_page(found, tmp_path / "page.html")

@@ -119,6 +119,7 @@ def _cost(training: Training) -> dict[str, float | None]:
     speed = training.speed
     return {
         "parameters": training.parameters, "steps": training.steps, "best step": training.best_step,
+        "best on validation, nats a token": training.best_loss_nats,
         "tokens trained": training.tokens_trained, "seconds": training.train_seconds,
         "tokens a second": speed.get("tokens_per_second"),
         "peak memory, MiB": None if (peak := speed.get("memory_peak_bytes")) is None else peak / 2**20,
@@ -139,17 +140,17 @@ def _warnings(first: Record, other: Record) -> list[str]:
     """Return what has to be known before the figures of two runs are read side by side."""
     ours, theirs = first.run.name, other.run.name
     lines = []
-    for record in (first, other):
-        if record.metrics is None:
-            lines.append(f"{record.run.name} was not evaluated, or in an older format: it has curves and no figures")
-    if first.metrics is None or other.metrics is None:
-        return lines
     elsewhere = [split for split in EVALUATED if not first.same_text(other, split)]
     if elsewhere:
         lines.append(
             f"{ours} and {theirs} were scored on different text ({' and '.join(elsewhere)}): "
             "their losses do not compare"
         )
+    for record in (first, other):
+        if record.metrics is None:
+            lines.append(f"{record.run.name} was not evaluated, or in an older format: it has curves and no figures")
+    if first.metrics is None or other.metrics is None:
+        return lines
     if first.metrics.protocol != other.metrics.protocol:
         lines.append(
             f"{ours} was measured by {first.metrics.protocol} and {theirs} by {other.metrics.protocol}: "

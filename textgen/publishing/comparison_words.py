@@ -86,7 +86,8 @@ def figures(comparison: Comparison) -> Table:
                     values[number] += f" ({paired.difference:+.3f}, {bounds_of(paired)})"
             rows.append([split, words, *values])
     rows = [row for row in rows if set(row[2:]) != {ABSENT}]
-    rows.append(["gate", "decision", *(_publication(side) for side in comparison.runs)])
+    if any(side.promoted is not None for side in comparison.runs):
+        rows.append(["gate", "decision", *(_publication(side) for side in comparison.runs)])
     confidence = next((one.bound_confidence for pair in comparison.paired.values() for one in pair if one), None)
     note = "" if confidence is None else (
         f"Beside a loss: the difference from {comparison.runs[0].name} on the same documents (below zero is better), "
@@ -101,7 +102,8 @@ def costs(comparison: Comparison) -> Table:
     for name in dict.fromkeys(name for side in comparison.runs for name in side.cost):
         values = [side.cost.get(name) for side in comparison.runs]
         whole = all(value is None or value >= 100 or value == int(value) for value in values)
-        rows.append([name, *(_number(value, ",.0f" if whole else ",.1f") for value in values)])
+        form = ".3f" if name.endswith("nats a token") else ",.0f" if whole else ",.1f"
+        rows.append([name, *(_number(value, form) for value in values)])
     return Table("Training", ["", *_names(comparison)], rows)
 
 

@@ -41,6 +41,11 @@ class Training(ModelManifest):
     speed: dict[str, Any]
     curve: list[Validation]
 
+    @property
+    def best_loss_nats(self) -> float:
+        """Return the loss on validation, while training, of the weights that were kept."""
+        return min(point.loss_nats for point in self.curve)
+
 
 @dataclass(frozen=True)
 class Run:
