@@ -129,12 +129,12 @@ def _cell(text: str) -> str:
 def _documents(table: Table) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in [table.titles[0], *table.titles[2:]])
     body = ""
-    for name, begins, *values, difference in table.rows:
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+    for name, begins, difference, *values in table.rows:
         kind = "better" if difference.startswith("-") else "worse"
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
         body += (
-            f'<tr><td class="document">{escape(name)}<small>{escape(begins)}</small></td>{cells}'
-            f'<td class="{kind}">{escape(difference)}</td></tr>'
+            f'<tr><td class="document">{escape(name)}<small>{escape(begins)}</small></td>'
+            f'<td class="{kind}">{escape(difference)}</td>{cells}</tr>'
         )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -130,10 +130,10 @@ def documents_that_moved(comparison: Comparison) -> list[Table]:
     for other, paired in zip(others, comparison.paired["test"], strict=True):
         if paired is not None and (moved := [*paired.better, *reversed(paired.worse)]):
             rows = [
-                [one.document, one.begins, f"{one.first:.3f}", f"{one.other:.3f}", f"{one.difference:+.3f}"]
+                [one.document, one.begins, f"{one.difference:+.3f}", f"{one.first:.3f}", f"{one.other:.3f}"]
                 for one in moved
             ]
-            titles = ["document", "begins", first.name, other.name, f"difference, {paired.unit}"]
+            titles = ["document", "begins", f"difference, {paired.unit}", first.name, other.name]
             tables.append(Table(f"Documents that moved most: {other.name} against {first.name}", titles, rows))
     return tables
 
