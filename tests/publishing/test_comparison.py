@@ -48,7 +48,8 @@ def test_the_other_way_round_the_difference_has_the_other_sign(storage, comparis
     (there,), (back,) = comparison.paired["test"], compare(storage, "v2", "v1").paired["test"]
     assert back.difference == pytest.approx(-there.difference)
     assert (back.low, back.high) == (pytest.approx(-there.high), pytest.approx(-there.low))
-    assert [one.document for one in back.worse] == [one.document for one in there.better]
+    assert [one.name for one in back.moved] == [one.name for one in reversed(there.moved)]
+    assert there.moved
 
 
 def test_runs_scored_on_different_text_are_not_compared_and_that_is_said_first(storage):

@@ -128,11 +128,12 @@ def documents_that_moved(comparison: Comparison) -> list[Table]:
     first, *others = comparison.runs
     tables = []
     for other, paired in zip(others, comparison.paired["test"], strict=True):
-        if paired is not None and (moved := [*paired.better, *reversed(paired.worse)]):
+        if paired is not None and paired.moved:
             rows = [
-                [one.document, one.begins, f"{one.difference:+.3f}", f"{one.first:.3f}", f"{one.other:.3f}"]
-                for one in moved
-            ]
+                [one.name, one.opening, f"{one.challenger - one.opponent:+.3f}", f"{one.opponent:.3f}",
+                 f"{one.challenger:.3f}"]
+                for one in paired.moved
+            ]  # fmt: skip
             titles = ["document", "begins", f"difference, {paired.unit}", first.name, other.name]
             tables.append(Table(f"Documents that moved most: {other.name} against {first.name}", titles, rows))
     return tables

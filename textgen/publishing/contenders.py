@@ -83,7 +83,9 @@ def hold_contest(
     decision = decide(policy, challenger, opponent, guards, protocol)
     if opponent is not None and decision.splits:
         moved = [(compared[number], ours, theirs) for number, ours, theirs in most_moved(challenger, opponent)]
-        decision = decision.model_copy(update={"moved": name_moved(moved, candidate)})
+        words_D = read_documents(candidate.metrics, "test").words
+        with_names = name_moved(moved, candidate.raw, "test", words_D, candidate.metrics.protocol)
+        decision = decision.model_copy(update={"moved": with_names})
     if champion is not None and unknown is not None:
         reason = (
             f"{decision.reason}; but {champion.version} may have been trained on documents of test, and its text "
@@ -98,20 +100,22 @@ def hold_contest(
     return decision.model_copy(update={"left_out": left_out, "reason": reason})
 
 
-def name_moved(moved: Sequence[tuple[int, float, float]], candidate: Candidate) -> list[Moved]:
-    """Return documents of test, by number, with a name and first words by which a person knows them."""
-    raw, metrics = candidate.raw, candidate.metrics
-    listed, openings = DocumentList(raw, "test"), dict[int, str]()
-    numbers, words_D = {number for number, *_ in moved}, read_documents(metrics, "test").words
-    count = 0
-    for count, texts in enumerate(by_document(read_parts(raw, "test")), 1):
+def name_moved(
+    moved: Sequence[tuple[int, float, float]], raw: RawManifest | None, split: str, words_D: Tensor, protocol: str
+) -> list[Moved]:
+    """Return documents of a split, by number, with a name and first words by which a person knows them.
+
+    Where the text is gone, or is cut otherwise by the protocol, the number is the name.
+    """
+    openings, numbers, count = dict[int, str](), {number for number, *_ in moved}, 0
+    for count, texts in enumerate(() if raw is None else by_document(read_parts(raw, split)), 1):
         if count - 1 in numbers:
             openings[count - 1] = shorten(" ".join(first_words(texts, OPENING_WORDS)), OPENING_CHARACTERS)
-    is_cut_so = count == len(words_D)  # `lm-eval` cuts some texts otherwise
+    listed = DocumentList(raw, split) if raw is not None and count == len(words_D) else None  # `lm-eval` cuts otherwise
     return [
         Moved(
-            name=listed.name(number) if is_cut_so else f"document {number + 1} of test, as {metrics.protocol} cuts it",
-            opening=openings[number] if is_cut_so else "",
+            name=f"document {number + 1} of {split}, as {protocol} cuts it" if listed is None else listed.name(number),
+            opening="" if listed is None else openings[number],
             words=int(words_D[number]),
             challenger=ours,
             opponent=theirs,

@@ -99,14 +99,14 @@ def _figures(scores: Scores, split: str, same_tokens: bool) -> Figures:
     return Figures(loss_nats=_finite(loss) if same_tokens else None, bits_per_byte=_finite(bits))
 
 
-def most_moved(challenger: Scores, opponent: Scores) -> list[tuple[int, float, float]]:
-    """Return the documents of test on which the models are furthest apart, with the rate of each, in order of the gain.
+def most_moved(challenger: Scores, opponent: Scores, split: str = "test") -> list[tuple[int, float, float]]:
+    """Return the documents of a split on which the models are furthest apart, with both rates, in order of the gain.
 
     They are MOVED that became better and MOVED that became worse, fewer where there are no more. Chance moves the rate
     of a short document more than that of a long one, by about the root of its length. So the difference of the rates
     times that root says which moved most; a long document does not come first for its length alone.
     """
-    if (found := rates(challenger, opponent, "test")) is None:
+    if (found := rates(challenger, opponent, split)) is None:
         return []
     difference_D = (found.challenger_D - found.opponent_D) / found.weight_D.sqrt()
     difference_D = difference_D.nan_to_num(0.0, 0.0, 0.0)  # of no scored token, or of a loss that is not finite

@@ -1,33 +1,14 @@
 """A run against another one on the documents that both were scored on, by the gate's own comparison."""
 
 import math
-import textwrap
-from itertools import islice
 
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import PublishConfig
-from textgen.publishing.gate import Rates, compare, rates
+from textgen.publishing.contenders import name_moved
+from textgen.publishing.gate import compare, most_moved, rates
 from textgen.publishing.run_record import Record
-from textgen.text.corpus import RawManifest, read_unit_parts
-from textgen.text.documents import by_document
-from textgen.text.report import DocumentList
-
-MOVED = 5  # documents that are named, of those that became better and of those that became worse
-BEGINNING = 60  # characters of a document, by which a reader knows it,
-BEGINNING_PARTS = 3  # and its parts, as rows, in which they are looked for
-
-
-class Moved(BaseModel):
-    """A document that one run scores otherwise than the first: below zero is better."""
-
-    model_config = ConfigDict(frozen=True)
-
-    document: str
-    begins: str  # its first words; empty where its text is gone
-    difference: float  # in the unit of the comparison
-    first: float
-    other: float
+from textgen.publishing.version import Moved
 
 
 class Paired(BaseModel):
@@ -43,8 +24,7 @@ class Paired(BaseModel):
     low: float | None  # None where there are too few documents for a bound
     high: float | None
     bound_confidence: float  # of each bound
-    better: list[Moved] = []
-    worse: list[Moved] = []
+    moved: list[Moved] = []  # the documents that moved most; the first run is the opponent
 
     @property
     def is_sure(self) -> bool:
@@ -66,7 +46,7 @@ def pair(first: Record, other: Record, split: str) -> Paired | None:
     confidence = PublishConfig().confidence
     bounds = compare(found, 0.0, confidence)
     total = found.weight_D.sum()
-    better, worse = _moved(found, other.raw, split)
+    moved, words_D = most_moved(ours, theirs, split), ours.splits[split].words
     return Paired(
         unit=found.unit,
         documents=len(found.weight_D),
@@ -76,41 +56,9 @@ def pair(first: Record, other: Record, split: str) -> Paired | None:
         low=_finite(bounds.low),
         high=_finite(bounds.high),
         bound_confidence=confidence,
-        better=better,
-        worse=worse,
+        moved=name_moved(moved, other.raw, split, words_D, other.metrics.protocol),
     )
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _moved(found: Rates, raw: RawManifest | None, split: str) -> tuple[list[Moved], list[Moved]]:
-    """Return the documents that became better by most, and those that became worse by most."""
-    scored_D = found.weight_D.nonzero().flatten()
-    weight_D = found.weight_D[scored_D].double()
-    first_D, other_D = found.opponent_D[scored_D] / weight_D, found.challenger_D[scored_D] / weight_D
-    order = (other_D - first_D).argsort(stable=True).tolist()
-    chosen = {int(scored_D[place]): place for place in [*order[:MOVED], *order[-MOVED:]]}
-    beginnings: dict[int, str] = {}
-    if raw is not None:
-        for number, texts in enumerate(by_document(read_unit_parts(raw, split))):
-            if number in chosen:
-                beginnings[number] = textwrap.shorten(
-                    "".join(islice(texts, BEGINNING_PARTS)), BEGINNING, placeholder=" …"
-                )
-    names = None if raw is None else DocumentList(raw, split)
-    moved = [
-        Moved(
-            document=f"document {number + 1} of {split}" if names is None else names.name(number),
-            begins=beginnings.get(number, ""),
-            difference=float(other_D[place] - first_D[place]),
-            first=float(first_D[place]),
-            other=float(other_D[place]),
-        )
-        for number, place in chosen.items()
-    ]
-    return (
-        [one for one in moved if one.difference < 0][:MOVED],
-        [one for one in reversed(moved) if one.difference > 0][:MOVED],
-    )
