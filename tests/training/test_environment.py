@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from textgen.training.environment import read_environment
+from textgen.training import environment
+from textgen.training.environment import COMMIT_VARIABLE, read_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +19,10 @@ def test_the_commit_is_recorded_for_a_user_who_does_not_own_the_checkout(monkeyp
     commit = read_environment().git_commit
     assert commit is not None
     assert len(commit.removesuffix("+changes")) == 40
+
+
+def test_an_image_without_a_checkout_has_its_commit_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    for given, recorded in (("a" * 40, "a" * 40), ("", None)):
+        monkeypatch.setenv(COMMIT_VARIABLE, given)
+        assert read_environment().git_commit == recorded

@@ -1,5 +1,6 @@
 """What a training ran with: the commit of the code, Python, and the packages that figures depend on."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+COMMIT_VARIABLE = "TEXTGEN_COMMIT"  # what an image, which has no checkout, was built from
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -15,7 +17,7 @@ class Environment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    git_commit: str | None  # with `+changes` where the checkout differs; None outside a checkout
+    git_commit: str | None  # with `+changes` where the checkout differs; None where neither it nor an image says
     python: str
     packages: dict[str, str]
 
@@ -36,12 +38,15 @@ def _packages() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this file is tracked in; an installed copy may lie in another one."""
+    """Return the commit of the checkout that this file is tracked in (an installed copy may lie in another one).
+
+    An image has none: its commit is in the environment, if it was given when it was built.
+    """
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)
         return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes").strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get(COMMIT_VARIABLE) or None
 
 
 def _git(*arguments: str) -> str:
