@@ -24,7 +24,7 @@ from prefect.artifacts import (
 from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
 from textgen.polling import every
-from textgen.publishing.card import CARD_FILE
+from textgen.publishing.card import CARD_FILE, without_folded
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
 from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_rows, moved_title
@@ -171,8 +171,9 @@ def as_rows(table: Sequence[Sequence[str]]) -> list[dict[str, str]]:
 
 
 def card(folder: Path) -> str:
-    """Return the model card of a published folder, its pictures in the text: the UI reaches no file."""
+    """Return the model card of a published folder, as the UI can show it: it reaches no file and folds nothing."""
     _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+    body = without_folded(body)
     for picture in folder.glob("*.png"):
         data = base64.b64encode(picture.read_bytes()).decode()
         body = body.replace(f"]({picture.name})", f"](data:image/png;base64,{data})")

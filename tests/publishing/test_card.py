@@ -14,13 +14,19 @@ from textgen.publishing import plots
 from textgen.publishing.card import (
     CARD_FILE,
     DATA_PLOT,
+    FOLDED,
     TRAINING_PLOT,
-    promotion,
+    figures_of,
+    losses,
     quote,
     training_in_words,
+    without_folded,
     write_card,
 )
 from textgen.publishing.version import LINEAGE_FILE, METRICS_FILE, Decision, Guard
+from textgen.storage import Storage
+from textgen.text.report import report_on
+from textgen.training.figures import read_log
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -40,17 +46,22 @@ def write(publication, folder):
     folder.mkdir()
     lineage = json.loads((publication.published.folder / LINEAGE_FILE).read_text())
     decision = Decision.model_validate(lineage["decision"])
+    report = report_on(publication.raw, Storage(publication.config.storage))
     write_card(
-        folder, publication.published.version, publication.candidate, publication.published.samples, decision, lineage,
+        folder, publication.published.version, publication.candidate, report, publication.published.samples, decision,
+        lineage,
     )  # fmt: skip
 
 
-def table(card: str, heading: str) -> list[dict[str, str]]:
-    """Return the rows of the first table under a heading of the card."""
+def rows_of(card: str, heading: str) -> list[dict[str, str]]:
+    """Return the rows of all tables under a heading of the card, those of one split joined."""
     section = card.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(titles, row, strict=True)) for row in rows]
+    found: dict[str, dict[str, str]] = {}
+    for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+        titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        for row in rows:
+            found.setdefault(row[0], {}).update(zip(titles, row, strict=True))
+    return list(found.values())
 
 
 def chunks(png: bytes) -> dict[bytes, bytes]:
@@ -84,7 +95,7 @@ def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, met
         "bits a byte": "bits_per_byte", "tokens scored": "tokens_scored", "tokens": "tokens", "words": "words",
         "rows": "rows", "bytes": "bytes",
     }  # fmt: skip
-    rows = table((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
+    rows = rows_of((folder / CARD_FILE).read_text("utf-8"), "Evaluation")
     assert [row["split"] for row in rows] == list(metrics["splits"])
     for row in rows:
         assert set(row) == {"split", *columns}
@@ -96,7 +107,8 @@ def test_every_number_of_the_evaluation_is_the_number_in_the_metrics(folder, met
 
 
 def test_the_data_table_counts_what_the_corpus_and_the_tokens_hold(publication, folder):
-    rows = table((folder / CARD_FILE).read_text("utf-8"), "Data")
+    rows = rows_of((folder / CARD_FILE).read_text("utf-8"), "Data")
+    assert [row["split"] for row in rows] == list(publication.raw.splits)
     for row in rows:
         text, tokens = publication.raw.splits[row["split"]], publication.tokens.splits[row["split"]]
         counts = [int(row[name].replace(",", "")) for name in ("rows", "words", "bytes", "tokens", "unknown tokens")]
@@ -108,7 +120,7 @@ def test_the_card_has_what_readers_look_for_and_its_pictures_exist(publication, 
     card = (folder / CARD_FILE).read_text("utf-8")
     headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert headings == [
-        "Uses and limits", "How to use it", "Data", "Training", "Evaluation", "Promotion", "Samples",
+        "Samples", "How to use it", "Uses and limits", "Data", "Training", "Evaluation", "Decision",
         "Environment and lineage",
     ]  # fmt: skip
     pictures = re.findall(r"!\[.*\]\((.*)\)", card)
@@ -124,7 +136,7 @@ def test_a_paragraph_of_the_card_is_one_line(folder):
     _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
     body = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", body)]
-    wrapped = [part for part in paragraphs if "\n" in part and not part.startswith(("|", "- ", ">"))]
+    wrapped = [part for part in paragraphs if "\n" in part and not part.startswith(("|", "- ", ">", "<details>"))]
     assert wrapped == []
 
 
@@ -191,21 +203,48 @@ def test_a_decision_is_shown_with_all_its_figures():
             Guard(name="repetition", passed=False, value=None, bound=0.5),
         ],
     )  # fmt: skip
-    shown = promotion(decision, "v4")
-    assert shown.startswith(
-        "**Worse by 0.125 nats a token, 4.0%, on 60 test documents; not promoted.**\n\n"
-        "Against v3, the champion: not better by enough.\n"
-    )
-    for figure in ("v3", "60", "3.2500", "3.1250", "0.1250", "-0.0625", "0.3125", "0.0100", "0.9500"):
+    shown = figures_of(decision)
+    for figure in ("v3", "0.1250", "-0.0625", "0.3125", "0.0625", "0.0100", "0.9500"):
         assert f"| {figure} |" in shown
     assert "| guard: finite | passed: 1, bound 1 |" in shown
     assert "| guard: repetition | failed: -, bound 0.5 |" in shown
 
 
-def test_a_decision_without_a_comparison_is_one_sentence():
-    assert promotion(Decision(promoted=True, reason="publish.policy=always"), "v1") == (
-        "**Promoted (publish.policy=always).**"
-    )
+def test_the_verdict_comes_first_and_long_tables_are_folded(folder):
+    _, _, body = (folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+    head, *_ = body.split("\n## ")
+    assert head.startswith("\n# textgen v1\n\n**Better by ") and "| test | 20 | loss (nats a token) |" in head
+    shown, hidden = without_folded(body), "".join(FOLDED.findall(body))
+    for setting in ("`training.adam_beta2`", "byte perplexity", "confidence required", "bytes a token"):
+        assert setting in hidden and setting not in shown
+    assert "`training.learning_rate` | `0.01` |" in shown
+    assert "<details>" not in shown and "\n\n\n" not in body
+
+
+def test_without_a_comparison_the_figures_of_the_model_stand_alone(publication, folder, tmp_path):
+    (tmp_path / "again").mkdir()
+    decision = Decision(promoted=True, reason="publish.policy=always")
+    lineage = json.loads((folder / LINEAGE_FILE).read_text())
+    report = report_on(publication.raw, Storage(publication.config.storage))
+    write_card(tmp_path / "again", "v2", publication.candidate, report, [], decision, lineage)
+    body = (tmp_path / "again" / CARD_FILE).read_text("utf-8")
+    head = f"**Promoted (publish.policy=always).**\n\n{losses(publication.metrics, publication.tokens)}\n"
+    assert head in body and "Nothing was compared." in body
+
+
+def test_the_loss_is_drawn_at_every_logged_step(publication, monkeypatch):
+    """It was drawn at validations alone: a training with one had a legend and no line."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.plot_training(publication.checkpoint, None)
+    logged = [line for line in read_log(publication.checkpoint.folder) if "train/loss_nats" in line]
+    train, validation, *_ = figures[0].axes[0].get_lines()
+    assert train.get_xydata().tolist() == [[line["train/tokens"], line["train/loss_nats"]] for line in logged]
+    assert validation.get_marker() != "None"
+    gone = publication.checkpoint.model_copy(update={"path": "/nowhere"})
+    plots.plot_training(gone, None)
+    curve = [[point.tokens, point.train_loss_nats] for point in gone.curve if point.train_loss_nats is not None]
+    assert figures[1].axes[0].get_lines()[0].get_xydata().tolist() == curve
 
 
 def test_what_the_model_wrote_is_quoted_as_it_is_and_is_no_markup():

@@ -9,8 +9,8 @@ from textgen.publishing.verdict import (
     figure_rows,
     headline,
     in_lines,
-    in_markdown,
     in_words,
+    moved_in_markdown,
     moved_rows,
     moved_title,
 )
@@ -134,6 +134,6 @@ def test_the_documents_that_moved_are_named_and_their_names_act_nowhere():
     ]
     assert moved_title(decide(moved=moved[:1])).endswith("; none became worse")
     assert moved_title(decide(moved=moved[1:])).endswith("; none became better")
-    shown = in_markdown(decision, "v2")
+    shown = moved_in_markdown(decision, "v2")
     assert "\x1b" not in shown and "<script>" not in shown
     assert "| 塔.txt: a\\|b \\`c\\` \\# d �\\[31m\\<script\\> | 80 | 4.000 | 3.500 | 0.500 worse |" in shown

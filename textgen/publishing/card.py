@@ -1,5 +1,6 @@
 """The model card: README.md of a published folder, for people and, in its header, for machines."""
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -7,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.gate import overlap_guard
+from textgen.publishing.index import flat
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
-from textgen.publishing.verdict import in_markdown
+from textgen.publishing.verdict import figure_rows, in_markdown, moved_in_markdown
 from textgen.publishing.version import Decision, Sample
 from textgen.terminal import counted
-from textgen.text.corpus import RawManifest
+from textgen.text.corpus import RawManifest, file_names
+from textgen.text.report import TextReport
 from textgen.text.sources import about
 from textgen.text.tokens import TokensManifest, load_documents
 from textgen.training.checkpoint import CheckpointManifest
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 TRAINING_PLOT = "training.png"
 DATA_PLOT = "data.png"
+NAMED = 5  # files
+FOLDED = re.compile(r"<details>.*?</details>\n*", re.DOTALL)
 TEMPLATE_FILE = "card.md"  # a paragraph in it is one line: Prefect's UI breaks it where a line ends
 
 
@@ -34,6 +39,7 @@ def write_card(
     folder: Path,
     version: str,
     candidate: Candidate,
+    report: TextReport,
     samples: Sequence[Sample],
     decision: Decision,
     lineage: dict[str, Any],
@@ -44,32 +50,44 @@ def write_card(
     plot_data(tokens, folder / DATA_PLOT)
     template = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
     corpus = about(_without_fences(raw.source))
+    verdict = in_markdown(decision, version)
     body = template.format(
         name=candidate.config.name,
         version=version,
+        verdict=verdict if figure_rows(decision, version) else f"{verdict}\n\n{losses(metrics, tokens)}",
+        samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
         parameters=checkpoint.parameters,
         seq_length=metrics.seq_length,
         tokenizer=tokenizer_in_words(tokens),
         source=corpus.sentence,
         licence=corpus.licence,
-        data_rows="\n".join(_data_row(split, raw, tokens, decision) for split in raw.splits),
-        reading=_reading(raw),
+        reading=_reading(raw, report),
+        data=data_table(report, tokens),
         data_plot=DATA_PLOT,
+        counts=folded("All counts of the text", counts_table(raw, tokens)),
         training=training_in_words(checkpoint),
-        hyperparameters=table(("setting", "value"), hyperparameters(checkpoint)),
         training_plot=TRAINING_PLOT,
-        protocol=metrics.protocol,
-        stride=metrics.stride,
-        text=metrics.definition.text,
-        context=metrics.definition.context,
-        denominators=metrics.definition.denominators,
-        metrics_rows="\n".join(_metrics_row(name, metrics) for name in metrics.splits),
-        decision=promotion(decision, version),
-        samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
+        changed=_changed(checkpoint),
+        hyperparameters=folded("All settings", table(("setting", "value"), hyperparameters(checkpoint))),
+        metrics=losses(metrics, tokens),
+        protocol=folded("How it was measured, and all figures", protocol_in_words(metrics)),
+        moved=moved_in_markdown(decision, version),
+        decision=folded("All figures of the decision", figures_of(decision)) or "Nothing was compared.",
         environment=environment_in_words(lineage),
         lineage=table(("what", "where", "key or commit"), origins(lineage)),
     )
+    body = re.sub("\n{3,}", "\n\n", body)  # where there is nothing to say
     write_atomic(folder / CARD_FILE, f"---\n{_header(version, candidate)}\n---\n\n{body}")
+
+
+def folded(title: str, text: str) -> str:
+    """Return a part of the card that opens where its title is clicked; nothing where there is no text."""
+    return f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" if text else ""
+
+
+def without_folded(body: str) -> str:
+    """Return a card without the parts that are folded in it."""
+    return FOLDED.sub("", body)
 
 
 def _header(version: str, candidate: Candidate) -> str:
@@ -94,35 +112,70 @@ def _without_fences(source: dict[str, Any]) -> dict[str, Any]:
     return {key: without_fences(value) if isinstance(value, str) else value for key, value in source.items()}
 
 
-def _reading(raw: RawManifest) -> str:
-    """Return what was done to local files, as the end of a paragraph."""
+def _reading(raw: RawManifest, report: TextReport) -> str:
+    """Return which local files there were and what was done to them, as the end of a paragraph."""
     if (reading := raw.reading) is None:
         return ""
+    names = sorted({name for split in raw.splits for name in file_names(raw, split)})
+    named = ", ".join(code(name) for name in names[:NAMED]) + ", …" * (len(names) > NAMED)
+    kinds = sorted({kind for split in report.splits.values() for kind in split.kinds})
     done = [
+        f"{counted(len(names), 'file')} of {', '.join(code(kind) for kind in kinds)}: {named}.",
         *([f"Long files were cut into documents of about {reading.cut_words:,} words."] * reading.cut),
         *([f"Copies of documents that were left out: {reading.copies:,}."] * (reading.copies > 0)),
     ]
     return "".join(f" {sentence}" for sentence in done)
 
 
-def _data_row(split: str, raw: RawManifest, tokens: TokensManifest, decision: Decision) -> str:
-    text, counts = raw.splits[split], tokens.splits[split]
-    median = np.median(load_documents(tokens, split)["words"].numpy())  # torch's quantile takes 2^24 values at most
-    shared = next((guard.value for guard in decision.guards if guard.name == overlap_guard(split)), None)
-    return (
-        f"| {split} | {text.rows:,} | {text.words:,} | {text.text_bytes:,} | {counts.tokens:,} | {counts.unknown:,} "
-        f"| {text.text_bytes / max(1, counts.tokens):.3f} | {median:,.0f} |"
-        f" {figure(shared, '.1%')} |"
-    )
+def data_table(report: TextReport, tokens: TokensManifest) -> str:
+    """Return how much text each split is."""
+    rows = [
+        (split, f"{one.documents:,}", f"{one.words:,}", f"{tokens.splits[split].tokens:,}", figure(one.overlap, ".1%"))
+        for split, one in report.splits.items()
+    ]
+    return table(("split", "documents", "words", "tokens", "stands in train"), rows)
 
 
-def _metrics_row(name: str, metrics: Metrics) -> str:
-    split = metrics.splits[name]
-    token, word = figure(split.token_perplexity, ".2f"), figure(split.word_perplexity, ".2f")
-    byte, bits = figure(split.byte_perplexity), figure(split.bits_per_byte)
+def counts_table(raw: RawManifest, tokens: TokensManifest) -> str:
+    """Return every count of the text and its tokens."""
+    titles = ("split", "rows", "bytes", "unknown tokens", "bytes a token", "words in a document, median")
+    rows = []
+    for split, text in raw.splits.items():
+        counts = tokens.splits[split]
+        median = np.median(load_documents(tokens, split)["words"].numpy())  # torch's quantile takes 2^24 values at most
+        ratio = f"{text.text_bytes / max(1, counts.tokens):.3f}"
+        rows.append((split, f"{text.rows:,}", f"{text.text_bytes:,}", f"{counts.unknown:,}", ratio, f"{median:,.0f}"))
+    return table(titles, rows)
+
+
+def losses(metrics: Metrics, tokens: TokensManifest) -> str:
+    """Return the figures of each split that a reader compares."""
+    by_word = tokens.tokenizer.kind == "word"  # where words are what is predicted
+    titles = ("split", "loss (nats a token)", "word perplexity" if by_word else "token perplexity", "bits a byte")
+    rows = [
+        (split, f"{one.loss_nats:.4f}", figure(one.word_perplexity if by_word else one.token_perplexity, ",.2f"),
+         figure(one.bits_per_byte))
+        for split, one in metrics.splits.items()
+    ]  # fmt: skip
+    return table(titles, rows)
+
+
+def protocol_in_words(metrics: Metrics) -> str:
+    """Return how a model was measured, and every figure of it."""
+    definition = metrics.definition
+    titles = (
+        "split", "token perplexity", "word perplexity", "byte perplexity", "tokens scored", "tokens", "words", "rows",
+        "bytes",
+    )  # fmt: skip
+    rows = [
+        (name, figure(one.token_perplexity, ",.2f"), figure(one.word_perplexity, ",.2f"), figure(one.byte_perplexity),
+         *(f"{count:,}" for count in (one.tokens_scored, one.tokens, one.words, one.rows, one.bytes)))
+        for name, one in metrics.splits.items()
+    ]  # fmt: skip
     return (
-        f"| {name} | {split.loss_nats:.4f} | {token} | {word} | {byte} | {bits} "
-        f"| {split.tokens_scored:,} | {split.tokens:,} | {split.words:,} | {split.rows:,} | {split.bytes:,} |"
+        f"Protocol `{metrics.protocol}`, seq_length {metrics.seq_length}, stride {metrics.stride}.\n\n"
+        f"- Text: {definition.text}.\n- Tokens that a scored token sees: {definition.context}.\n"
+        f"- Denominators: {definition.denominators}.\n\n{table(titles, rows)}\n\n`metrics.json` has all the digits."
     )
 
 
@@ -188,8 +241,8 @@ def training_in_words(checkpoint: CheckpointManifest) -> str:
     )
 
 
-def promotion(decision: Decision, version: str) -> str:
-    """Return the verdict, both models side by side, the figures that the gate decided by, and the guards."""
+def figures_of(decision: Decision) -> str:
+    """Return the figures that the gate decided by, and its guards; nothing where it had none."""
     figures = {
         "compared with": decision.opponent,
         "protocol": decision.protocol,
@@ -205,8 +258,7 @@ def promotion(decision: Decision, version: str) -> str:
         outcome = "passed" if guard.passed else "failed"
         measured = f"{outcome}: {figure(guard.value, '.6g')}, bound {figure(guard.bound, '.6g')}"
         rows.append((f"guard: {inline(guard.name)}", measured))
-    verdict = in_markdown(decision, version)
-    return f"{verdict}\n\n{table(('decision', 'value'), rows)}" if rows else verdict
+    return table(("decision", "value"), rows) if rows else ""
 
 
 def figure(value: str | float | None, form: str = ".4f") -> str:
@@ -222,10 +274,26 @@ def figure(value: str | float | None, form: str = ".4f") -> str:
 
 def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
     """Return what the training was set to, by configuration key, keys that are off left out."""
+    return [(code(key), code(str(value))) for key, value in _settings(checkpoint).items() if value is not None]
+
+
+def _changed(checkpoint: CheckpointManifest) -> str:
+    """Return the settings of the training that differ from the defaults."""
+    default = flat(Config().model_dump(mode="json"))
+    rows = [
+        (code(key), code(str(value)), code(str(default.get(key))))
+        for key, value in _settings(checkpoint).items()
+        if value != default.get(key)
+    ]
+    if not rows:
+        return "All settings are the defaults."
+    return f"Settings that differ from the defaults:\n\n{table(('setting', 'value', 'default'), rows)}"
+
+
+def _settings(checkpoint: CheckpointManifest) -> dict[str, Any]:
     sections = checkpoint.config
-    rows = [("seed", sections["seed"]), ("data.seq_length", sections["data"]["seq_length"])]
-    rows += [(f"{name}.{key}", value) for name in ("model", "training") for key, value in sections[name].items()]
-    return [(code(key), code(str(value))) for key, value in rows if value is not None]
+    shown = {"seed": sections["seed"], "data": {"seq_length": sections["data"]["seq_length"]}}
+    return flat({**shown, "model": sections["model"], "training": sections["training"]})
 
 
 def environment_in_words(lineage: dict[str, Any]) -> str:

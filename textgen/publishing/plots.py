@@ -11,19 +11,20 @@ import numpy as np
 from textgen.terminal import counted
 from textgen.text.tokens import TokensManifest, count_ids, load_documents
 from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INCHES = (7, 4)
-WIDE_INCHES = (10, 4)
+INCHES, TWO_INCHES = (6, 4), (6, 7.5)  # of one panel, and of two: one below the other, for a phone's width
 DPI = 120
+TOKENS, LOSS = "train/tokens", "train/loss_nats"  # figures of the training's log
 BACKGROUND, INK = "#fbfaf7", "#333333"
 COLORS = {"train": "#2f6fb5", "validation": "#d1641c", "test": "#3f9150"}
 STYLE: Any = {
-    "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+    "font.size": 12, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.facecolor": BACKGROUND, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": INK, "grid.alpha": 0.2,
 }  # fmt: skip
@@ -32,11 +33,14 @@ STYLE: Any = {
 def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     """Draw the loss on train and validation over the tokens trained on, and mark the step that was published."""
     figure, (axes,) = _figure(INCHES, 1)
-    trained = [(p.tokens, p.train_loss_nats) for p in checkpoint.curve if p.train_loss_nats is not None]
-    axes.plot([at for at, _ in trained], [nats for _, nats in trained], color=COLORS["train"], label="train")
+    trained = _logged(checkpoint)
+    axes.plot(
+        [at for at, _ in trained], [nats for _, nats in trained], color=COLORS["train"], linewidth=1, marker=".",
+        markersize=3, label="train, at each logged step",
+    )  # fmt: skip
     axes.plot(
         [p.tokens for p in checkpoint.curve], [p.loss_nats for p in checkpoint.curve], color=COLORS["validation"],
-        label="validation",
+        marker="o", markersize=4, label="validation",
     )  # fmt: skip
     best = next(point for point in checkpoint.curve if point.step == checkpoint.best_step)
     axes.plot(
@@ -45,13 +49,22 @@ def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     )  # fmt: skip
     axes.set(title="Loss while training", xlabel="tokens trained on", ylabel="loss (nats a token)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params("x", nbins=5)  # they are long
     axes.legend(frameon=False)
     _save(figure, path)
 
 
+def _logged(checkpoint: CheckpointManifest) -> list[tuple[float, float]]:
+    """Return the tokens and the loss on train of each logged step; of each validation, where the log is gone."""
+    lines = [line for line in read_log(checkpoint.folder) if LOSS in line and TOKENS in line]
+    if lines:
+        return [(line[TOKENS], line[LOSS]) for line in lines]
+    return [(point.tokens, point.train_loss_nats) for point in checkpoint.curve if point.train_loss_nats is not None]
+
+
 def plot_data(tokens: TokensManifest, path: Path) -> None:
     """Draw how many words the documents of each split have, and how often the tokens of train occur, by their rank."""
-    figure, (lengths, ranks) = _figure(WIDE_INCHES, 2)
+    figure, (lengths, ranks) = _figure(TWO_INCHES, 2)
     for split in tokens.splits:
         words_D = load_documents(tokens, split)["words"].numpy()
         if (some := words_D[words_D > 0]).size:
@@ -90,7 +103,7 @@ def _figure(inches: tuple[float, float], panels: int) -> tuple["Figure", "list[A
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, dpi=DPI, layout="constrained", facecolor=BACKGROUND)
-        axes = list(figure.subplots(1, panels, squeeze=False)[0])
+        axes = list(figure.subplots(panels, 1, squeeze=False)[:, 0])
         for panel in axes:
             panel.grid()
         return figure, axes

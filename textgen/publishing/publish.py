@@ -111,11 +111,12 @@ def _publish(
     if not (finite := guard_finite(scores)).passed:
         raise Refused(f"{checkpoint.folder} is not published: {finite.in_words()}")
     samples, continuations = draw_samples(checkpoint, candidate.raw, config.seed)
+    report = report_on(candidate.raw, storage)
     guards = [
         finite,
         *guard_whole(scores, expected_tokens(metrics, candidate.tokens)),
         *guard_generation(continuations),
-        *guard_overlap(report_on(candidate.raw, storage), config.data.max_overlap),
+        *guard_overlap(report, config.data.max_overlap),
         guard_recital(recital(samples, candidate.raw)),
     ]
     decision = hold_contest(folder.parent, champion, candidate, storage, guards)
@@ -130,7 +131,7 @@ def _publish(
         write_probe(metrics, candidate.tokens, temporary / PROBE_FILE)
         lineage = lineage_of(candidate, decision, flow_run_id)
         write_atomic(temporary / LINEAGE_FILE, json.dumps(lineage, indent=2) + "\n")
-        write_card(temporary, folder.name, candidate, samples, decision, lineage)
+        write_card(temporary, folder.name, candidate, report, samples, decision, lineage)
         rows = filter(None, read_rows(candidate.raw, "validation"))
         check_with_transformers(temporary, list(islice(rows, SAMPLE_CHECK_ROWS)))
         PublishedManifest(

@@ -95,16 +95,21 @@ def _untitled(rows: Sequence[tuple[str, ...]], decision: Decision) -> Sequence[t
 
 
 def in_markdown(decision: Decision, version: str) -> str:
-    """Return the verdict, what it rests on and both tables, in Markdown."""
+    """Return the verdict, what it rests on, and both models side by side, in Markdown."""
     verdict = headline(decision)
     parts = [f"**{inline(verdict[0].upper() + verdict[1:])}.**"]
     if words := background(decision):
         parts.append(inline(words))
-    for title, rows in (("", figure_rows(decision, version)), (moved_title(decision), moved_rows(decision, version))):
-        if rows:
-            parts += [f"{title}:"] if title else []
-            parts.append(table(rows[0], [[inline(cell) for cell in row] for row in rows[1:]]))
+    if rows := figure_rows(decision, version):
+        parts.append(table(rows[0], [[inline(cell) for cell in row] for row in rows[1:]]))
     return "\n\n".join(parts)
+
+
+def moved_in_markdown(decision: Decision, version: str) -> str:
+    """Return the documents that moved most, in Markdown; nothing where none are known."""
+    if not (rows := moved_rows(decision, version)):
+        return ""
+    return f"{moved_title(decision)}:\n\n{table(rows[0], [[inline(cell) for cell in row] for row in rows[1:]])}"
 
 
 def difference_in_words(decision: Decision) -> str:

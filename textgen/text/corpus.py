@@ -171,6 +171,12 @@ def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":
     return None if file is None else pyarrow.parquet.read_table(manifest.folder / file)
 
 
+def file_names(manifest: RawManifest, split: str) -> list[str]:
+    """Return the names of the files that a split's documents are of; none but of local files."""
+    listed = list_documents(manifest, split)
+    return [] if listed is None else listed.column("file").unique().to_pylist()
+
+
 def document_hashes(manifest: RawManifest, split: str) -> np.ndarray:
     """Return the hash of each document's content [D]: as listed, else of the text, with a line end after each row."""
     if (listed := list_documents(manifest, split)) is not None:
