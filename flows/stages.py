@@ -22,7 +22,7 @@ from tasks.train import train
 from tasks.upload import upload_champion
 from textgen.config import Config
 from textgen.model.find import read_champion
-from textgen.training.train import train_key
+from textgen.training.plan import train_key
 
 
 def run_stages(config: Config, run: RunChoices) -> Any:

@@ -31,9 +31,8 @@ from textgen.publishing.verdict import background, decision_of, figure_rows, hea
 from textgen.publishing.version import PublishedManifest
 from textgen.terminal import counted
 from textgen.text.report import TextReport
-from textgen.text.stream import block_count
 from textgen.text.tokens import TokensManifest
-from textgen.training.train import total_steps
+from textgen.training.plan import planned_steps
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +95,7 @@ class Progress:
 @contextmanager
 def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
     """Yield the progress of a training and show it every few seconds while the block runs."""
-    blocks = block_count(tokens.splits["train"].tokens, config.data.seq_length)
-    progress = Progress(slug(config.name), total_steps(config.training, max(1, blocks)))
+    progress = Progress(slug(config.name), planned_steps(tokens, config))
     warned = False
 
     def send(at_the_end: bool) -> None:

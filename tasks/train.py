@@ -17,6 +17,7 @@ from textgen.text.tokens import TokensManifest
 from textgen.training import train as training
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.handover import bring_training, mirrored
+from textgen.training.plan import train_key
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ FINAL = (
 
 
 def key(config: Config, tokens: TokensManifest, folder: str | None = None) -> str:
-    return f"{training.train_key(tokens, config)}-{folder}"
+    return f"{train_key(tokens, config)}-{folder}"
 
 
 def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -48,7 +49,7 @@ def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> CheckpointManifest:
     """Train in data/checkpoints, in `folder` or else that of the training's key; return the best weights' manifest."""
     storage = Storage(config.storage)
-    training_key = training.train_key(tokens, config)
+    training_key = train_key(tokens, config)
     out = storage.training(folder or training_key)
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, out)

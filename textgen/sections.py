@@ -1,6 +1,6 @@
 """The sections that shape the weights, data, model and training, and what every section of the configuration shares."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -122,6 +122,15 @@ class ModelConfig(Section):
         return self.num_key_value_heads or self.num_attention_heads
 
 
+class Pace(NamedTuple):
+    """The warm-up, and how often a training logs, validates and saves: in steps."""
+
+    warmup_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+
 class TrainingConfig(Section):
     """The optimisation. A step is one optimizer step over batch_size * gradient_accumulation_steps sequences."""
 
@@ -148,7 +157,7 @@ class TrainingConfig(Section):
         "cosine", description="after the warm-up; wsd: stable, then linear decay"
     )
     decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd only: the part of the steps that decays")
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int | None = Field(None, ge=0, description="null: a tenth of the steps, at most 100")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: on the blocks' matrices, AdamW on the rest")
     muon_momentum: Fraction = 0.95
     weight_decay: float = Field(0.1, ge=0, description="on matrices only")
@@ -162,10 +171,16 @@ class TrainingConfig(Section):
     init_from: str | None = Field(None, description="a model to start from: NAME@champion, NAME@v3 or a folder")
     max_bad_steps: int = Field(10, ge=1, description="refused steps in a row (loss or gradient not finite) that end it")
     early_stopping_patience: int | None = Field(None, ge=1, description="validations without a new best that end it")
-    log_every: int = Field(10, ge=1, description="steps between logged training losses")
-    eval_every: int = Field(100, ge=1, description="steps between validations")
+    log_every: int | None = Field(
+        None, ge=1, description="steps between logged training losses; null: a twentieth of the steps, at most 10"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations; null: a tenth of the steps, at most 100"
+    )
     eval_blocks: int | None = Field(512, ge=1, description="blocks of a validation while training; null: all of them")
-    checkpoint_every: int = Field(100, ge=1, description="steps between saved training states")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between saved training states; null: a tenth of the steps, at most 100"
+    )
     checkpoint_every_minutes: float | None = Field(None, gt=0, description="save after so many minutes too")
     keep_checkpoints: int = Field(2, ge=1, description="training states kept")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the GPU has it")
@@ -191,13 +206,30 @@ class TrainingConfig(Section):
                 f"training.min_learning_rate={self.min_learning_rate} is above "
                 f"training.learning_rate={self.learning_rate}"
             )
-        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+        if self.max_steps is not None and self.pace(self.max_steps).warmup_steps >= self.max_steps:
             raise rule(f"training.warmup_steps={self.warmup_steps} is not below training.max_steps={self.max_steps}")
         return self
 
     @property
     def sequences_per_step(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps
+
+    def pace(self, steps: int) -> Pace:
+        """Return the pace of a training of so many steps: as it is set, or where that is null by its length."""
+        tenth = min(100, steps // 10)
+        by_length = Pace(tenth, max(1, min(10, steps // 20)), max(1, tenth), max(1, tenth))
+        set_to = {name: getattr(self, name) for name in Pace._fields}
+        return by_length._replace(**{name: value for name, value in set_to.items() if value is not None})
+
+    @property
+    def resolved_warmup_steps(self) -> int | None:
+        """None with `epochs`: how many steps they are, the text says."""
+        return None if self.max_steps is None else self.pace(self.max_steps).warmup_steps
+
+    @property
+    def resolved_eval_every(self) -> int | None:
+        """None with `epochs`: how many steps they are, the text says."""
+        return None if self.max_steps is None else self.pace(self.max_steps).eval_every
 
 
 EMBEDDED_CORPUS = "python-docs"

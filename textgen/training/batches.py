@@ -8,6 +8,12 @@ from torch import Tensor
 from textgen.text.stream import block_count, take_sequences
 
 
+def blocks_an_epoch(tokens: int, seq_length: int, random_offset: bool) -> int:
+    """Return how many sequences an epoch takes from a stream of so many tokens."""
+    room = seq_length - 1 if random_offset else 0
+    return max(1, block_count(tokens - room, seq_length))
+
+
 class BatchOrder:
     """The order of a training's sequences: the blocks of a stream, shuffled anew each epoch.
 
@@ -17,8 +23,7 @@ class BatchOrder:
 
     def __init__(self, seed: int, stream_N: Tensor, seq_length: int, random_offset: bool) -> None:
         self.seed, self.stream_N, self.seq_length, self.random_offset = seed, stream_N, seq_length, random_offset
-        room = seq_length - 1 if random_offset else 0
-        self.blocks = max(1, block_count(len(stream_N) - room, seq_length))
+        self.blocks = blocks_an_epoch(len(stream_N), seq_length, random_offset)
         self.epoch, self.starts = -1, torch.empty(0, dtype=torch.long)
 
     def take(self, first: int, size: int) -> tuple[Tensor, Tensor]:

@@ -62,14 +62,26 @@ def lr_at(step: int, total_steps: int, training: TrainingConfig) -> float:
     (Hu et al. 2024, arXiv:2404.06395), falls on a line over the last `decay_fraction` of the steps. Both start at
     `learning_rate` and would reach `min_learning_rate` at `total_steps`.
     """
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
+    warmup_steps = training.pace(total_steps).warmup_steps
+    if step < warmup_steps:
+        return training.learning_rate * (step + 1) / warmup_steps
     if training.schedule == "cosine":
-        height = _cosine((step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
+        height = _cosine((step - warmup_steps) / max(1, total_steps - warmup_steps))
     else:
-        decay_steps = min(training.decay_fraction * total_steps, total_steps - training.warmup_steps)
-        height = min(1.0, (total_steps - step) / max(1, decay_steps))
+        height = min(1.0, (total_steps - step) / max(1, _decay_steps(total_steps, training)))
     return training.min_learning_rate + height * (training.learning_rate - training.min_learning_rate)
+
+
+def decay_start(total_steps: int, training: TrainingConfig) -> int:
+    """Return how many of `total_steps` steps a wsd schedule takes before its decay, rounded down.
+
+    Up to there, every longer training with the same warm-up has the same learning rates.
+    """
+    return int(total_steps - _decay_steps(total_steps, training))
+
+
+def _decay_steps(total_steps: int, training: TrainingConfig) -> float:
+    return min(training.decay_fraction * total_steps, total_steps - training.pace(total_steps).warmup_steps)
 
 
 def weight_decay_at(step: int, total_steps: int, training: TrainingConfig) -> float:

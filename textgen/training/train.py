@@ -11,12 +11,10 @@ import torch
 from tqdm import tqdm
 
 from textgen.config import Config
-from textgen.errors import InputError
-from textgen.files import content_key, sha256_file, write_atomic
+from textgen.files import sha256_file, write_atomic
 from textgen.model.device import choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
 from textgen.model.transformer import LanguageModel
-from textgen.sections import TrainingConfig
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.training.batches import BatchOrder
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
@@ -29,6 +27,7 @@ from textgen.training.launch import launch, processes_to_start
 from textgen.training.meters import Stopwatch, Throughput, flops_per_token, matrix_peak
 from textgen.training.optim import build_optimizers
 from textgen.training.out_of_memory import advice_on_memory
+from textgen.training.plan import settle, total_steps, train_key
 from textgen.training.progress import Progress, Sum, Validation
 from textgen.training.state import (
     TrainingState,
@@ -45,36 +44,6 @@ from textgen.training.validation import Validator
 from textgen.training.warm_start import initial_sha256, start_from
 
 log = logging.getLogger(__name__)
-
-TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
-
-
-def train_key(tokens: TokensManifest, config: Config) -> str:
-    """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
-    parts = {"seed": config.seed, "model": config.model.key_part(), "training": config.training.key_part()}
-    sequences = config.training.sequences_per_step
-    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial_sha256(config))
-
-
-def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
-    """Return the number of optimizer steps: `max_steps`, or as many as `epochs` passes over the blocks take."""
-    if training.max_steps is not None:
-        return training.max_steps
-    assert training.epochs is not None
-    return math.ceil(training.epochs * blocks_in_train / training.sequences_per_step)
-
-
-def check_warmup(training: TrainingConfig, steps: int) -> None:
-    """Check that the warm-up is over before the last of the steps.
-
-    Raises:
-        InputError: it is not.
-    """
-    if training.warmup_steps >= steps:
-        raise InputError(
-            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps "
-            f"that training.epochs={training.epochs} makes"
-        )
 
 
 def new_state(config: Config, tokens: TokensManifest, device: torch.device) -> TrainingState:
@@ -108,6 +77,7 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         Damaged: a file of the model to start from is not what its manifest says.
     """
     check_length(tokens, config.data.seq_length)
+    config = settle(tokens, config)
     out, key = out.resolve(), train_key(tokens, config)
     if (processes := processes_to_start(config.training)) > 1:
         with lock_training(out):
@@ -162,7 +132,7 @@ class Run:
             config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
         )
         self.steps = total_steps(self.training, order.blocks)
-        check_warmup(self.training, self.steps)
+        self.pace = self.training.pace(self.steps)
         self.initial_sha256 = initial_sha256(config)
         self.state = new_state(config, tokens, device)
         if group.is_main:
@@ -203,7 +173,7 @@ class Run:
             while True:
                 at_the_end = progress.step == self.steps
                 validation_due = progress.last_validated < progress.step and (
-                    at_the_end or progress.step % training.eval_every == 0
+                    at_the_end or progress.step % self.pace.eval_every == 0
                 )
                 if progress.step and (validation_due or self.save_due()):
                     self.save()
@@ -213,7 +183,7 @@ class Run:
                     break
                 self.step()
                 bar.update()
-                if progress.step % training.log_every == 0 or progress.step == self.steps:
+                if progress.step % self.pace.log_every == 0 or progress.step == self.steps:
                     bar.set_postfix_str(self.log_figures())
 
     def step(self) -> None:
@@ -246,7 +216,7 @@ class Run:
         minutes = self.training.checkpoint_every_minutes
         if minutes is not None and time.monotonic() - self.saved_at > 60 * minutes:
             return True
-        return self.progress.step % self.training.checkpoint_every == 0
+        return self.progress.step % self.pace.checkpoint_every == 0
 
     def save(self) -> None:
         """Save the state."""
