@@ -16,8 +16,8 @@ from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training import train as training
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.handover import bring_training, mirrored
-from textgen.training.plan import train_key
+from textgen.training.handover import bring_training, bring_trunk, mirrored
+from textgen.training.plan import plan_training, train_key
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +49,14 @@ def can_resume(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> CheckpointManifest:
     """Train in data/checkpoints, in `folder` or else that of the training's key; return the best weights' manifest."""
     storage = Storage(config.storage)
-    training_key = train_key(tokens, config)
-    out = storage.training(folder or training_key)
+    plan = plan_training(tokens, config)
+    config, out = plan.config, storage.training(folder or plan.key)
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, out)
     if config.compute.gpu_deployment is not None:
         return train_elsewhere(config, tokens, out, storage)
-    with mirrored(storage, out), track(config, training_key, "train") as run, shown(config, tokens) as progress:
+    bring_trunk(storage, plan, out)
+    with mirrored(storage, out), track(config, plan.key, "train") as run, shown(config, tokens) as progress:
 
         def on_metrics(step: int, figures: dict[str, float]) -> None:
             run.log(step, figures)

@@ -126,9 +126,9 @@ class Folders:
         """Return the folder of the tokens with this key."""
         return self._folder("processed", key)
 
-    def training(self, name: str) -> Path:
-        """Return the folder of a training."""
-        return self._folder("checkpoints", name)
+    def training(self, name: str | None = None) -> Path:
+        """Return the folder of a training; without a name, that of all."""
+        return self.local / "checkpoints" if name is None else self._folder("checkpoints", name)
 
     def models(self, name: str | None = None) -> Path:
         """Return the folder of the published versions of a model; without a name, that of all."""
@@ -303,15 +303,15 @@ class Storage(Folders):
                     return False
         return True
 
-    def folders(self, home: Path, pattern: str, whole: bool = True) -> list[Path]:
-        """Return the folders of `home`, as they would be here, that are in the remote root with their manifests.
+    def folders(self, home: Path, pattern: str, whole: bool = True, file: str = Manifest.FILE) -> list[Path]:
+        """Return the folders of `home`, as they would be here, that are in the remote root with their `file`.
 
         With `whole=False`, folders whose push did not finish are included.
         """
         if (remote := self.remote) is None:
             return []
         with remote.speaking():
-            found = remote.files.glob(f"{remote.place(home)}/{pattern}/{Manifest.FILE if whole else '*'}")
+            found = remote.files.glob(f"{remote.place(home)}/{pattern}/{file if whole else '*'}")
         return sorted({home / name.split("/")[-2] for name in found})
 
     def delete(self, folder: Path) -> None:

@@ -24,7 +24,7 @@ from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
-from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, StateManifest
+from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, TRUNK_FOLDER, StateManifest
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
@@ -34,6 +34,8 @@ TO_A_KILL = 1 / 8  # of the seconds of a whole training: about a start, or a ste
 POLL_SECONDS = 0.001 * POLLS
 STEPS = 10
 CHANGES_OF_A_START = 16
+CHANGES_OF_A_LONGER_START = 60  # to its first step
+CHANGES_OF_A_TRUNK = 45
 DROPOUTS = ("dropout", "attention_dropout", "embedding_dropout", "input_dropout", "output_dropout")
 # At this learning rate the loss rises again: the best weights are those of step 6, and with everything on of step 8.
 PLAIN = {
@@ -51,6 +53,8 @@ EVERYTHING = {
         "ema_decay": 0.5, "random_offset": True,
     },
 }  # fmt: skip
+LONGER = {**EVERYTHING, "training": {**EVERYTHING["training"], "schedule": "wsd", "decay_fraction": 0.4}}
+SHORTER_STEPS, SHORTER_DECAY = 8, 4
 BEFORE, NEWEST = "step-00000004", "step-00000006"  # the states of the training that was stopped
 
 
@@ -97,7 +101,7 @@ def losses(out: Path) -> list[dict[str, float]]:
 
 
 def half_written(out: Path) -> list[Path]:
-    return [path for folder in (out, out / STATES_FOLDER) for path in folder.glob(".*")]
+    return [path for folder in (out, out / STATES_FOLDER, out / TRUNK_FOLDER) for path in folder.glob(".*")]
 
 
 def states(out: Path) -> list[Path]:
@@ -224,6 +228,44 @@ def test_a_training_killed_before_any_change_to_a_file_while_it_starts_begins_an
     assert everything.run(out, kill_at=change) == KILLED
     assert everything.run(out) == 0, out.with_suffix(".txt").read_text()
     everything.check(out)
+
+
+@pytest.fixture(scope="module")
+def longer(make_training) -> Training:
+    """Return a training that keeps the state where its decay begins, made from zero."""
+    return make_training(LONGER)
+
+
+@pytest.fixture(scope="module")
+def shorter(longer, tmp_path_factory) -> Path:
+    """Return the folder of a shorter one, which goes on from that folder."""
+    out = tmp_path_factory.mktemp("shorter") / "out"
+    assert replace(longer, arguments=[*longer.arguments, f"training.max_steps={SHORTER_STEPS}"]).run(out) == 0
+    return out
+
+
+def check_killed_and_continued(training: Training, out: Path, kill_at: int, since: str = "") -> None:
+    assert training.run(out, kill_at, since) == KILLED, out.with_suffix(".txt").read_text()
+    assert training.run(out) == 0, out.with_suffix(".txt").read_text()
+    training.check(out)
+    assert not list(out.glob("**/*.damaged-*")), out.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize("change", range(1, CHANGES_OF_A_LONGER_START + 1))
+def test_a_longer_training_killed_before_any_change_to_a_file_while_it_starts_goes_on(
+    change, longer, shorter, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(shorter, out)
+    check_killed_and_continued(longer, out, change)
+    assert f"going on from step {SHORTER_DECAY} of {out}" in out.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize("change", range(1, CHANGES_OF_A_TRUNK + 1))
+def test_a_training_killed_before_any_change_to_a_file_while_it_keeps_its_trunk_ends_as_the_undisturbed_one(
+    change, longer, tmp_path
+):
+    check_killed_and_continued(longer, tmp_path / "out", change, since=f"/{TRUNK_FOLDER}/")
 
 
 def truncate(path: Path) -> None:

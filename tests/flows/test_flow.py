@@ -1,10 +1,12 @@
 """The flow, end to end on a tiny configuration: what it makes, and which model is the champion then."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
+from flows.form import RunChoices
 from flows.train_flow import summarize
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.errors import InputError
@@ -50,6 +52,20 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):
     assert resolve("textgen@v3", Storage.at(folder / "data")).name == "v3"
     with pytest.raises(InputError, match="v1, v2, v3"):
         resolve("textgen@v9", Storage.at(folder / "data"))
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one_and_is_found_again(folder, caplog):
+    caplog.set_level(logging.INFO)
+    unset = {"schedule": "wsd", "warmup_steps": None, "eval_every": None}
+    shorter = run_flow(tiny(folder, training={**unset, "max_steps": 10}))["checkpoint"]
+    longer = tiny(folder, training={**unset, "max_steps": 20})
+    checkpoint = run_flow(longer)["checkpoint"]
+    assert f"going on from step 8 of {shorter['path']}, where its decay began" in caplog.text
+    assert checkpoint["config"]["training"]["warmup_steps"] == 1, "the shorter one's"
+    assert cached(run_flow(longer)) == list(STAGES)
+    caplog.clear()
+    run_flow(longer, run=RunChoices(force=True))
+    assert "going on" not in caplog.text
 
 
 def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):

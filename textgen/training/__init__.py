@@ -8,6 +8,9 @@ with as many threads it ends with the same bytes, because the order of the data 
 and the dropout masks follow from the seed and the step. SIGINT and SIGTERM (`interrupt`) have their effect before the
 next backward pass, after the state is saved.
 
+`plan` says what a training will do before it starts. With `schedule: wsd`, `trunk` keeps the state at which the decay
+begins, and a longer training goes on from it (`start`): the steps before the decay are the same for every length.
+
 With `devices: N`, `launch` starts N processes by torchrun's agent, and `group` says who is who. They share each batch
 (DistributedDataParallel), and the loss curve is that of one process within rounding. `torchrun -m textgen train …`
 works too.

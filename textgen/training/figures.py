@@ -58,10 +58,21 @@ class TrainingLog:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         self.on_line(step, figures)
 
+    def take_over(self, folder: Path) -> None:
+        """Add the figures of another training, which this one goes on from; a state of its own has none."""
+        for line in read_log(folder):
+            self.add(int(line.pop("step")), line)
+
 
 def read_log(out: Path, first: int = 0) -> list[dict[str, float]]:
     """Return the lines of a training's log from line `first` on; one that was cut off or is damaged is left out."""
     return [figures for line in _read_lines(out)[first:] if (figures := _parse(line)) is not None]
+
+
+def figures_until(out: Path, step: int) -> str:
+    """Return the lines of a training's log up to the training, not the validation, of `step`."""
+    lines = [line for line in read_log(out) if _place(int(line["step"]), line) <= (step, False)]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _read_lines(out: Path) -> list[str]:

@@ -10,7 +10,9 @@ from textgen.polling import every
 from textgen.storage import Storage
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
 from textgen.training.figures import LOG_FILE
+from textgen.training.plan import Plan
 from textgen.training.state import STATES_FOLDER, StateManifest
+from textgen.training.trunk import Trunk, bring_trunks, find_trunk, read_trunk
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,22 @@ def bring_training(storage: Storage, out: Path) -> None:
         if folder.exists():
             storage.bring_file(out / LOG_FILE)
             log.info("%s was brought from %s, from another machine", folder.name, storage.root)
+            return
+
+
+def bring_trunk(storage: Storage, plan: Plan, out: Path) -> None:
+    """Have the state here that the training in `out` goes on from, if it is further than the newest of its own.
+
+    Raises:
+        StorageUnavailable: the remote root did not answer.
+    """
+    if not storage.is_remote or (out / CheckpointManifest.FILE).exists():
+        return
+    bring_trunks(storage)
+    newest = max((folder.name for folder in (out / STATES_FOLDER).glob(STATES)), default="")
+    while trunk := find_trunk(out.parent, lambda trunk: plan.fits(trunk) and trunk.state.name > newest):
+        storage.bring(trunk.state, StateManifest)
+        if read_trunk(trunk) is not None:
             return
 
 
@@ -67,6 +85,10 @@ def _push(storage: Storage, out: Path, folder: Path) -> bool:
     """Push a state and the log, remove the states there that are no longer here, and return whether that went well."""
     try:
         storage.push_file(out / KEY_FILE)
+        if (out / Trunk.FILE).exists():  # before any state that comes after it
+            trunk = Trunk.parse(out)
+            storage.push(trunk.state, StateManifest.parse(trunk.state))
+            storage.push_file(out / Trunk.FILE)
         storage.push(folder, StateManifest.parse(folder))
         storage.push_file(out / LOG_FILE)
         for old in storage.folders(out / STATES_FOLDER, STATES, whole=False):

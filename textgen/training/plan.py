@@ -1,16 +1,76 @@
-"""What a training will do, known before it starts: its steps, the settings that its length decides, and its key."""
+"""What a training will do, known before it starts: its steps, the settings that its length decides, and its keys."""
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import content_key
 from textgen.sections import TrainingConfig
+from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training.batches import blocks_an_epoch
+from textgen.training.trunk import INHERITED, LENGTH, Trunk, bring_trunks, find_trunk, trunk_step
 from textgen.training.warm_start import initial_sha256
 
 TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training will do."""
+
+    config: Config  # with numbers in place of the training's nulls
+    steps: int
+    initial_sha256: str | None
+    key: str
+    trunk_key: str  # the same for every length
+    trunk_step: int | None  # whose state is kept; None: it cannot be made longer
+
+    def fits(self, trunk: Trunk) -> bool:
+        """Return whether the training may go on from a trunk."""
+        return self.trunk_step is not None and trunk.fits(self.trunk_key, self.config.training, self.steps)
+
+
+def plan_training(tokens: TokensManifest, config: Config, home: Path | None = None) -> Plan:
+    """Return what a training on `tokens` will do.
+
+    The warm-up, and how it validates, are as they are set; where that is null, those of a training in `home` (None: in
+    the storage root) that this one goes on from; else by the number of steps.
+
+    Raises:
+        InputError: the warm-up is too long, or the model to start from is absent.
+        Damaged: a file of that model is not what its manifest says.
+    """
+    training, initial = config.training, initial_sha256(config)
+    steps = planned_steps(tokens, config)
+    part = training.key_part()
+    trunk_key = _key(tokens, config, {name: part[name] for name in part if name not in (*LENGTH, *INHERITED)}, initial)
+    may_inherit = trunk_step(training, steps) is not None
+    if may_inherit and any(getattr(training, name) is None for name in INHERITED):
+        if home is None:
+            bring_trunks(storage := Storage(config.storage))
+            home = storage.training()
+        trunk = find_trunk(home, lambda trunk: trunk.fits(trunk_key, config.training, steps))
+        training = training.model_copy(update=trunk.inherited() if trunk is not None else {})
+    training = training.model_copy(update=training.pace(steps)._asdict())
+    check_warmup(training, steps)
+    key = _key(tokens, config, training.key_part(), initial)
+    config = config.model_copy(update={"training": training})
+    return Plan(config, steps, initial, key, trunk_key, trunk_step(training, steps))
+
+
+def train_key(tokens: TokensManifest, config: Config) -> str:
+    """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on."""
+    return plan_training(tokens, config).key
+
+
+def planned_steps(tokens: TokensManifest, config: Config) -> int:
+    """Return the number of optimizer steps of a training on `tokens`."""
+    in_train, training = tokens.splits["train"].tokens, config.training
+    return total_steps(training, blocks_an_epoch(in_train, config.data.seq_length, training.random_offset))
 
 
 def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
@@ -21,36 +81,20 @@ def total_steps(training: TrainingConfig, blocks_in_train: int) -> int:
     return math.ceil(training.epochs * blocks_in_train / training.sequences_per_step)
 
 
-def planned_steps(tokens: TokensManifest, config: Config) -> int:
-    """Return the number of optimizer steps of a training on `tokens`."""
-    in_train, training = tokens.splits["train"].tokens, config.training
-    return total_steps(training, blocks_an_epoch(in_train, config.data.seq_length, training.random_offset))
-
-
-def settle(tokens: TokensManifest, config: Config) -> Config:
-    """Return the configuration with the training's pace in place of its nulls.
+def check_warmup(training: TrainingConfig, steps: int) -> None:
+    """Check that the warm-up is over before the last of the steps.
 
     Raises:
-        InputError: the warm-up is not over before the last of the steps.
+        InputError: it is not.
     """
-    steps = planned_steps(tokens, config)
-    pace = config.training.pace(steps)
-    if pace.warmup_steps >= steps:
+    if training.pace(steps).warmup_steps >= steps:
         raise InputError(
-            f"training.warmup_steps={pace.warmup_steps} is not below the {steps} steps "
-            f"that training.epochs={config.training.epochs} makes"
+            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps "
+            f"that training.epochs={training.epochs} makes"
         )
-    return config.model_copy(update={"training": config.training.model_copy(update=pace._asdict())})
 
 
-def train_key(tokens: TokensManifest, config: Config) -> str:
-    """Return the key of a training: the algorithm, the tokens and every setting that the weights depend on.
-
-    Raises:
-        InputError: the warm-up is too long, or the model to start from is absent.
-        Damaged: a file of that model is not what its manifest says.
-    """
-    config = settle(tokens, config)
-    parts = {"seed": config.seed, "model": config.model.key_part(), "training": config.training.key_part()}
+def _key(tokens: TokensManifest, config: Config, training: dict[str, Any], initial: str | None) -> str:
+    parts = {"seed": config.seed, "model": config.model.key_part(), "training": training}
     sequences = config.training.sequences_per_step
-    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial_sha256(config))
+    return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial)

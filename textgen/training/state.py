@@ -23,6 +23,7 @@ from textgen.training.progress import Progress
 log = logging.getLogger(__name__)
 
 STATES_FOLDER = "states"
+TRUNK_FOLDER = "trunk"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
@@ -84,12 +85,22 @@ def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
     step = state.progress.step
     folder = out / STATES_FOLDER / f"step-{step:08d}"
     if not folder.exists():
-        _write_state(out, folder, key, state)
-    for old in _states(out)[:-keep]:
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # never half a state under its name
+        write_state(out, folder, key, state)
+    for old in saved_states(out)[:-keep]:
+        remove_state(old)
 
 
-def _write_state(out: Path, folder: Path, key: str, state: TrainingState) -> None:
+def remove_state(folder: Path) -> None:
+    """Remove a saved state; killed on the way, it leaves no half of it under its name."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}")))
+
+
+def write_state(out: Path, folder: Path, key: str, state: TrainingState, figures: str = "") -> None:
+    """Write a state and the best weights so far, those in `out`, as `folder`; with the `figures` up to it, if given.
+
+    Raises:
+        StateNotSaved: the disk is full, or failed otherwise.
+    """
     step = state.progress.step
     try:
         with new_folder(folder) as temporary:
@@ -98,10 +109,13 @@ def _write_state(out: Path, folder: Path, key: str, state: TrainingState) -> Non
             write_atomic(temporary / BEST_FILE, (out / WEIGHTS_FILE).read_bytes())
             if state.averaged is not None:
                 write_weights(state.averaged, temporary / AVERAGED_FILE)
+            if figures:
+                write_atomic(temporary / LOG_FILE, figures)
             sha256 = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
             StateManifest(key=key, progress=state.progress, sha256=sha256).write(temporary)
     except OSError as error:
-        kept = f"the state of step {_step(_states(out)[-1])} is intact" if _states(out) else "there is none before it"
+        saved = saved_states(out)
+        kept = f"the state of step {_step(saved[-1])} is intact" if saved else "there is none before it"
         raise StateNotSaved(
             f"the training state of step {step} could not be saved to {folder}: {error.strerror or error}; {kept}. "
             "Make room and give the same command again"
@@ -114,9 +128,11 @@ def newest_state(out: Path, key: str) -> StateManifest | None:
     What a killed process was writing or deleting is removed.
     """
     leftovers = [path for name in WRITTEN for path in out.glob(f".{name}.*")]
-    for leftover in [*leftovers, *(out / STATES_FOLDER).glob(".step-*")]:
+    for home in (STATES_FOLDER, TRUNK_FOLDER):
+        leftovers += (out / home).glob(".step-*")
+    for leftover in leftovers:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for folder in reversed(_states(out)):
+    for folder in reversed(saved_states(out)):
         try:
             manifest = StateManifest.read(folder)
             if manifest.key != key:
@@ -160,7 +176,7 @@ def _moments(optimizers: list[Optimizer]) -> dict[str, Tensor]:
     }
 
 
-def _states(out: Path) -> list[Path]:
+def saved_states(out: Path) -> list[Path]:
     """Return the folders of the saved states, the oldest first."""
     states = (out / STATES_FOLDER).glob("step-????????")
     return sorted(path for path in states if path.is_dir())

@@ -1,6 +1,5 @@
 """Training: one flat loop over the steps; once in a while it logs, saves its state and validates."""
 
-import copy
 import logging
 import math
 import time
@@ -12,9 +11,8 @@ from tqdm import tqdm
 
 from textgen.config import Config
 from textgen.files import sha256_file, write_atomic
-from textgen.model.device import choose_device, compiles, device_name, prepare_cpu, seed_everything, uses_bf16
+from textgen.model.device import choose_device, compiles, device_name, prepare_cpu, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
-from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.training.batches import BatchOrder
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
@@ -25,39 +23,24 @@ from textgen.training.group import Group, check_share, join_group
 from textgen.training.interrupt import DeferredSignals
 from textgen.training.launch import launch, processes_to_start
 from textgen.training.meters import Stopwatch, Throughput, flops_per_token, matrix_peak
-from textgen.training.optim import build_optimizers
 from textgen.training.out_of_memory import advice_on_memory
-from textgen.training.plan import settle, total_steps, train_key
+from textgen.training.plan import Plan, plan_training
+from textgen.training.plan import total_steps as total_steps  # who trains asks for them too
+from textgen.training.plan import train_key as train_key
 from textgen.training.progress import Progress, Sum, Validation
+from textgen.training.start import find_state, is_done, new_state
 from textgen.training.state import (
-    TrainingState,
     disk_errors,
-    is_finished,
     lock_training,
-    newest_state,
     restore_best,
     restore_state,
     save_state,
 )
 from textgen.training.step import Outcomes, Stepper
+from textgen.training.trunk import FINAL_WEIGHT_DECAY, keep_trunk, outlook
 from textgen.training.validation import Validator
-from textgen.training.warm_start import initial_sha256, start_from
 
 log = logging.getLogger(__name__)
-
-
-def new_state(config: Config, tokens: TokensManifest, device: torch.device) -> TrainingState:
-    """Return the state of a training at its beginning: drawn weights, or those that `training.init_from` names.
-
-    Raises:
-        InputError: the model to start from is absent or does not fit.
-    """
-    seed_everything(config.seed)
-    model = LanguageModel(config.model, tokens.vocab_size)
-    start_from(config, model, tokens)
-    model.to(device)
-    averaged = copy.deepcopy(model).eval() if config.training.ema_decay is not None else None
-    return TrainingState(model, averaged, build_optimizers(model, config.training))
 
 
 def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetrics) -> CheckpointManifest:
@@ -77,39 +60,32 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
         Damaged: a file of the model to start from is not what its manifest says.
     """
     check_length(tokens, config.data.seq_length)
-    config = settle(tokens, config)
-    out, key = out.resolve(), train_key(tokens, config)
+    out = out.resolve()
     if (processes := processes_to_start(config.training)) > 1:
+        plan = plan_training(tokens, config, out.parent)
         with lock_training(out):
-            finished = is_finished(out, key)
+            finished = is_done(plan, out)
         if finished:
             return CheckpointManifest.read(out)
-        launch(processes, tokens.folder, config, out, on_metrics)
+        launch(processes, tokens.folder, plan.config, out, on_metrics)
         return CheckpointManifest.read(out).as_built()
     device = choose_device(config.training.device)
     with join_group(device) as group, ExitStack() as lock:
+        plan = group.from_main(plan_training(tokens, config, out.parent) if group.is_main else None)
         if group.is_main:
             lock.enter_context(lock_training(out))
-        if group.from_main(group.is_main and is_finished(out, key)):
+        if group.from_main(group.is_main and is_done(plan, out)):
             return CheckpointManifest.read(out)
         prepare_cpu(group.local_size)
         with disk_errors(out), advice_on_memory(config, device, validating=False):
-            run = Run(key, tokens, config, out, on_metrics, device, group)
+            run = Run(plan, tokens, out, on_metrics, device, group)
             run.train()
             if group.is_main:
                 finish(run)
+                seconds = sum(run.progress.seconds.values())
+                log.info("%s", outlook(run.training, run.progress.step, plan.trunk_step, seconds))
         group.from_main(None)
     return CheckpointManifest.read(out).as_built()
-
-
-def restore(out: Path, key: str, state: TrainingState, group: Group) -> None:
-    """Fill `state` from the newest saved one that verifies, if there is one, in every process of the group."""
-    newest = group.from_main(newest_state(out, key) if group.is_main else None)
-    if newest is not None:
-        restore_state(newest, state)
-        log.info("continuing from step %d", state.progress.step)
-        if group.is_main:
-            restore_best(newest, out)
 
 
 class Run:
@@ -117,29 +93,29 @@ class Run:
 
     def __init__(
         self,
-        key: str,
+        plan: Plan,
         tokens: TokensManifest,
-        config: Config,
         out: Path,
         on_metrics: OnMetrics,
         device: torch.device,
         group: Group,
     ) -> None:
+        config = plan.config
         check_share(group.size, config.training)
-        self.key, self.tokens, self.config, self.training = key, tokens, config, config.training
+        self.plan, self.tokens, self.config, self.training = plan, tokens, config, config.training
         self.out, self.device, self.group = out, device, group
         order = BatchOrder(
             config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
         )
-        self.steps = total_steps(self.training, order.blocks)
-        self.pace = self.training.pace(self.steps)
-        self.initial_sha256 = initial_sha256(config)
+        self.steps, self.pace = plan.steps, self.training.pace(plan.steps)
         self.state = new_state(config, tokens, device)
         if group.is_main:
             out.mkdir(exist_ok=True)
-            write_atomic(out / KEY_FILE, key + "\n")
+            write_atomic(out / KEY_FILE, plan.key + "\n")
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
-        restore(out, key, self.state, group)
+        if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
+            log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
+        self.restore()
         compiled = compiles(device, self.training.compile)
         self.stepper = Stepper(config, self.state, order, device, group, compiled)
         self.validator = Validator(tokens, config, device, group, compiled)
@@ -162,6 +138,15 @@ class Run:
     def progress(self) -> Progress:
         return self.state.progress
 
+    def restore(self) -> None:
+        """Go on from the furthest saved state, if there is one, in every process of the group."""
+        saved = self.group.from_main(find_state(self.plan, self.out) if self.group.is_main else None)
+        if saved is not None:
+            restore_state(saved, self.state)
+            if self.log is not None:
+                restore_best(saved, self.out)
+                self.log.take_over(saved.folder)
+
     def train(self) -> None:
         """Take the steps that are left."""
         progress, training = self.progress, self.training
@@ -177,6 +162,8 @@ class Run:
                 )
                 if progress.step and (validation_due or self.save_due()):
                     self.save()
+                if progress.step == self.plan.trunk_step:
+                    self.keep_trunk()
                 if validation_due:
                     self.validate()
                 if at_the_end or progress.has_no_patience(training.early_stopping_patience):
@@ -224,8 +211,16 @@ class Run:
         self.energy.update()
         if self.group.is_main:
             with self.watch("saving"):
-                save_state(self.out, self.key, self.state, self.training.keep_checkpoints)
+                save_state(self.out, self.plan.key, self.state, self.training.keep_checkpoints)
         self.saved_at = time.monotonic()
+
+    def keep_trunk(self) -> None:
+        """Keep the state for a longer training."""
+        self.read_steps()
+        self.energy.update()
+        if self.group.is_main:
+            with self.watch("saving"):
+                keep_trunk(self.out, self.plan.trunk_key, self.training, self.state)
 
     def validate(self) -> None:
         """Measure the weights on the validation blocks; keep them if they are the best so far."""
@@ -265,10 +260,10 @@ def finish(run: Run) -> None:
     run.energy.update()
     config, progress = run.config, run.progress
     CheckpointManifest(
-        key=run.key,
+        key=run.plan.key,
         tokens_key=run.tokens.key,
         config=config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
-        initial_sha256=run.initial_sha256,
+        initial_sha256=run.plan.initial_sha256,
         device=device_name(run.device),
         devices=run.group.size,
         precision="bf16" if uses_bf16(run.device, config.training.precision) else "fp32",

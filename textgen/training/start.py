@@ -1,0 +1,61 @@
+"""Where a training starts: at its end, from a saved state, from a shorter training, from another model, or at zero."""
+
+import copy
+import logging
+from pathlib import Path
+
+import torch
+
+from textgen.config import Config
+from textgen.model.device import seed_everything
+from textgen.model.transformer import LanguageModel
+from textgen.text.tokens import TokensManifest
+from textgen.training.optim import build_optimizers
+from textgen.training.plan import Plan
+from textgen.training.state import StateManifest, TrainingState, is_finished, newest_state
+from textgen.training.trunk import INHERITED, find_trunk_state, make_way
+from textgen.training.warm_start import start_from
+
+log = logging.getLogger(__name__)
+
+
+def is_done(plan: Plan, out: Path) -> bool:
+    """Return whether the training is finished in `out`; a shorter one there that it goes on from makes way.
+
+    Raises:
+        InputError: another training is there.
+    """
+    make_way(out, plan.key, plan.fits)
+    return is_finished(out, plan.key)
+
+
+def find_state(plan: Plan, out: Path) -> StateManifest | None:
+    """Return the furthest saved state that verifies: of the training in `out`, or of one that it goes on from."""
+    own = newest_state(out, plan.key)
+    step = own.progress.step if own is not None else 0
+    alone = out.name.startswith(f"{plan.key}-")  # trained again by force: not from what another one kept
+    trunk = find_trunk_state(
+        out.parent, lambda trunk: plan.fits(trunk) and trunk.step > step and not (alone and trunk.folder != out)
+    )
+    if trunk is None:
+        if own is not None:
+            log.info("continuing from step %d", step)
+        return own
+    inherited = ", ".join(f"training.{name}={getattr(plan.config.training, name)}" for name in INHERITED)
+    source = trunk.folder.parents[1]
+    log.info("going on from step %d of %s, where its decay began, with %s", trunk.progress.step, source, inherited)
+    return trunk
+
+
+def new_state(config: Config, tokens: TokensManifest, device: torch.device) -> TrainingState:
+    """Return the state of a training at its beginning: drawn weights, or those that `training.init_from` names.
+
+    Raises:
+        InputError: the model to start from is absent or does not fit.
+    """
+    seed_everything(config.seed)
+    model = LanguageModel(config.model, tokens.vocab_size)
+    start_from(config, model, tokens)
+    model.to(device)
+    averaged = copy.deepcopy(model).eval() if config.training.ema_decay is not None else None
+    return TrainingState(model, averaged, build_optimizers(model, config.training))
