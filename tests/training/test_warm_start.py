@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from tests.trainings import ignore
 from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import sha256_file
+from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.state import STATES_FOLDER
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, StateManifest
 from textgen.training.train import train, train_key
+from textgen.training.trunk import Trunk
+from textgen.training.warm_start import find_kept
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,3 +216,108 @@ def test_every_key_of_a_training_is_either_in_its_key_or_not():
     ]  # fmt: skip
     named = {name for values in cases for name, _ in values}
     assert named | {"epochs", "init_from"} == set(Config().training.model_dump())
+
+
+@pytest.fixture(scope="module")
+def kept(make_config, tokens, tmp_path_factory) -> CheckpointManifest:
+    """Return a training that kept a state, in a storage folder whose model `week` has its weights as the champion."""
+    root = tmp_path_factory.mktemp("kept")
+    out = root / "checkpoints" / "of-week-1"
+    config = make_config(training={"schedule": "wsd", "decay_fraction": 0.4})
+    checkpoint = train(tokens, config, out, ignore)
+    version = root / "models" / "week" / "v1"
+    version.mkdir(parents=True)
+    for name in ("manifest.json", *checkpoint.sha256):
+        shutil.copy(out / name, version)
+    record = {"folder": "checkpoints/of-week-1", "key": checkpoint.key}
+    (version / LINEAGE_FILE).write_text(json.dumps({"checkpoint": record}))
+    (root / "models" / "week" / "champion").write_text("v1\n")
+    return checkpoint
+
+
+@pytest.fixture
+def week(make_config, kept: CheckpointManifest, tmp_path):
+    """Return a function from keys of the training to one that starts from the champion of a copy of that storage."""
+    root = Path(shutil.copytree(kept.folder.parents[1], tmp_path / "root"))
+    common = {
+        "schedule": "wsd", "max_steps": 6, "warmup_steps": 0, "learning_rate": 1e-9, "min_learning_rate": 1e-9,
+        "init_from": "week@champion", "checkpoint_every": 1, "keep_checkpoints": 9,
+    }  # fmt: skip
+    return lambda **training: make_config(training={**common, **training}, storage={"root": str(root)})
+
+
+def first_state(out: Path) -> Path:
+    return out / STATES_FOLDER / "step-00000001"
+
+
+def test_wsd_starts_from_the_weights_and_the_optimizer_that_the_champions_training_kept(
+    tokens, kept, week, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    manifest = train(tokens, week(), tmp_path / "out", ignore)
+    state = Trunk.parse(kept.folder).state
+    assert "'week@champion': starting from the weights and the optimizer of its training at step 12" in caplog.text
+    assert manifest.initial_sha256 == sha256_file(state / WEIGHTS_FILE) != kept.weights_sha256
+    before, after = (load_file(folder / OPTIMIZER_FILE) for folder in (state, first_state(tmp_path / "out")))
+    assert {int(after[name]) - int(before[name]) for name in before if name.endswith(".step")} == {1}
+    weights = (load_file(folder / WEIGHTS_FILE) for folder in (state, first_state(tmp_path / "out")))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"schedule": "cosine"}, "starting from its weights"),
+        ({"optimizer": "muon"}, "starting from its weights; its training kept no state before a decay that fits"),
+    ],
+)
+def test_otherwise_it_starts_from_the_champions_weights(other, words, tokens, kept, week, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    manifest = train(tokens, week(**other), tmp_path / "out", ignore)
+    assert manifest.initial_sha256 == kept.weights_sha256
+    assert f"training.init_from='week@champion': {words}" in caplog.messages
+
+
+@pytest.mark.parametrize("damage", ["state", "record", "another training"])
+def test_a_kept_state_that_cannot_be_used_leaves_the_champions_weights(
+    damage, tokens, kept, week, tmp_path, flip_bit, caplog
+):
+    training = Path(week().storage.root) / "checkpoints" / "of-week-1"
+    match damage:
+        case "state":
+            flip_bit(Trunk.parse(training).state / OPTIMIZER_FILE)
+        case "record":
+            flip_bit(training / Trunk.FILE)
+        case _:
+            (training / KEY_FILE).write_text("another\n")
+    assert train(tokens, week(), tmp_path / "out", ignore).initial_sha256 == kept.weights_sha256
+    assert ("set aside" in caplog.text) == (damage != "another training")
+
+
+def test_the_key_follows_the_kept_state(tokens, week):
+    keys = {train_key(tokens, week(**other)) for other in ({}, {"init_from": None})}
+    shutil.rmtree(Path(week().storage.root) / "checkpoints")
+    assert len({*keys, train_key(tokens, week())}) == 3
+
+
+def test_before_its_first_champion_a_model_starts_from_zero_and_says_so(tokens, make_config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    first, cold = (
+        make_config(training={"max_steps": 6, "init_from": name}, storage={"root": str(tmp_path)})
+        for name in ("textgen@champion", None)
+    )
+    manifest = train(tokens, first, tmp_path / "out", ignore)
+    assert manifest.initial_sha256 is None
+    assert "training.init_from='textgen@champion': no version was promoted yet; starting from zero" in caplog.messages
+    assert train_key(tokens, first) == train_key(tokens, cold) == manifest.key
+
+
+def test_the_state_that_a_training_elsewhere_kept_is_brought(tokens, kept, make_config, here, there, tmp_path):
+    shutil.copytree(kept.folder.parents[1], here.local)
+    trunk = Trunk.parse(here.training("of-week-1"))
+    version = here.models("week") / "v1"
+    here.push(version, CheckpointManifest.parse(version))
+    here.push(trunk.state, StateManifest.parse(trunk.state))
+    for file in (here.models("week") / "champion", trunk.folder / KEY_FILE, trunk.folder / Trunk.FILE):
+        here.push_file(file)
+    assert find_kept(version, there, "adamw").folder.is_relative_to(there.local)

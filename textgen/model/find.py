@@ -11,6 +11,7 @@ from textgen.storage import Storage
 from textgen.terminal import brief
 
 CHAMPION_FILE = "champion"
+LINEAGE_FILE = "lineage.json"
 VERSION = re.compile(r"v([1-9][0-9]{0,8})")  # no more digits than a file's name may have
 LONGEST_VERSION = 100  # bytes
 

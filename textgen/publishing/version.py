@@ -8,11 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from textgen.errors import Damaged
 from textgen.files import Manifest, read_json
-from textgen.model.find import VERSION
+from textgen.model.find import LINEAGE_FILE, VERSION
 from textgen.terminal import brief
 
 METRICS_FILE = "metrics.json"
-LINEAGE_FILE = "lineage.json"
 PROBE_FILE = "probe.json"  # some ids of validation and their nats: who runs the model can see whether it runs right
 DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
 

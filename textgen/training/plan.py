@@ -13,7 +13,7 @@ from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training.batches import blocks_an_epoch
 from textgen.training.trunk import INHERITED, LENGTH, Trunk, bring_trunks, find_trunk, trunk_step
-from textgen.training.warm_start import initial_sha256
+from textgen.training.warm_start import OtherModel, find_other
 
 TRAIN_VERSION = 5  # of the algorithm; a change makes every training key new
 
@@ -24,7 +24,7 @@ class Plan:
 
     config: Config  # with numbers in place of the training's nulls
     steps: int
-    initial_sha256: str | None
+    other: OtherModel | None  # to start from
     key: str
     trunk_key: str  # the same for every length
     trunk_step: int | None  # whose state is kept; None: it cannot be made longer
@@ -44,7 +44,8 @@ def plan_training(tokens: TokensManifest, config: Config, home: Path | None = No
         InputError: the warm-up is too long, or the model to start from is absent.
         Damaged: a file of that model is not what its manifest says.
     """
-    training, initial = config.training, initial_sha256(config)
+    training, other = config.training, find_other(config)
+    initial = other.key_part if other is not None else None
     steps = planned_steps(tokens, config)
     part = training.key_part()
     trunk_key = _key(tokens, config, {name: part[name] for name in part if name not in (*LENGTH, *INHERITED)}, initial)
@@ -59,7 +60,7 @@ def plan_training(tokens: TokensManifest, config: Config, home: Path | None = No
     check_warmup(training, steps)
     key = _key(tokens, config, training.key_part(), initial)
     config = config.model_copy(update={"training": training})
-    return Plan(config, steps, initial, key, trunk_key, trunk_step(training, steps))
+    return Plan(config, steps, other, key, trunk_key, trunk_step(training, steps))
 
 
 def train_key(tokens: TokensManifest, config: Config) -> str:
@@ -94,7 +95,7 @@ def check_warmup(training: TrainingConfig, steps: int) -> None:
         )
 
 
-def _key(tokens: TokensManifest, config: Config, training: dict[str, Any], initial: str | None) -> str:
+def _key(tokens: TokensManifest, config: Config, training: dict[str, Any], initial: str | list[str] | None) -> str:
     parts = {"seed": config.seed, "model": config.model.key_part(), "training": training}
     sequences = config.training.sequences_per_step
     return content_key(TRAIN_VERSION, tokens.key, config.data.seq_length, sequences, parts, initial)

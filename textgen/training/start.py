@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from textgen.config import Config
 from textgen.model.device import seed_everything
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import TokensManifest
 from textgen.training.optim import build_optimizers
 from textgen.training.plan import Plan
-from textgen.training.state import StateManifest, TrainingState, is_finished, newest_state
+from textgen.training.state import StateManifest, TrainingState, is_finished, newest_state, restore_moments
 from textgen.training.trunk import INHERITED, find_trunk_state, make_way
-from textgen.training.warm_start import start_from
+from textgen.training.warm_start import in_words, start_from
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,8 @@ def find_state(plan: Plan, out: Path) -> StateManifest | None:
     if trunk is None:
         if own is not None:
             log.info("continuing from step %d", step)
+        elif plan.config.training.init_from is not None:
+            log.info("%s", in_words(plan.config, plan.other))
         return own
     inherited = ", ".join(f"training.{name}={getattr(plan.config.training, name)}" for name in INHERITED)
     source = trunk.folder.parents[1]
@@ -47,15 +48,20 @@ def find_state(plan: Plan, out: Path) -> StateManifest | None:
     return trunk
 
 
-def new_state(config: Config, tokens: TokensManifest, device: torch.device) -> TrainingState:
+def new_state(plan: Plan, tokens: TokensManifest, device: torch.device) -> TrainingState:
     """Return the state of a training at its beginning: drawn weights, or those that `training.init_from` names.
 
     Raises:
-        InputError: the model to start from is absent or does not fit.
+        InputError: the model to start from does not fit.
     """
+    config, other = plan.config, plan.other
     seed_everything(config.seed)
     model = LanguageModel(config.model, tokens.vocab_size)
-    start_from(config, model, tokens)
+    if other is not None:
+        start_from(other, config, model, tokens)
     model.to(device)
     averaged = copy.deepcopy(model).eval() if config.training.ema_decay is not None else None
-    return TrainingState(model, averaged, build_optimizers(model, config.training))
+    state = TrainingState(model, averaged, build_optimizers(model, config.training))
+    if other is not None and other.kept is not None:
+        restore_moments(other.kept, state.optimizers)
+    return state

@@ -150,15 +150,20 @@ def restore_state(saved: StateManifest, state: TrainingState) -> None:
     read_weights(state.model, folder / WEIGHTS_FILE)
     if state.averaged is not None:
         read_weights(state.averaged, folder / AVERAGED_FILE)
-    moments = load_file(folder / OPTIMIZER_FILE)
-    for number, optimizer in enumerate(state.optimizers):
+    restore_moments(saved, state.optimizers)
+    state.progress = saved.progress
+
+
+def restore_moments(saved: StateManifest, optimizers: list[Optimizer]) -> None:
+    """Have the optimizers remember what those of a saved state did."""
+    moments = load_file(saved.folder / OPTIMIZER_FILE)
+    for number, optimizer in enumerate(optimizers):
         by_parameter: dict[int, dict[str, Tensor]] = {}
         for name, tensor in moments.items():
             of, parameter, moment = name.split(".")
             if int(of) == number:
                 by_parameter.setdefault(int(parameter), {})[moment] = tensor
         optimizer.load_state_dict({"state": by_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.progress = saved.progress
 
 
 def restore_best(saved: StateManifest, out: Path) -> None:

@@ -108,7 +108,7 @@ class Run:
             config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
         )
         self.steps, self.pace = plan.steps, self.training.pace(plan.steps)
-        self.state = new_state(config, tokens, device)
+        self.state = new_state(plan, tokens, device)
         if group.is_main:
             out.mkdir(exist_ok=True)
             write_atomic(out / KEY_FILE, plan.key + "\n")
@@ -263,7 +263,7 @@ def finish(run: Run) -> None:
         key=run.plan.key,
         tokens_key=run.tokens.key,
         config=config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
-        initial_sha256=run.plan.initial_sha256,
+        initial_sha256=run.plan.other.weights_sha256 if run.plan.other is not None else None,
         device=device_name(run.device),
         devices=run.group.size,
         precision="bf16" if uses_bf16(run.device, config.training.precision) else "fp32",

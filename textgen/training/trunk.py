@@ -44,6 +44,7 @@ class Trunk(Manifest):
     warmup_steps: int
     eval_every: int
     eval_blocks: int | None
+    optimizer: str
 
     def sha256_by_file(self) -> dict[str, str]:
         return {}
@@ -113,7 +114,7 @@ def keep_trunk(out: Path, key: str, training: TrainingConfig, state: TrainingSta
         StateNotSaved: the disk is full, or failed otherwise.
     """
     step = state.progress.step
-    settings = {name: getattr(training, name) for name in INHERITED}
+    settings = {name: getattr(training, name) for name in (*INHERITED, "optimizer")}
     trunk = Trunk(path=str(out), key=key, step=step, **settings)
     if not trunk.state.exists():
         write_state(out, trunk.state, key, state, figures_until(out, step))

@@ -1,43 +1,112 @@
-"""A training that starts from another model's weights: `training.init_from`."""
+"""A training that starts from another model: `training.init_from`."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 from textgen.config import Config
 from textgen.errors import InputError
-from textgen.files import sha256_file
-from textgen.model.find import resolve
-from textgen.model.pretrained import WEIGHTS_FILE, load_finite_model, qwen3_config
+from textgen.files import read_json, sha256_file
+from textgen.model.find import CHAMPION_FILE, LINEAGE_FILE, read_champion, resolve
+from textgen.model.pretrained import WEIGHTS_FILE, load_finite_model, qwen3_config, read_weights
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
+from textgen.training.checkpoint import KEY_FILE
+from textgen.training.state import OPTIMIZER_FILE, StateManifest
+from textgen.training.trunk import Trunk, find_trunk, read_trunk
 
 MAY_DIFFER = {"attention_dropout", "initializer_range"}  # of a model's description
 
 
-def initial_sha256(config: Config) -> str | None:
-    """Return the sha256 of the weights that `training.init_from` names, None where it names none.
+@dataclass(frozen=True)
+class OtherModel:
+    """The model that `training.init_from` names, as it was found."""
+
+    folder: Path
+    kept: StateManifest | None  # what its training kept where its decay began, to start from in place of its weights
+    weights_sha256: str  # of those that are started from
+
+    @property
+    def key_part(self) -> str | list[str]:
+        """What a training's key has of it."""
+        return self.weights_sha256 if self.kept is None else [self.weights_sha256, self.kept.sha256[OPTIMIZER_FILE]]
+
+
+def find_other(config: Config) -> OtherModel | None:
+    """Return the model to start from; None where there is none to, as before this model's own first champion.
 
     Raises:
         InputError: there is no such model.
         Damaged: a file of it is not what its manifest says.
     """
-    if config.training.init_from is None:
+    name, storage = config.training.init_from, Storage(config.storage)
+    if name is None:
         return None
-    weights = resolve(config.training.init_from, Storage(config.storage)) / WEIGHTS_FILE
-    if not weights.is_file():
-        raise InputError(f"training.init_from={config.training.init_from!r}: there is no {weights}")
-    return sha256_file(weights)
+    if name == f"{config.name}@champion" and not Path(name).is_dir():
+        storage.bring_file(storage.models(config.name) / CHAMPION_FILE)
+        if read_champion(storage.models(config.name)) is None:
+            return None
+    folder = resolve(name, storage)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"training.init_from={name!r}: there is no {folder / WEIGHTS_FILE}")
+    kept = find_kept(folder, storage, config.training.optimizer) if config.training.schedule == "wsd" else None
+    return OtherModel(folder, kept, sha256_file((kept.folder if kept is not None else folder) / WEIGHTS_FILE))
 
 
-def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> None:
-    """Fill `model` with the weights that `training.init_from` names, if it names any.
+def initial_sha256(config: Config) -> str | None:
+    """Return the sha256 of the weights that a training starts from, None where they are drawn.
 
     Raises:
-        InputError: that model is absent, or has another shape or another tokenizer.
+        InputError: there is no such model as `training.init_from` names.
         Damaged: a file of it is not what its manifest says.
     """
-    if config.training.init_from is None:
-        return
-    folder = resolve(config.training.init_from, Storage(config.storage))
-    loaded = load_finite_model(folder)
+    other = find_other(config)
+    return other.weights_sha256 if other is not None else None
+
+
+def find_kept(folder: Path, storage: Storage, optimizer: str) -> StateManifest | None:
+    """Return the state that the training of a model kept where its decay began, if it has moments of `optimizer`.
+
+    Raises:
+        Damaged: the lineage of the model names no folder of a training.
+    """
+    if (folder / LINEAGE_FILE).is_file():  # a published version; else it is the training itself
+        record = read_json(folder / LINEAGE_FILE).get("checkpoint")
+        if not isinstance(record, dict) or "folder" not in record:
+            return None
+        folder = storage.inside(record["folder"])
+        for file in (KEY_FILE, Trunk.FILE):
+            storage.bring_file(folder / file)
+        if not (folder / KEY_FILE).is_file() or (folder / KEY_FILE).read_text().strip() != record.get("key"):
+            return None
+    trunk = find_trunk(folder.parent, lambda trunk: trunk.folder == folder and trunk.optimizer == optimizer)
+    if trunk is None:
+        return None
+    storage.bring(trunk.state, StateManifest)
+    return read_trunk(trunk)
+
+
+def in_words(config: Config, other: OtherModel | None) -> str:
+    """Return what a training with an `init_from` starts from."""
+    name = f"training.init_from={config.training.init_from!r}"
+    if other is None:
+        return f"{name}: no version was promoted yet; starting from zero"
+    if other.kept is not None:
+        step = other.kept.progress.step
+        return f"{name}: starting from the weights and the optimizer of its training at step {step}, before its decay"
+    if config.training.schedule == "wsd":
+        return f"{name}: starting from its weights; its training kept no state before a decay that fits"
+    return f"{name}: starting from its weights"
+
+
+def start_from(other: OtherModel, config: Config, model: LanguageModel, tokens: TokensManifest) -> None:
+    """Fill `model` with the other model's weights, or those that its training kept.
+
+    Raises:
+        InputError: the other model has another shape or another tokenizer.
+        Damaged: a file of it is not what its manifest says.
+    """
+    loaded = load_finite_model(other.folder)
     theirs, ours = (
         qwen3_config(one.config, one.vocab_size, config.data.seq_length, end_id=0) for one in (loaded.model, model)
     )
@@ -46,4 +115,7 @@ def start_from(config: Config, model: LanguageModel, tokens: TokensManifest) -> 
         raise InputError(f"training.init_from={config.training.init_from!r}: that model has {settings}")
     if loaded.tokenizer.to_str() != load_manifest_tokenizer(tokens).to_str():
         raise InputError(f"training.init_from={config.training.init_from!r}: that model has another tokenizer")
-    model.load_state_dict(loaded.model.state_dict())
+    if other.kept is None:
+        model.load_state_dict(loaded.model.state_dict())
+    else:
+        read_weights(model, other.kept.folder / WEIGHTS_FILE)
