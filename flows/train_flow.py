@@ -1,8 +1,10 @@
 """The parent flow: fetch, tokenize, train, evaluate, publish; and the command `python -m flows.train_flow`."""
 
+from flows.command_line import check_training, read_command
 from flows.prefect_settings import check_settings
 
 if __name__ == "__main__":
+    command = read_command()
     check_settings()
 
 import argparse
@@ -13,7 +15,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,15 +28,11 @@ from rich.table import Table
 from flows.form import ConfigName, Override, RunChoices, TrainingChoices, make_config, run_name
 from tasks.cancel import cancel_children
 from tasks.redact import redacted
-from textgen.config import Config
 from textgen.errors import Failure, carry_out
-from textgen.storage import Storage
 from textgen.terminal import PlainFormatter, columns, printable, say
-from textgen.text.corpus import RawManifest, raw_folder
+from textgen.text.corpus import RawManifest
 from textgen.text.report import TextReport, text_in_words
-from textgen.text.tokenizer import find_gpt2_file
 
-DEFAULT_CONFIG = "default"
 FORMS = {"loss_nats": ".4f", "token_perplexity": ",.2f", "word_perplexity": ",.0f", "bits_per_byte": ".4f"}
 SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"
 
@@ -66,12 +64,13 @@ def train_flow(
         config: The configuration to start from, a file of configs/.
         training: How to train. What is left empty is as in the configuration.
         run: What to do, and where.
-        overrides: Other settings, as section.key=value, over everything above. textgen/config.py and
-            textgen/sections.py describe the keys.
+        overrides: Other settings, as section.key=value, over everything above. `textgen config` shows every key.
     """
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
-    return run_stages(make_config(config, training, run, overrides), run)
+    made = make_config(config, training, run, overrides)
+    check_training(made)
+    return run_stages(made, run)
 
 
 def summarize(result: dict[str, Any]) -> None:
@@ -129,27 +128,16 @@ def _text_lines(result: dict[str, Any]) -> list[str]:
     return text_in_words(RawManifest.model_validate(result["raw"]), TextReport.model_validate(result["text"]))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.train_flow", description=__doc__)
-    parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, help="a YAML file, or the name of a shipped one (%(default)s)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--force", action="store_true", help="train again though nothing changed")
-    parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
-    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")
-    options = parser.parse_intermixed_args(arguments)
+def main(options: argparse.Namespace) -> int:
+    """Run the flow as the command says and return the exit code."""
     return carry_out(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
-    run = RunChoices(force=options.force, refresh=options.refresh)
-    config = make_config(options.config, TrainingChoices(), run, options.overrides)
-    check_files(config)
     print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
     with server_started():
-        check_devices(config)
+        import textgen.training.train  # noqa: F401  with it torch, which takes as long
+    run = RunChoices(force=options.force, refresh=options.refresh)
     result: Any = train_flow(options.config, run=run, overrides=options.overrides)
     if options.json:
         say(json.dumps(result, indent=2))
@@ -205,34 +193,7 @@ def set_up_console() -> None:
         logging.getLogger(name).propagate = False
 
 
-def check_files(config: Config) -> None:
-    """Check before a server starts that the local files are there.
-
-    Raises:
-        InputError: one of them is absent or unusable.
-    """
-    storage = Storage(config.storage)
-    storage.check_writable()
-    raw_folder(config.data, storage)
-    find_gpt2_file(config.tokenizer, storage)
-
-
-def check_devices(config: Config) -> None:
-    """Check before the flow starts that the devices and the model to start from are there.
-
-    Raises:
-        InputError: one of them is absent or unusable.
-    """
-    from textgen.training.launch import processes_to_start
-    from textgen.training.warm_start import initial_sha256
-
-    if config.compute.gpu_deployment is None:
-        processes_to_start(config.training)
-    if not config.storage.is_remote:
-        initial_sha256(config)
-
-
 if __name__ == "__main__":
     set_up_console()
     signal.signal(signal.SIGTERM, terminate)
-    sys.exit(main())
+    sys.exit(main(command))

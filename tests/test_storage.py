@@ -402,4 +402,10 @@ def test_a_root_that_cannot_be_written_is_named_before_the_work(name, tmp_path):
     with pytest.raises(InputError, match=r"storage\.root="):
         Storage.at(tmp_path / name).check_writable()
     Storage.at(tmp_path / "new" / "folder").check_writable()
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_root_that_not_even_the_superuser_can_write_is_named():
+    with pytest.raises(InputError, match=r"storage\.root='/proc/data': /proc cannot be written"):
+        Storage.at("/proc/data").check_writable()

@@ -6,7 +6,7 @@ nothing is pushed.
 """
 
 import logging
-import os
+import tempfile
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -139,19 +139,23 @@ class Folders:
         return self._folder("drift", key)
 
     def check_writable(self) -> None:
-        """Check, without writing, that the folder that the stages work in can be written, or made.
+        """Check that the folder that the stages work in can be written, or made; nothing of the check is left.
 
         Raises:
             InputError: it cannot.
         """
+        root = f"storage.root={brief(str(self.local))}"
         try:
             there = next(path for path in [self.local.absolute(), *self.local.absolute().parents] if path.exists())
         except OSError as error:
-            raise InputError(f"storage.root={brief(str(self.local))}: {error.strerror}") from None
+            raise InputError(f"{root}: {error.strerror}") from None
         if not there.is_dir():
-            raise InputError(f"storage.root={brief(str(self.local))}: {there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise InputError(f"storage.root={brief(str(self.local))}: {there} cannot be written")
+            raise InputError(f"{root}: {there} is no folder")
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:  # os.access lets root write everywhere, even in /proc
+            raise InputError(f"{root}: {there} cannot be written: {error.strerror}") from None
 
     def _folder(self, stage: str, name: str) -> Path:
         """Return a folder of a stage.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
+from textgen.config import Config
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.storage import Storage
@@ -70,6 +71,29 @@ def find_version(home: Path, version: str | None) -> Path:
     if not VERSION.fullmatch(version) or not (home / version).is_dir():
         raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
     return home / version
+
+
+def find_start(config: Config, storage: Storage) -> Path | None:
+    """Return the folder of the model that `training.init_from` names, None where the training starts from zero.
+
+    It does so too where the model's own champion is named, before there is one.
+
+    Raises:
+        InputError: there is no such model.
+        Damaged: a file of it is not what its manifest says.
+    """
+    name = config.training.init_from
+    if name is None:
+        return None
+    if name == f"{config.name}@champion" and not Path(name).is_dir():
+        home = storage.models(config.name)
+        storage.bring_file(home / CHAMPION_FILE)
+        if read_champion(home) is None:
+            return None
+    try:
+        return resolve(name, storage)
+    except InputError as error:
+        raise InputError(f"training.init_from: {error}") from None
 
 
 def resolve(name: str, storage: Storage) -> Path:

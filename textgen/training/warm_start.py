@@ -6,7 +6,7 @@ from pathlib import Path
 from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import read_json, sha256_file
-from textgen.model.find import CHAMPION_FILE, LINEAGE_FILE, read_champion, resolve
+from textgen.model.find import LINEAGE_FILE, find_start
 from textgen.model.pretrained import WEIGHTS_FILE, load_finite_model, qwen3_config, read_weights
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
@@ -39,16 +39,11 @@ def find_other(config: Config) -> OtherModel | None:
         InputError: there is no such model.
         Damaged: a file of it is not what its manifest says.
     """
-    name, storage = config.training.init_from, Storage(config.storage)
-    if name is None:
+    storage = Storage(config.storage)
+    if (folder := find_start(config, storage)) is None:
         return None
-    if name == f"{config.name}@champion" and not Path(name).is_dir():
-        storage.bring_file(storage.models(config.name) / CHAMPION_FILE)
-        if read_champion(storage.models(config.name)) is None:
-            return None
-    folder = resolve(name, storage)
     if not (folder / WEIGHTS_FILE).is_file():
-        raise InputError(f"training.init_from={name!r}: there is no {folder / WEIGHTS_FILE}")
+        raise InputError(f"training.init_from={config.training.init_from!r}: there is no {folder / WEIGHTS_FILE}")
     kept = find_kept(folder, storage, config.training.optimizer) if config.training.schedule == "wsd" else None
     return OtherModel(folder, kept, sha256_file((kept.folder if kept is not None else folder) / WEIGHTS_FILE))
 

@@ -1,0 +1,78 @@
+"""The command line of `python -m flows.train_flow`, read and checked before Prefect is imported: that takes seconds."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flows.form import RunChoices, TrainingChoices, make_config
+from textgen.config import Config
+from textgen.errors import carry_out
+from textgen.model.find import find_start
+from textgen.storage import Storage
+from textgen.text.corpus import raw_folder
+from textgen.text.tokenizer import find_gpt2_file
+
+DEFAULT_CONFIG = "default"
+
+
+def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command; end the process with one line if what they name cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.train_flow", description="Fetch, tokenize, train, evaluate and publish."
+    )
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, help="a YAML file, or the name of a shipped one (%(default)s)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="a setting; `textgen config` shows them all"
+    )
+    parser.add_argument("--force", action="store_true", help="train again though nothing changed")
+    parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
+    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")
+    options = parser.parse_intermixed_args(arguments)
+    if code := carry_out(lambda: check_command(options)):
+        sys.exit(code)
+    return options
+
+
+def check_command(options: argparse.Namespace) -> None:
+    """Check what needs neither the network nor a Prefect server.
+
+    Raises:
+        InputError: the configuration is wrong, or something that it names is absent or unusable.
+        Damaged: a file of the model to start from is not what its manifest says.
+    """
+    config = make_config(options.config, TrainingChoices(), RunChoices(), options.overrides)
+    check_files(config)
+    check_training(config)
+
+
+def check_files(config: Config) -> None:
+    """Check that the local files are there.
+
+    Raises:
+        InputError: one of them is absent or unusable.
+    """
+    storage = Storage(config.storage)
+    storage.check_writable()
+    raw_folder(config.data, storage)
+    find_gpt2_file(config.tokenizer, storage)
+
+
+def check_training(config: Config) -> None:
+    """Check that the model to start from and the devices are there, where they are named and no network is needed.
+
+    Raises:
+        InputError: one of them is absent or unusable.
+        Damaged: a file of the model is not what its manifest says.
+    """
+    training = config.training
+    if training.init_from is not None and ("@" not in training.init_from or not config.storage.is_remote):
+        if find_start(config, Storage(config.storage)) is not None:
+            from textgen.training.warm_start import initial_sha256  # loads torch
+
+            initial_sha256(config)
+    if config.compute.gpu_deployment is None and (training.device == "cuda" or training.devices != "auto"):
+        from textgen.training.launch import processes_to_start  # loads torch
+
+        processes_to_start(training)
