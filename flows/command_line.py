@@ -67,11 +67,11 @@ def check_training(config: Config) -> None:
         Damaged: a file of the model is not what its manifest says.
     """
     training = config.training
-    if training.init_from is not None and ("@" not in training.init_from or not config.storage.is_remote):
-        if find_start(config, Storage(config.storage)) is not None:
-            from textgen.training.warm_start import initial_sha256  # loads torch
+    is_local = training.init_from is not None and ("@" not in training.init_from or not config.storage.is_remote)
+    if is_local and find_start(config, Storage(config.storage)) is not None:
+        from textgen.training.warm_start import initial_sha256  # loads torch
 
-            initial_sha256(config)
+        initial_sha256(config)
     if config.compute.gpu_deployment is None and (training.device == "cuda" or training.devices != "auto"):
         from textgen.training.launch import processes_to_start  # loads torch
 

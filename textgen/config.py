@@ -25,8 +25,11 @@ class TokenizerConfig(Section):
     """`gpt2`: GPT-2's byte-level BPE; `bpe`: one trained on the train split; `word`: its words, closed vocabulary."""
 
     kind: Literal["gpt2", "bpe", "word"] = "gpt2"
-    path: str | None = Field(None, description="gpt2 only: a local folder with a tokenizer.json, in place of the Hub")
-    vocab_size: int = Field(8192, ge=257, le=MAX_VOCAB_SIZE, description="bpe only: 256 bytes, merges, end of text")
+    """The tokenizer: gpt2 is GPT-2's, bpe a byte-level BPE that is trained on the train split, word its words."""
+    path: str | None = None
+    """A local tokenizer.json, or the folder that has it, in place of the one on the Hub; for gpt2 only."""
+    vocab_size: int = Field(8192, ge=257, le=MAX_VOCAB_SIZE)
+    """How many ids a tokenizer of kind bpe has at most: the 256 bytes, the merges and the end of a text."""
 
     @model_validator(mode="after")
     def path_is_for_gpt2(self) -> Self:
@@ -40,56 +43,58 @@ class EvaluationConfig(Section):
 
     ALWAYS_IN_KEYS = frozenset({"protocol", "stride", "batch_size"})
 
-    protocol: Literal["sliding", "blocks", "lm-eval"] = Field(
-        "sliding", description="textgen/evaluation/protocols.py defines them"
-    )
-    stride: int | None = Field(
-        None, ge=1, description="sliding only: tokens scored a window; null: half of data.seq_length"
-    )
+    protocol: Literal["sliding", "blocks", "lm-eval"] = "sliding"
+    """How perplexity is measured: in sliding windows, in disjoint blocks, or as in lm-eval's task wikitext."""
+    stride: int | None = Field(None, ge=1)
+    """How many tokens each sliding window scores; those before are context. null: half of data.seq_length."""
     batch_size: int = Field(32, ge=1)
+    """How many sequences are scored at once."""
 
 
 class PublishConfig(Section):
     """Which checkpoints become the champion, the version in use."""
 
-    policy: Literal["gate", "always", "never"] = Field(
-        "gate", description="promote: gate, if it is better than the champion; always; never"
-    )
-    min_improvement_nats: float = Field(0.0, ge=0, description="gate only: nats a token that it must be better by")
-    confidence: float = Field(
-        0.95, ge=0.5, le=0.999, description="gate only: that it is so, over other documents like those of test"
-    )
-    keep_versions: int | None = Field(
-        None, ge=1, description="newest versions kept, beside the champion and the one before it; null: all"
-    )
-    hub_repo: str | None = Field(
-        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub, to push the champion to; null: none"
-    )
+    policy: Literal["gate", "always", "never"] = "gate"
+    """When a new version becomes the champion: gate, if it is better than the champion; always; or never."""
+    min_improvement_nats: float = Field(0.0, ge=0)
+    """By how many nats a token a version must be better than the champion to pass the gate."""
+    confidence: float = Field(0.95, ge=0.5, le=0.999)
+    """How sure the gate must be that a version is better, on other documents like those of test."""
+    keep_versions: int | None = Field(None, ge=1)
+    """How many of the newest versions are kept, beside the champion and the one before it. null: all."""
+    hub_repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    """The repository on the Hugging Face Hub, OWNER/NAME, that the champion is uploaded to. null: none."""
 
 
 class ComputeConfig(Section):
     """Where the training stage runs: in the flow's own process, or in a run of a deployment, on its work pool."""
 
-    gpu_deployment: str | None = Field(
-        None, pattern=r"^[^/]+/[^/]+$", description="flow/deployment that trains, as train-model/gpu; null: none"
-    )
-    timeout_seconds: float = Field(7 * 24 * 3600, gt=0, description="how long to wait for that run, queue included")
+    gpu_deployment: str | None = Field(None, pattern=r"^[^/]+/[^/]+$")
+    """The deployment that trains, FLOW/DEPLOYMENT, as train-model/gpu. null: the run's own process trains."""
+    timeout_seconds: float = Field(7 * 24 * 3600, gt=0)
+    """How many seconds the run of that deployment may take, with its time in the queue."""
 
 
 class TrackingConfig(Section):
     """Weights & Biases. `auto`: online with a key, offline without."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Whether runs are recorded at Weights & Biases. auto: online with a key, else offline in storage.root."""
     project: str = "textgen"
+    """The project at Weights & Biases."""
     entity: str | None = None
-    registry: str | None = Field("model", min_length=1, description="where champions are linked; null: nowhere")
+    """The team or the user at Weights & Biases that has the project. null: your default one."""
+    registry: str | None = Field("model", min_length=1)
+    """The registry at Weights & Biases in which champions are linked. null: in none."""
 
 
 class StorageConfig(Section):
     """Where raw/, processed/, checkpoints/ and models/ are."""
 
-    root: str = Field("data", min_length=1, description="a folder, or, for workers that share no disk, an fsspec URL")
-    cache: str = Field("data", min_length=1, description="with a URL: the local folder for what is brought and made")
+    root: str = Field("data", min_length=1)
+    """The folder that has raw, processed, checkpoints and models, or an fsspec URL for workers that share no disk."""
+    cache: str = Field("data", min_length=1)
+    """The local folder for what comes from a root that is a URL and for what is made for it."""
 
     @field_validator("root")
     @classmethod
@@ -122,10 +127,10 @@ class StorageConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    name: str = Field(
-        "textgen", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's registry name"
-    )
+    name: str = Field("textgen", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """The name under which versions of the model are published, as in NAME@champion."""
     seed: int = Field(1234, ge=0, lt=2**32)
+    """The seed of all random numbers: the same seed and data give the same model."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

@@ -23,7 +23,10 @@ class Section(BaseModel):
     computed. A field that is added belongs in none of them, or in the last.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )  # fmt: skip
     ALWAYS_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
     NULL_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
     NEVER_IN_KEYS: ClassVar[frozenset[str]] = frozenset()
@@ -82,20 +85,35 @@ class ModelConfig(Section):
 
     # The upper bounds are far above what anybody trains; a model of somebody else's may say anything.
     hidden_size: int = Field(256, ge=1, le=65_536)
+    """The width of the residual stream."""
     intermediate_size: int = Field(768, ge=1, le=1_048_576)
+    """The width of the hidden layer in each block's MLP."""
     num_hidden_layers: int = Field(4, ge=1, le=1_000)
+    """How many blocks of attention and MLP the model has."""
     num_attention_heads: int = Field(4, ge=1, le=65_536)
-    num_key_value_heads: int | None = Field(None, ge=1, le=65_536, description="null: as many as attention heads")
-    head_dim: int | None = Field(None, ge=2, le=65_536, description="null: hidden_size / num_attention_heads")
+    """How many attention heads each block has."""
+    num_key_value_heads: int | None = Field(None, ge=1, le=65_536)
+    """How many heads the keys and values have; the attention heads share them. null: as many as these."""
+    head_dim: int | None = Field(None, ge=2, le=65_536)
+    """The width of an attention head, which is even. null: hidden_size / num_attention_heads."""
     tie_word_embeddings: bool = True
+    """Whether the output layer uses the weights of the embedding."""
     rope_theta: float = Field(10000.0, gt=0)
+    """The base of the rotary position embedding: the larger, the longer its slowest wave."""
     rms_norm_eps: float = Field(1e-6, gt=0)
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of a new matrix's entries")
-    dropout: Fraction = Field(0.0, description="on what each sublayer adds to the residual stream")
-    attention_dropout: Fraction = Field(0.0, description="on the attention weights")
-    embedding_dropout: Fraction = Field(0.0, description="on whole types: rows of the embedding, at the input")
-    input_dropout: Fraction = Field(0.0, description="on the embedded tokens")
-    output_dropout: Fraction = Field(0.0, description="on what the head reads")
+    """What is added to the mean square in each norm, so that nothing is divided by zero."""
+    initializer_range: float = Field(0.02, gt=0)
+    """The standard deviation of a new matrix's entries."""
+    dropout: Fraction = 0.0
+    """The share that is dropped, while training, of what each sublayer adds to the residual stream."""
+    attention_dropout: Fraction = 0.0
+    """The share of the attention weights that is dropped while training."""
+    embedding_dropout: Fraction = 0.0
+    """The share of the vocabulary whose rows of the embedding are dropped at the input while training."""
+    input_dropout: Fraction = 0.0
+    """The share of the embedded tokens' entries that is dropped while training."""
+    output_dropout: Fraction = 0.0
+    """The share that is dropped, while training, of what the output layer reads."""
 
     @model_validator(mode="after")
     def heads_divide(self) -> Self:
@@ -147,46 +165,70 @@ class TrainingConfig(Section):
         "checkpoint_every_minutes", "keep_checkpoints", "compile", "device", "devices",
     })  # fmt: skip
 
-    batch_size: int = Field(32, ge=1, description="sequences in one forward pass, shared by the processes")
+    batch_size: int = Field(32, ge=1)
+    """How many sequences one forward pass has; the processes share them."""
     gradient_accumulation_steps: int = Field(1, ge=1)
+    """How many forward passes one optimizer step has."""
     max_steps: int | None = Field(1000, ge=1)
-    epochs: float | None = Field(None, gt=0, description="passes over the train split, in place of max_steps")
-    learning_rate: float = Field(1e-3, gt=0, description="the peak, at the end of the warm-up")
-    min_learning_rate: float = Field(1e-4, ge=0, description="what the schedule would reach after the last step")
-    schedule: Literal["cosine", "wsd"] = Field(
-        "cosine", description="after the warm-up; wsd: stable, then linear decay"
-    )
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd only: the part of the steps that decays")
-    warmup_steps: int | None = Field(None, ge=0, description="null: a tenth of the steps, at most 100")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: on the blocks' matrices, AdamW on the rest")
+    """How many optimizer steps the training has. null: as many as training.epochs needs."""
+    epochs: float | None = Field(None, gt=0)
+    """How often the training reads the train split. null: as often as training.max_steps needs."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """The highest learning rate, at the end of the warm-up."""
+    min_learning_rate: float = Field(1e-4, ge=0)
+    """The learning rate that the schedule would reach after the last step."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up: on a cosine from there on, or with wsd on a line at the end."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """The share of the steps, the last ones, in which wsd lowers the learning rate. A cosine does not use it."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """The number of steps in which the learning rate rises to its peak. null: a tenth of the steps, at most 100."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw moves all weights. muon moves the matrices of the blocks, and AdamW the rest."""
     muon_momentum: Fraction = 0.95
-    weight_decay: float = Field(0.1, ge=0, description="on matrices only")
-    final_weight_decay: float | None = Field(None, ge=0, description="where a cosine takes it; null: it is constant")
+    """The share of its average gradient that Muon keeps at each step."""
+    weight_decay: float = Field(0.1, ge=0)
+    """The share that matrices lose at each step is this times the learning rate."""
+    final_weight_decay: float | None = Field(None, ge=0)
+    """The weight decay after the last step; a cosine leads there. null: it stays as it is."""
     adam_beta1: Fraction = 0.9
+    """The share of its average gradient that AdamW keeps at each step."""
     adam_beta2: Fraction = 0.95
+    """The share of its average squared gradient that AdamW keeps at each step."""
     adam_epsilon: float = Field(1e-8, gt=0)
+    """What AdamW adds to the root of the squared gradient, so that nothing is divided by zero."""
     max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="of averaged weights, validated and kept; null: none")
-    random_offset: bool = Field(False, description="cut the blocks of each epoch at another place")
-    init_from: str | None = Field(None, description="a model to start from: NAME@champion, NAME@v3 or a folder")
-    max_bad_steps: int = Field(10, ge=1, description="refused steps in a row (loss or gradient not finite) that end it")
-    early_stopping_patience: int | None = Field(None, ge=1, description="validations without a new best that end it")
-    log_every: int | None = Field(
-        None, ge=1, description="steps between logged training losses; null: a twentieth of the steps, at most 10"
-    )
-    eval_every: int | None = Field(
-        None, ge=1, description="steps between validations; null: a tenth of the steps, at most 100"
-    )
-    eval_blocks: int | None = Field(512, ge=1, description="blocks of a validation while training; null: all of them")
-    checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between saved training states; null: a tenth of the steps, at most 100"
-    )
-    checkpoint_every_minutes: float | None = Field(None, gt=0, description="save after so many minutes too")
-    keep_checkpoints: int = Field(2, ge=1, description="training states kept")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the GPU has it")
-    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: on a GPU")
+    """The largest norm of the gradient of a step; a larger gradient is scaled down to it."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """The share of the averaged weights that a step keeps; they are validated and saved. null: there is no average."""
+    random_offset: bool = False
+    """Whether the blocks of each epoch are cut at another place of the text."""
+    init_from: str | None = None
+    """The model to start from: NAME@champion, NAME@v3 or a folder. null: random weights, as before the first champion."""
+    max_bad_steps: int = Field(10, ge=1)
+    """How many steps in a row may have a loss or a gradient that is not finite before the training ends."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """How many validations in a row may bring no new best before the training ends. null: any number."""
+    log_every: int | None = Field(None, ge=1)
+    """The number of steps from one logged training loss to the next. null: a twentieth of the steps, at most 10."""
+    eval_every: int | None = Field(None, ge=1)
+    """The number of steps from one validation to the next. null: a tenth of the steps, at most 100."""
+    eval_blocks: int | None = Field(512, ge=1)
+    """How many sequences of the validation split are scored at each validation. null: all of them."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """The number of steps from one saved training state to the next. null: a tenth of the steps, at most 100."""
+    checkpoint_every_minutes: float | None = Field(None, gt=0)
+    """The number of minutes after which the training state is saved too. null: steps alone decide."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest training states are kept."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What matrices are multiplied in. auto: bf16 where the GPU has it."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether torch.compile is used: steps are faster after some seconds of compiling. auto: on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes; auto: one a GPU")
+    """Where the training runs. auto: on a GPU if there is one, else on the CPU."""
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """How many processes share the training. auto: one for each GPU."""
 
     @model_validator(mode="before")
     @classmethod
@@ -241,30 +283,30 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class DataConfig(Section):
     """Where the text comes from (`files`, else `path`, else `dataset_name`) and how long a training sequence is."""
 
-    dataset_name: str = Field("Salesforce/wikitext", min_length=1, description="a Hub dataset, or python-docs")
-    dataset_config: str | None = Field(None, description="the configuration of a Hub dataset or a local folder")
-    revision: str | None = Field(None, description="a Hub commit, branch or tag; pinned to a commit at the first fetch")
-    path: str | None = Field(None, description="a local folder in Hub layout, in place of the Hub")
-    files: str | list[str] | dict[Split, str | list[str]] | None = Field(
-        None,
-        description="your own files, in place of the Hub: a folder, a file, a glob, a list of these, or a split each",
-    )
-    text_column: str = Field("text", min_length=1, description="the column of tables that holds the text")
-    document: str = Field(
-        "file", min_length=1, description="what a document of plain text is: file, paragraphs, line, or a separator"
-    )
-    end_of_document: bool = Field(True, description="whether an end-of-text id follows each document")
-    validation_fraction: float = Field(
-        0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split"
-    )
-    test_fraction: float = Field(0.05, ge=1e-6, lt=1, description="of the documents, where one set of files is split")
-    max_overlap: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="share of the words of validation or test in runs of 13 that are in train; above it, no promotion",
-    )
-    seq_length: int = Field(128, ge=1, description="tokens in a training sequence: the model's context")
+    dataset_name: str = Field("Salesforce/wikitext", min_length=1)
+    """The dataset on the Hugging Face Hub, or python-docs for the documentation in your Python."""
+    dataset_config: str | None = None
+    """The configuration of a Hub dataset, or of the folder that path names. null: the default one."""
+    revision: str | None = None
+    """The commit, branch or tag on the Hub; its commit at the first fetch is kept. null: the main branch."""
+    path: str | None = None
+    """A local folder in the layout of a Hub dataset, in place of the Hub."""
+    files: str | list[str] | dict[Split, str | list[str]] | None = None
+    """Your own files: a folder, a file, a glob, a list of these, or {train, validation, test} of these."""
+    text_column: str = Field("text", min_length=1)
+    """The column that holds the text in tables: JSONL, CSV and parquet."""
+    document: str = Field("file", min_length=1)
+    """What one document of plain text is: file, paragraphs, line, or a text of your own that separates documents."""
+    end_of_document: bool = True
+    """Whether an end-of-text id follows each document."""
+    validation_fraction: float = Field(0.05, ge=1e-6, lt=1)
+    """The share of the documents that becomes the validation split where one set of files is split."""
+    test_fraction: float = Field(0.05, ge=1e-6, lt=1)
+    """The share of the documents that becomes the test split where one set of files is split."""
+    max_overlap: float = Field(0.05, ge=0, le=1)
+    """The largest share of the words of validation or test that may stand in train, in runs of 13, for a promotion."""
+    seq_length: int = Field(128, ge=1)
+    """How many tokens a training sequence has, which is how many the model can look at."""
 
     @field_validator("dataset_name")
     @classmethod
