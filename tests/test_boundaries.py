@@ -86,6 +86,12 @@ def test_what_lists_runs_loads_no_torch():
     assert not loaded_by("textgen.commands.runs, textgen.publishing.runs") & (HEAVY | {"torch"})
 
 
+def test_the_configuration_is_shown_without_torch():
+    code = "import sys; from textgen.__main__ import main; main(['config']); print(*sys.modules, file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {name.split(".")[0] for name in run.stderr.split()} & (HEAVY | {"torch", "numpy"})
+
+
 def test_a_room_imports_only_those_below_it():
     for above, rooms in enumerate(ROOMS):
         for room in rooms:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from textgen import __version__
+from textgen.commands.config import add_config
 from textgen.commands.data import add_data
 from textgen.commands.evaluate import add_evaluate
 from textgen.commands.generate import add_generate
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_runs, add_data):
+    adders = (add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_runs, add_data, add_config)
+    for add in adders:
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):

@@ -191,10 +191,19 @@ def load_config(path: Path | None, overrides: list[str]) -> Config:
     Raises:
         InputError: a line a mistake, each naming the key, the value and the rule.
     """
+    return parse_config(read_values(path, overrides))
+
+
+def read_values(path: Path | None, overrides: list[str]) -> dict[str, Any]:
+    """Return the nested values that the YAML file at `path` and the overrides give, before they are checked.
+
+    Raises:
+        InputError: the file or an override is none.
+    """
     values = _read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return parse_config(values)
+    return values
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -296,9 +305,15 @@ def _word(part: str | int) -> str:
 
 def known_keys() -> list[str]:
     """Return every key of the configuration: of a section `section` and each `section.key`."""
-    keys = []
-    for name, field in Config.model_fields.items():
+    kinds, keys = sections(), []
+    for name in Config.model_fields:
         keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
+        if name in kinds:
+            keys += [f"{name}.{key}" for key in kinds[name].model_fields]
     return keys
+
+
+def sections() -> dict[str, type[Section]]:
+    """Return the sections of the configuration by name, in order."""
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}

@@ -93,7 +93,7 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(4, ge=1, le=65_536)
     """How many attention heads each block has."""
     num_key_value_heads: int | None = Field(None, ge=1, le=65_536)
-    """How many heads the keys and values have; the attention heads share them. null: as many as these."""
+    """How many heads the keys and values have; the attention heads share them. null: one for each."""
     head_dim: int | None = Field(None, ge=2, le=65_536)
     """The width of an attention head, which is even. null: hidden_size / num_attention_heads."""
     tie_word_embeddings: bool = True
@@ -184,7 +184,7 @@ class TrainingConfig(Section):
     warmup_steps: int | None = Field(None, ge=0)
     """The number of steps in which the learning rate rises to its peak. null: a tenth of the steps, at most 100."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw moves all weights. muon moves the matrices of the blocks, and AdamW the rest."""
+    """How a step moves the weights: by AdamW, or by Muon those of the blocks' matrices and by AdamW the rest."""
     muon_momentum: Fraction = 0.95
     """The share of its average gradient that Muon keeps at each step."""
     weight_decay: float = Field(0.1, ge=0)
@@ -286,7 +286,7 @@ class DataConfig(Section):
     dataset_name: str = Field("Salesforce/wikitext", min_length=1)
     """The dataset on the Hugging Face Hub, or python-docs for the documentation in your Python."""
     dataset_config: str | None = None
-    """The configuration of a Hub dataset, or of the folder that path names. null: the default one."""
+    """The configuration of a Hub dataset, or of the folder data.path. null: the default one."""
     revision: str | None = None
     """The commit, branch or tag on the Hub; its commit at the first fetch is kept. null: the main branch."""
     path: str | None = None

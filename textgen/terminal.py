@@ -9,6 +9,7 @@ from typing import Any
 
 LONGEST_VALUE = 100  # characters of a value in a message
 NUMBER_BITS = 256  # of an integer that is written out
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 # They reorder the text around them: the embeddings, overrides and isolates of UAX #9, its marks, U+061C.
 DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 ACTS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode's controls, lone surrogates, line and paragraph separators
@@ -21,9 +22,11 @@ def printable(text: str) -> str:
     return "".join(_escaped(character) if _acts(character) else character for character in text)
 
 
-def say(text: str) -> None:
-    """Print a result on stdout: on a terminal no character of it acts, a pipe has it as it is."""
-    print(printable(text) if sys.stdout.isatty() else text)
+def say(text: str, bold: bool = False) -> None:
+    """Print a result on stdout: on a terminal no character of it acts, a pipe has it as it is, and not bold."""
+    if sys.stdout.isatty():
+        text = f"{BOLD}{printable(text)}{PLAIN}" if bold else printable(text)
+    print(text)
 
 
 class PlainFormatter(logging.Formatter):
