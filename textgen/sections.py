@@ -204,7 +204,7 @@ class TrainingConfig(Section):
     random_offset: bool = False
     """Whether the blocks of each epoch are cut at another place of the text."""
     init_from: str | None = None
-    """The model to start from: NAME@champion, NAME@v3 or a folder. null: random weights, as before the first champion."""
+    """The model to start from: NAME@champion, NAME@v3 or a folder. null: random weights."""
     max_bad_steps: int = Field(10, ge=1)
     """How many steps in a row may have a loss or a gradient that is not finite before the training ends."""
     early_stopping_patience: int | None = Field(None, ge=1)
