@@ -20,7 +20,7 @@ from tasks.redact import redacted
 from tasks.tracking import flow_run_id
 from textgen.config import Config
 from textgen.errors import Damaged, Failure, SourceUnavailable, StorageUnavailable
-from textgen.files import Manifest, content_key, set_aside
+from textgen.files import Manifest, content_key, mark_used, set_aside
 from textgen.publishing import index
 from textgen.storage import Storage
 
@@ -153,6 +153,7 @@ def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> t
     manifest: Manifest = state.result()
     cached = state.name == "Cached"
     if cached:
+        mark_used(manifest.folder)
         try:
             if type(manifest).read(manifest.folder) != manifest:
                 raise Damaged(f"{manifest.folder}: its manifest says something else than the cached record")

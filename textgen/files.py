@@ -6,8 +6,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,6 +19,7 @@ from textgen.terminal import brief, printable
 
 log = logging.getLogger(__name__)
 
+REMOVED = ".removed"  # ends the hidden name of what is being removed
 KEY_LENGTH = 16  # hex digits of a sha256 that name a folder: 64 bits
 MAX_NAME_BYTES = 255  # of most file systems
 MAX_JSON_BYTES = 1 << 28  # of a file that is read whole
@@ -117,6 +118,30 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         lock.release()
 
 
+def lock_file(folder: Path) -> Path:
+    """Return the lock of who makes or changes a folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextmanager
+def all_held(locks: Iterable[Path]) -> Iterator[bool]:
+    """Hold these lock files while the block runs; yield False where another process holds one of them."""
+    with ExitStack() as held:
+        try:
+            for lock in locks:
+                held.enter_context(FileLock(lock).acquire(timeout=0))
+        except Timeout:
+            yield False
+        else:
+            yield True
+
+
+def mark_used(folder: Path) -> None:
+    """Note that a folder is in use now, by its time of change: what was not used for long may be removed."""
+    with suppress(OSError):  # a root that cannot be written to cannot be cleaned either
+        os.utime(folder)
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `folder`, whole and on disk, if the block does not raise."""
@@ -142,6 +167,26 @@ def set_aside(path: Path, reason: Exception) -> Path:
     path.rename(aside)
     log.warning("%s; set aside as %s", reason, aside)
     return aside
+
+
+def hide(path: Path) -> Path:
+    """Rename a file or folder that is to be removed, so that nobody sees a part of it, and return its new path."""
+    if path.name.endswith(REMOVED):
+        return path
+    hidden = path.with_name(f".{path.name.lstrip('.')}{REMOVED}")
+    if hidden.exists():  # of a removal that was killed
+        remove(hidden)
+    path.rename(hidden)
+    return hidden
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder. After a kill, what is left of it has a name that ends in REMOVED."""
+    hidden = hide(path)
+    if hidden.is_dir():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink()
 
 
 def verify(folder: Path, sha256_by_file: Mapping[str, str]) -> None:
@@ -259,8 +304,9 @@ def build_once(folder: Path, manifest_type: type[M], build: Callable[[Path], M])
     Of several processes one builds and the others wait for it. A damaged folder is set aside, never deleted.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with FileLock(lock_file(folder)):
         if folder.exists():
+            mark_used(folder)
             try:
                 return manifest_type.read(folder)
             except Damaged as damage:

@@ -122,9 +122,9 @@ class Folders:
         """Return the folder of a corpus, which has a folder for each frozen text; without a name, that of all."""
         return self.local / "raw" if name is None else self._folder("raw", name)
 
-    def processed(self, key: str) -> Path:
-        """Return the folder of the tokens with this key."""
-        return self._folder("processed", key)
+    def processed(self, key: str | None = None) -> Path:
+        """Return the folder of the tokens with this key; without a key, that of all."""
+        return self.local / "processed" if key is None else self._folder("processed", key)
 
     def training(self, name: str | None = None) -> Path:
         """Return the folder of a training; without a name, that of all."""
@@ -134,9 +134,9 @@ class Folders:
         """Return the folder of the published versions of a model; without a name, that of all."""
         return self.local / "models" if name is None else self._folder("models", name)
 
-    def drift(self, key: str) -> Path:
-        """Return the folder of a comparison of two texts."""
-        return self._folder("drift", key)
+    def drift(self, key: str | None = None) -> Path:
+        """Return the folder of a comparison of two texts; without a key, that of all."""
+        return self.local / "drift" if key is None else self._folder("drift", key)
 
     def check_writable(self) -> None:
         """Check that the folder that the stages work in can be written, or made; nothing of the check is left.
@@ -177,9 +177,9 @@ class Folders:
             raise Damaged(f"{brief(path)} is no path under {self.local}")
         return self.local / path
 
-    def report(self, key: str) -> Path:
-        """Return the folder of a report on a text."""
-        return self._folder("reports", key)
+    def report(self, key: str | None = None) -> Path:
+        """Return the folder of a report on a text; without a key, that of all."""
+        return self.local / "reports" if key is None else self._folder("reports", key)
 
     def name(self, folder: Path) -> str:
         """Return a folder's path under the root."""
@@ -310,18 +310,35 @@ class Storage(Folders):
     def folders(self, home: Path, pattern: str, whole: bool = True, file: str = Manifest.FILE) -> list[Path]:
         """Return the folders of `home`, as they would be here, that are in the remote root with their `file`.
 
-        With `whole=False`, folders whose push did not finish are included.
+        The pattern may be of several levels. With `whole=False`, folders whose push did not finish are included.
         """
         if (remote := self.remote) is None:
             return []
         with remote.speaking():
             found = remote.files.glob(f"{remote.place(home)}/{pattern}/{file if whole else '*'}")
-        return sorted({home / name.split("/")[-2] for name in found})
+        levels = 1 + pattern.count("/")
+        return sorted({home.joinpath(*name.split("/")[-1 - levels : -1]) for name in found})
+
+    def read_manifest(self, folder: Path, manifest_type: type[M]) -> M:
+        """Return the manifest of a folder that is here or in the remote root, and none of the files that it names.
+
+        Raises:
+            Damaged: it is missing, or is not what was written.
+        """
+        if (remote := self.remote) is None or (folder / manifest_type.FILE).exists():
+            return manifest_type.parse(folder)
+        with remote.speaking():
+            stored = remote.read(folder / manifest_type.FILE)
+        if stored is None:
+            raise Damaged(f"{folder / manifest_type.FILE} is missing")
+        with tempfile.TemporaryDirectory() as temporary:
+            (Path(temporary) / manifest_type.FILE).write_bytes(stored)
+            return manifest_type.parse(Path(temporary)).model_copy(update={"path": str(folder)})
 
     def delete(self, folder: Path) -> None:
-        """Remove a folder from the remote root, its manifest first."""
+        """Remove a folder from the remote root, if it is there, its manifest first."""
         if (remote := self.remote) is not None:
-            with remote.speaking():
+            with remote.speaking(), suppress(FileNotFoundError):
                 with suppress(FileNotFoundError):
                     remote.files.rm_file(remote.place(folder / Manifest.FILE))
                 remote.files.rm(remote.place(folder), recursive=True)

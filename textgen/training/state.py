@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from textgen.errors import Damaged, InputError, StateNotSaved
-from textgen.files import Manifest, locked, new_folder, set_aside, sha256_file, write_atomic
+from textgen.files import Manifest, lock_file, locked, new_folder, set_aside, sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from textgen.model.transformer import LanguageModel
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
@@ -199,7 +199,7 @@ def lock_training(out: Path) -> Iterator[None]:
         InputError: `out` is no training folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_name(f".{out.name}.lock"), f"another process trains in {out}; waiting for it"):
+    with locked(lock_file(out), f"another process trains in {out}; waiting for it"):
         leftovers = list(out.glob(f".{KEY_FILE}.*"))  # of a process that was killed when it began
         if out.exists() and not (out / KEY_FILE).exists() and not (out.is_dir() and {*out.iterdir()} == {*leftovers}):
             raise InputError(f"{out} is there and is no training folder")
