@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from textgen.errors import Damaged, InputError
-from textgen.publishing.find_document import find_document
+from textgen.publishing.find_document import Asked, find_document
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
@@ -35,7 +35,7 @@ def find(storage: Storage, text: str, **data: str) -> list[str]:
     """Return where a text is, as `split document`."""
     file = storage.local.parent / "asked.txt"
     file.write_text(text)
-    return [f"{place.split} {place.document}" for place in find_document(file, DataConfig(**data), storage)]
+    return [f"{place.split} {place.document}" for place in find_document(Asked(file, DataConfig(**data)), storage)]
 
 
 TEXTS = {"train": "one two\n\nthree four\n%%\nfive\n", "validation": "six\n%%\nseven\n", "test": "eight\n%%\nnine\n"}

@@ -35,7 +35,7 @@ def add_data(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from textgen.publishing.find_document import find_document
+    from textgen.publishing.find_document import Asked, find_document
     from textgen.storage import Storage
     from textgen.text.corpus import fetch
     from textgen.text.report import report_on
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> None:
     config = load_config(find_config(options.config), options.overrides)
     storage = Storage(config.storage)
     if options.find is not None:
-        found = find_document(options.find, config.data, storage)
+        found = find_document(Asked(options.find, config.data), storage)
         if options.json:
             say(json.dumps([place._asdict() for place in found], indent=2))
         for place in found if not options.json else ():

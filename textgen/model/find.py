@@ -13,6 +13,7 @@ from textgen.terminal import brief
 
 CHAMPION_FILE = "champion"
 LINEAGE_FILE = "lineage.json"
+NO_CHAMPION = "none"  # in that file, after the champion was withdrawn and there was none before it
 VERSION = re.compile(r"v([1-9][0-9]{0,8})")  # no more digits than a file's name may have
 LONGEST_VERSION = 100  # bytes
 
@@ -32,7 +33,7 @@ class ModelManifest(Manifest):
 
 
 def read_champion(home: Path) -> str | None:
-    """Return the version in use of the models in `home`, None before the first is promoted.
+    """Return the version in use of the models in `home`, None where there is none.
 
     Raises:
         Damaged: the file names no version.
@@ -42,6 +43,8 @@ def read_champion(home: Path) -> str | None:
         with file.open("rb") as stored:
             version = stored.read(LONGEST_VERSION).decode(errors="replace").strip()
     except FileNotFoundError:
+        return None
+    if version == NO_CHAMPION:
         return None
     if not VERSION.fullmatch(version):
         raise Damaged(f"{file} is damaged: {brief(version)} is no version; `textgen models promote VERSION` mends it")

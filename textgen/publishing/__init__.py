@@ -11,6 +11,8 @@
 - `comparison`: runs side by side, of `run_record`, `differences`, `paired` and `curves`; shown by `comparison_words`,
   `comparison_page` and `comparison_plot`.
 - `find_document`: which texts and versions hold a document.
+- `disk_space`: what can go from the disk. `withdrawal`: a document goes, with all that was made of it (`derived`).
+  `origins`: what was made of what.
 - `drift`: how far a new text is from that of the champion.
 - `upload`: uploads the champion to a Hugging Face Hub repository.
 """

@@ -34,16 +34,16 @@ class Place(NamedTuple):
 class Asked:
     """The file that is asked about, as documents."""
 
-    def __init__(self, file: Path, data: DataConfig) -> None:
-        """Read the file.
+    def __init__(self, file: Path, data: DataConfig, option: str = "--find") -> None:
+        """Read the file that the option names.
 
         Raises:
             InputError: it is absent, cannot be read, or holds no text.
         """
         self.data = data
-        self.files = [SplitFile(one, sha256_file(one.path), None) for one in find_files("--find", [str(file)]).files]
+        self.files = [SplitFile(one, sha256_file(one.path), None) for one in find_files(option, [str(file)]).files]
         if not len(self.hashes("file", None)):
-            raise InputError(f"--find={str(file)!r}: there is no text in it")
+            raise InputError(f"{option}={str(file)!r}: there is no text in it")
 
     @functools.cache  # noqa: B019  for as long as the command runs
     def hashes(self, document: str, cut_words: int | None) -> np.ndarray:
@@ -60,14 +60,13 @@ class Asked:
         return np.flatnonzero(np.isin(document_hashes(raw, split), known)).tolist()
 
 
-def find_document(file: Path, data: DataConfig, storage: Storage) -> list[Place]:
-    """Return where the documents of `file` are, whole or cut as those of each text are.
+def find_document(asked: Asked, storage: Storage) -> list[Place]:
+    """Return where the documents that are asked about are, whole or cut as those of each text are.
 
     Raises:
-        InputError: the file is absent, cannot be read or holds no text, or there is no text to look in.
+        InputError: there is no text to look in.
         Damaged: no text holds it, and one could not be looked in.
     """
-    asked = Asked(file, data)
     versions, missed = _versions_by_raw(storage)
     places = []
     looked_in = set[str]()

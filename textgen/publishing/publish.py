@@ -33,6 +33,7 @@ from textgen.publishing.gate import (
 from textgen.publishing.lineage import lineage_of
 from textgen.publishing.registry import opened, prune, read_sound, settle
 from textgen.publishing.version import (
+    CLAIM_FILE,
     DOCUMENTS_FILE,
     LINEAGE_FILE,
     METRICS_FILE,
@@ -52,7 +53,6 @@ from textgen.training.checkpoint import CheckpointManifest
 log = logging.getLogger(__name__)
 
 PUBLISH_VERSION = 2  # of the published form; a change makes every publish key new
-CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
 
 PROBE_TOKENS = 256
 SAMPLES = 3

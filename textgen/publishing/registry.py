@@ -2,17 +2,18 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textgen.errors import Damaged, InputError
-from textgen.files import locked, set_aside, write_atomic
-from textgen.model.find import CHAMPION_FILE, VERSION, find_version, number_of, numbers, read_champion
-from textgen.publishing.version import PublishedManifest, read_lineage
+from textgen.files import locked, remove, set_aside, write_atomic
+from textgen.model.find import CHAMPION_FILE, NO_CHAMPION, VERSION, find_version, number_of, numbers, read_champion
+from textgen.publishing.version import CLAIM_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 
@@ -144,9 +145,48 @@ def prune(home: Path, keep_versions: int | None, storage: Storage) -> list[str]:
     for version in deleted:
         if version in remote:
             storage.delete(home / version)
-        (home / version).rename(home / f".{version}")  # a reader sees all of it or nothing
-        shutil.rmtree(home / f".{version}")
+        remove(home / version)
     return deleted
+
+
+def successor(home: Path, versions: Collection[str]) -> PublishedManifest | None:
+    """Return the version that is the champion when `versions` are gone: the newest sound champion before, if any.
+
+    Raises:
+        Damaged: the champion file names no version.
+    """
+    for version in reversed(read_history(home).until(read_champion(home))):
+        if version not in versions and (home / version).is_dir():
+            with suppress(Damaged):
+                return PublishedManifest.read(home / version)
+    return None
+
+
+def step_down(home: Path, versions: Collection[str], storage: Storage) -> None:
+    """Have the champion before be the champion again where the champion is one of `versions`, which are to go.
+
+    Without one there is no champion. No version that is there is promoted by a later run. `opened` holds the models.
+    """
+    if (champion := read_champion(home)) in versions:
+        before = successor(home, versions)
+        kept = [version for version in read_history(home).until(champion) if version not in versions]
+        history = History(champions=kept, settled=f"v{max([*numbers(home), *map(number_of, versions)])}")
+        _write(home, history, before.version if before is not None else NO_CHAMPION, storage)
+
+
+def withdraw(home: Path, version: str, storage: Storage) -> None:
+    """Remove a version that is not the champion, here and in the remote root. `opened` holds the models.
+
+    Its number is not given again: a file tells what became of it.
+    """
+    note = home / f"{version}.withdrawn"
+    write_atomic(note, f"withdrawn on {datetime.now(UTC).date()}, with the text that it was trained on\n")
+    storage.push_file(note)
+    storage.delete(home / version)
+    storage.claim(home / version / CLAIM_FILE)
+    for path in [home / version, *home.glob(f"{version}.damaged-*")]:
+        if path.exists():
+            remove(path)
 
 
 def _move(home: Path, version: str, storage: Storage, settled: str | None) -> None:

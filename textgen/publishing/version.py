@@ -12,6 +12,7 @@ from textgen.model.find import LINEAGE_FILE, VERSION
 from textgen.terminal import brief
 
 METRICS_FILE = "metrics.json"
+CLAIM_FILE = ".claim"  # in a remote root, of the machine that makes a version
 PROBE_FILE = "probe.json"  # some ids of validation and their nats: who runs the model can see whether it runs right
 DOCUMENTS_FILE = "documents.json"  # in a published folder, beside the metrics: the documents of each split
 

@@ -1,0 +1,318 @@
+"""A document that has to go: with every text that holds it, and with all that was made of these, and nothing else."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+import textgen.publishing.withdrawal
+from tests.publications import Publication, make, write_text
+from tests.trainings import Interruption, interrupt_at
+from textgen.config import StorageConfig
+from textgen.errors import Failure, InputError
+from textgen.files import REMOVED, lock_file
+from textgen.model.find import read_champion
+from textgen.publishing.publish import publish
+from textgen.publishing.registry import promote, read_history, rollback
+from textgen.publishing.withdrawal import Withdrawal, carry_out_withdrawal, find_withdrawal
+from textgen.sections import SPLITS, DataConfig
+from textgen.storage import Storage
+from textgen.text import corpus
+from textgen.training.train import train, train_key
+
+SECRET = "the old lamp in the tower was never to be spoken of"
+
+
+@pytest.fixture(scope="module")
+def made(publication: Publication, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Publication]]:
+    """Return a root with two versions, each the champion in its time: v1 of a text, and v2 of it with the secret."""
+    folder = tmp_path_factory.mktemp("withdrawal")
+    root = Path(shutil.copytree(publication.config.root, folder / "data"))
+    text = {split: "".join(corpus.read_rows(publication.raw, split)) for split in SPLITS}
+    files = write_text(folder / "text", {**text, "train": text["train"] + SECRET + "\n"})
+    config = publication.config
+    data = config.data.model_copy(update={"files": files})
+    always = config.publish.model_copy(update={"policy": "always"})
+    changed = {"data": data, "publish": always, "storage": StorageConfig(root=str(root))}
+    promote(root / "models" / config.name, "v1", Storage.at(root))
+    return root, {"v1": publication, "v2": make(config.model_copy(update=changed))}
+
+
+@pytest.fixture
+def storage(made: tuple[Path, dict[str, Publication]], tmp_path) -> Storage:
+    shutil.copytree(made[0], tmp_path / "data")
+    return Storage.at(tmp_path / "data")
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """Return a file with the document, as a person would have it: in other lines."""
+    path = tmp_path / "secret.txt"
+    path.write_text(SECRET.replace(" tower ", "\ntower  ") + "\n")
+    return path
+
+
+@pytest.fixture
+def find(storage, secret) -> Callable[[], Withdrawal]:
+    return lambda: find_withdrawal(secret, DataConfig(), storage)
+
+
+def home_of(storage: Storage) -> Path:
+    (home,) = [path for path in storage.models().iterdir() if path.is_dir()]
+    return home
+
+
+def names(withdrawal: Withdrawal, *kinds: str) -> set[str]:
+    return {item.name for item in withdrawal.of(*kinds)}
+
+
+def made_of(one: Publication) -> set[str]:
+    """Return the folders of a version and of what it was made of, under the root."""
+    checkpoint, tokens, raw = one.checkpoint.folder, one.tokens.folder, one.raw.folder
+    root = raw.parents[2]
+    return {folder.relative_to(root).as_posix() for folder in (one.published.folder, checkpoint, tokens, raw)}
+
+
+def there(storage: Storage) -> set[str]:
+    """Return the folders of texts, tokens, trainings and versions."""
+    folders = [*storage.raw().glob("files/*"), *storage.processed().iterdir(), *storage.training().iterdir()]
+    return {storage.name(path) for path in [*folders, *home_of(storage).iterdir()] if path.is_dir()}
+
+
+def test_all_that_was_made_of_the_text_goes_and_nothing_else(find, storage, made):
+    clean, tainted = (made_of(made[1][version]) for version in ("v1", "v2"))
+    assert there(storage) == tainted | clean
+    withdrawal = find()
+    assert names(withdrawal, "version", "training", "tokens", "text") == tainted
+    assert withdrawal.bytes == sum(item.bytes for item in withdrawal.items) > 0
+    assert there(storage) == tainted | clean
+    carry_out_withdrawal(withdrawal, storage)
+    assert there(storage) == clean
+    assert not [path for path in storage.local.rglob("*") if path.name.endswith(REMOVED)]
+    held = [path for path in storage.local.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert held == []
+    assert find().items == []  # and no text holds it
+
+
+def test_the_champion_before_becomes_the_champion_again(find, storage):
+    withdrawal = find()
+    home = home_of(storage)
+    (succession,) = withdrawal.champions
+    assert succession[:3] == (home.name, "v2", "v1")
+    assert "v2, which goes: v1, the champion before it, becomes the champion again" in succession.in_words()
+    carry_out_withdrawal(withdrawal, storage)
+    assert read_champion(home) == "v1"
+    assert read_history(home).champions == ["v1"]
+
+
+def test_a_champion_that_is_clean_stays(find, storage):
+    promote(home_of(storage), "v1", storage)
+    withdrawal = find()
+    assert withdrawal.champions == []
+    carry_out_withdrawal(withdrawal, storage)
+    assert read_champion(home_of(storage)) == "v1"
+    with pytest.raises(InputError, match="no champion before v1"):
+        rollback(home_of(storage), storage)
+
+
+def test_without_a_champion_before_there_is_none_until_a_run_promotes_one(find, storage, made):
+    home = home_of(storage)
+    shutil.rmtree(home / "v1")
+    withdrawal = find()
+    (succession,) = withdrawal.champions
+    assert succession.successor is None
+    assert f"{home.name} has no champion until a run promotes one" in succession.in_words()
+    carry_out_withdrawal(withdrawal, storage)
+    assert read_champion(home) is None
+    candidate = replace(made[1]["v1"].candidate, config=made[1]["v2"].config)
+    assert publish(candidate, storage).version == "v3"  # v2 is not given again
+    assert read_champion(home) == "v3"
+
+
+def test_a_clean_version_that_never_was_the_champion_is_named_and_not_promoted(find, storage):
+    home = home_of(storage)
+    (home / "history.json").write_text(json.dumps({"champions": ["v2"]}))
+    withdrawal = find()
+    assert "`textgen models promote v1`" in withdrawal.champions[0].in_words()
+    carry_out_withdrawal(withdrawal, storage)
+    assert read_champion(home) is None
+    assert promote(home, "v1", storage).version == "v1"
+
+
+def test_what_started_from_its_weights_goes_too(find, storage, made):
+    """A training on a clean text that `training.init_from` began with a model of the secret."""
+    one, secret = made[1]["v1"], made[1]["v2"]
+    folder = storage.training(one.checkpoint.folder.name)
+    manifest = type(one.checkpoint).read(folder)
+    manifest.model_copy(update={"initial_sha256": secret.checkpoint.weights_sha256}).write(folder)
+    withdrawal = find()
+    order = [item.name for item in withdrawal.of("version", "training")]
+    names = [f"models/{secret.published.name}/v1", storage.name(folder), f"checkpoints/{secret.checkpoint.folder.name}"]
+    assert [name for name in order if name in names] == names  # after a kill, the weights tell what came of them
+    assert withdrawal.champions[0].successor is None
+    carry_out_withdrawal(withdrawal, storage)
+    assert there(storage) == {name for name in made_of(one) if not name.startswith(("models", "checkpoints"))}
+
+
+def unfinished(storage: Storage, one: Publication) -> Path:
+    """Return the folder of a training, on the tokens of a version, that was ended on its way."""
+    config = one.config.model_copy(update={"seed": 9, "storage": StorageConfig(root=str(storage.local))})
+    tokens = type(one.tokens).read(storage.processed(one.tokens.key))
+    out = storage.training(train_key(tokens, config))
+    with pytest.raises(Interruption):
+        train(tokens, config, out, interrupt_at(10))
+    return out
+
+
+def test_an_unfinished_training_goes_with_the_text_that_it_is_on(find, storage, made):
+    mine, other = (unfinished(storage, made[1][version]) for version in ("v2", "v1"))
+    withdrawal = find()
+    assert names(withdrawal, "unfinished") == {storage.name(mine)}
+    assert any(other.name in remark for remark in withdrawal.remarks)  # from which weights it started is not known
+    carry_out_withdrawal(withdrawal, storage)
+    assert other.exists() and not mine.exists()
+
+
+def test_a_running_training_is_named_and_nothing_is_removed(find, storage, made):
+    before, withdrawal = there(storage), find()
+    out = unfinished(storage, made[1]["v2"])  # began after the look
+    with FileLock(lock_file(out)):
+        with pytest.raises(Failure, match=f"{storage.name(out)}: a training runs .* end it"):
+            carry_out_withdrawal(withdrawal, storage)
+        assert find().running == [storage.name(out)]
+        assert there(storage) == before | {storage.name(out)}
+    used = lock_file(storage.training(made[1]["v2"].checkpoint.folder.name))
+    with FileLock(used), pytest.raises(Failure, match="in use"):
+        carry_out_withdrawal(withdrawal, storage)
+    assert there(storage) == before | {storage.name(out)}
+    carry_out_withdrawal(find(), storage)
+
+
+def test_what_was_made_of_the_text_after_the_look_goes_with_the_same_command(find, storage, made):
+    withdrawal = find()
+    late = shutil.copytree(home_of(storage) / "v2", home_of(storage) / "v3")
+    with pytest.raises(Failure, match=f"{storage.name(Path(late))}: made of the text meanwhile"):
+        carry_out_withdrawal(withdrawal, storage)
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_after_a_kill_the_same_command_removes_the_rest(find, storage, made, after, monkeypatch):
+    removals = 0
+
+    def dying(remove: Callable[..., None]) -> Callable[..., None]:
+        def remove_or_die(path: Any, *rest: Any) -> None:
+            nonlocal removals
+            if removals == after:
+                raise Interruption
+            removals += 1
+            remove(path, *rest)
+
+        return remove_or_die
+
+    module = textgen.publishing.withdrawal
+    monkeypatch.setattr(module, "withdraw", dying(module.withdraw))
+    monkeypatch.setattr(module, "remove", dying(module.remove))
+    with pytest.raises(Interruption):
+        carry_out_withdrawal(find(), storage)
+    monkeypatch.undo()
+    assert read_champion(home_of(storage)) == "v1"
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+    assert not [path for path in storage.local.rglob("*") if path.name.endswith(REMOVED)]
+
+
+def test_a_removal_killed_in_its_last_folder_is_finished(find, storage):
+    shutil.rmtree(storage.models())
+    for folder in storage.raw().glob("files/*/"):
+        folder.rename(folder.with_name(f".{folder.name}{REMOVED}"))
+    withdrawal = find()
+    assert {item.kind for item in withdrawal.items} == {"leftover"}
+    carry_out_withdrawal(withdrawal, storage)
+    assert not [path for path in storage.raw().rglob("*") if path.suffix == ".parquet"]
+    with pytest.raises(InputError, match="there is no text"):
+        find()
+
+
+def test_copies_that_were_set_aside_go_too(find, storage, made):
+    one = made[1]["v2"]
+    copies = [storage.local / f"{name}.damaged-1" for name in made_of(one)]
+    for copy in copies:
+        shutil.copytree(copy.with_name(copy.name.removesuffix(".damaged-1")), copy)
+    carry_out_withdrawal(find(), storage)
+    assert not [copy for copy in copies if copy.exists()]
+
+
+def test_figures_and_records_of_it_go_too(find, storage, made):
+    one = made[1]["v2"]
+    mine = [storage.local / "cache" / "publish-1", storage.local / "results" / "2",
+            storage.local / "wandb" / f"offline-run-1-{one.checkpoint.key}" / "run.wandb",
+            storage.local / "wandb" / "pending" / f"{one.published.name}-v2.json"]  # fmt: skip
+    others = [storage.local / "cache" / "publish-3", storage.local / "wandb" / "offline-run-1-another" / "run.wandb",
+              storage.local / "wandb" / "pending" / f"{one.published.name}-v1.json"]  # fmt: skip
+    for file in [*mine, *others]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"path": f"data/{'checkpoints/' + one.checkpoint.key if file in mine else ''}"}))
+    reports = [path.name for path in storage.report().iterdir() if path.name[0] != "."]
+    assert len(reports) == 2
+    carry_out_withdrawal(find(), storage)
+    assert not [file for file in mine if file.exists()]
+    assert all(file.exists() for file in others)
+    assert len([path for path in storage.report().iterdir() if path.name[0] != "."]) == 1
+
+
+def test_a_version_on_the_hub_is_named(find, storage):
+    record = {"repo": "me/mine", "version": "v2", "key": "k", "commit": "c"}
+    (home_of(storage) / "hub.json").write_text(json.dumps(record))
+    assert any("me/mine on the Hugging Face Hub has" in remark and "v2" in remark for remark in find().remarks)
+
+
+def test_tokens_that_stay_with_a_tokenizer_of_the_text_are_named(find, storage, made):
+    mine, other = (storage.processed(made[1][version].tokens.key) for version in ("v2", "v1"))
+    taken = type(made[1]["v2"].tokens).parse(mine).tokenizer_sha256
+    type(made[1]["v1"].tokens).parse(other).model_copy(update={"tokenizer_sha256": taken}).write(other)
+    assert f"{storage.name(other)} stays, with a tokenizer that learned from this text" in find().remarks
+
+
+def push_all(storage: Storage, versions: dict[str, Publication]) -> None:
+    """Have a remote root hold what a storage here has."""
+    for one in versions.values():
+        for made in (one.raw, one.tokens, one.checkpoint, one.published):
+            folder = storage.local / made.folder.relative_to(one.raw.folder.parents[2])
+            shutil.copytree(made.folder, folder, dirs_exist_ok=True)
+            storage.push(folder, made)
+    home = home_of(storage)
+    for version in versions:
+        promote(home, version, storage)
+
+
+def test_the_copies_on_a_remote_root_go_too_though_nothing_is_here(here, there, made, secret):
+    _, versions = made
+    push_all(here, versions)
+    withdrawal = find_withdrawal(secret, DataConfig(), there)
+    goes = made_of(versions["v2"])
+    assert names(withdrawal, "version", "training", "tokens", "text") == goes
+    assert any("each machine" in remark for remark in withdrawal.remarks)
+    carry_out_withdrawal(withdrawal, there)
+    remote = there.remote
+    assert remote is not None
+    left = [name for name in remote.files.find(remote.base) if any(part in name for part in goes)]
+    assert {name.rpartition("/")[2] for name in left} == {".claim", "v2.withdrawn"}
+    assert {folder.name for folder in there.folders(there.models(), "*/v*")} == {"v1"}
+    here.bring_file(home_of(here) / "champion")
+    assert read_champion(home_of(here)) == "v1"
+    assert not here.claim(home_of(here) / "v2" / ".claim")  # its number is not given again
+    assert find_withdrawal(secret, DataConfig(), here).of("version")  # the copies of this machine, by the same command
+
+
+def test_no_champion_is_no_champion_for_every_machine(here, there, made, secret):
+    push_all(here, {"v2": made[1]["v2"]})
+    carry_out_withdrawal(find_withdrawal(secret, DataConfig(), there), there)
+    here.bring_file(home_of(here) / "champion")
+    assert read_champion(home_of(here)) is None
