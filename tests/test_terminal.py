@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from textgen.terminal import PlainFormatter, brief, columns, counted, one_line, printable, say
+from textgen.terminal import PlainFormatter, brief, bytes_in_words, columns, counted, one_line, printable, say
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve 塔 ▸ 🙂", "two\nlines\tand a tab", "[b]bold[/b] :smile: `x`"])
@@ -30,6 +30,15 @@ def test_a_character_that_acts_is_its_escape(text, shown):
 @pytest.mark.parametrize(("number", "shown"), [(0, "0 words"), (1, "1 word"), (1200, "1,200 words")])
 def test_one_of_a_thing_is_not_several(number, shown):
     assert counted(number, "word") == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_999, "10 kB"),
+     (999_499, "999 kB"), (999_500, "1.0 MB"), (3_400_000, "3.4 MB"), (120 * 10**9, "120 GB"), (5 * 10**18, "5000 PB")],
+)  # fmt: skip
+def test_a_size_has_a_unit_and_two_or_three_digits(size, shown):
+    assert bytes_in_words(size) == shown
 
 
 def test_a_log_line_does_not_act():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from textgen import __version__
+from textgen.commands.clean import add_clean
 from textgen.commands.config import add_config
 from textgen.commands.data import add_data
 from textgen.commands.evaluate import add_evaluate
@@ -27,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    adders = (add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_runs, add_data, add_config)
-    for add in adders:
+    for add in (
+        add_train, add_evaluate, add_generate, add_serve, add_gguf, add_models, add_runs, add_data, add_config,
+        add_clean,
+    ):  # fmt: skip
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100  # characters of a value in a message
+UNITS = ("kB", "MB", "GB", "TB", "PB")
 NUMBER_BITS = 256  # of an integer that is written out
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 # They reorder the text around them: the embeddings, overrides and isolates of UAX #9, its marks, U+061C.
@@ -57,6 +58,16 @@ def brief(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, as `1 word` and `1,200 words`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def bytes_in_words(size: int) -> str:
+    """Return a size as `812 bytes`, `3.4 MB` and `120 GB`, in powers of a thousand."""
+    amount, unit = float(size), 0
+    while unit < len(UNITS) and amount >= 999.5:
+        amount, unit = amount / 1000, unit + 1
+    if not unit:
+        return counted(size, "byte")
+    return f"{amount:.1f} {UNITS[unit - 1]}" if amount < 9.95 else f"{amount:.0f} {UNITS[unit - 1]}"
 
 
 def one_line(text: object) -> str:
