@@ -83,7 +83,9 @@ def shown_in(place: str, case: Case, capsys) -> str:
         case "the table in the UI":
             return json.dumps(compare(published, case.made.metrics))
         case "the card":
-            return (published.folder / CARD_FILE).read_text("utf-8").split("\n## Promotion\n")[1].split("\n## ")[0]
+            _, _, body = (published.folder / CARD_FILE).read_text("utf-8").partition("\n---\n")
+            head, *sections = body.split("\n## ")
+            return "\n".join([head, *(one for one in sections if one.startswith("Decision\n"))])
         case "models show":
             capsys.readouterr()
             root = case.made.config.storage.root

@@ -291,7 +291,7 @@ def test_the_command_measures_a_published_model_with_the_stride_it_was_published
     (tmp_path / "text.txt").write_text("".join(read_rows(publication.raw, "test")), "utf-8")
     measured = run("--text", str(tmp_path / "text.txt"))
     assert measured["stride"] == 5
-    storage = Storage.at(publication.tokens.root)
+    storage = Storage.at(tmp_path / "data")
     without_ends = tokenize(publication.raw, publication.tokens.tokenizer, storage, end_of_document=False)
     there = evaluate(publication.checkpoint.folder, without_ends, config)
     assert measured["text"] == pytest.approx(there.splits["test"].model_dump())

@@ -140,7 +140,7 @@ def test_a_smoothed_line_ends_where_its_points_end():
 
 
 def test_trainings_that_were_not_evaluated_have_curves_and_no_figures(rivals, checkpoint, storage, tmp_path):
-    copy = shutil.copytree(checkpoint.folder, tmp_path / "alone")
+    copy = shutil.copytree(checkpoint.folder, tmp_path / "alone", ignore=shutil.ignore_patterns("evaluations"))
     found = compare(storage, str(copy), str(rivals[1].checkpoint.folder))
     assert "different text" in found.warnings[0] and "alone was not evaluated" in found.warnings[1]
     assert found.paired["test"] == [None] and found.runs[0].curve.train
