@@ -121,7 +121,7 @@ def test_a_run_goes_from_machine_to_machine_through_the_bucket(first, machines, 
     assert (child["state_name"], child["work_pool_name"]) == ("Completed", "gpu")
     trainer, flows = machines.cache("trainer", root), machines.cache("flows", root)
     assert {path.name for path in trainer.iterdir() if not path.name.startswith(".")} == {
-        "processed", "checkpoints", "cache",
+        "processed", "checkpoints", "cache", "index.json",
     }, "the machine that trains needs no text"  # fmt: skip
     (weights,) = trainer.glob("checkpoints/*/model.safetensors")
     published = machines.bucket.read(root, "models/tiny/v1/model.safetensors")
