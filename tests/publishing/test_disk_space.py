@@ -192,6 +192,18 @@ def test_a_state_that_a_trunk_names_stays_with_its_training(unpublished, trunk, 
     assert all((unpublished.local / name).exists() for name in MADE)
 
 
+def test_of_a_training_that_keeps_its_trunk_apart_the_other_states_can_go(storage, tokens, make_config):
+    """None of them could: the trunk names a step, and no state of it was looked for outside `states`."""
+    out = storage.training("0123456789abcdef")
+    train(tokens, make_config(training={"schedule": "wsd"}), out, ignore)
+    trunk = sorted(out.glob("trunk/step-*/*"))
+    assert (out / origins.TRUNK_FILE).is_file() and trunk
+    grow_old(storage.local, days=100)
+    assert f"checkpoints/{out.name}/states" in can_go(storage, 0)
+    clean(storage, 0)
+    assert not [*out.glob("states/*")] and sorted(out.glob("trunk/step-*/*")) == trunk
+
+
 def test_a_trunk_that_cannot_be_read_keeps_every_state(storage):
     write_atomic(storage.training() / "trunk.json", "{")
     assert can_go(storage, 0) == {}

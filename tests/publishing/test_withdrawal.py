@@ -15,14 +15,16 @@ from tests.publications import Publication, make, write_text
 from tests.trainings import Interruption, interrupt_at
 from textgen.config import StorageConfig
 from textgen.errors import Failure, InputError
-from textgen.files import REMOVED, lock_file
+from textgen.files import REMOVED, lock_file, sha256_file, write_atomic
 from textgen.model.find import read_champion
+from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.publish import publish
 from textgen.publishing.registry import promote, read_history, rollback
 from textgen.publishing.withdrawal import Withdrawal, carry_out_withdrawal, find_withdrawal
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
+from textgen.training.state import StateManifest
 from textgen.training.train import train, train_key
 
 SECRET = "the old lamp in the tower was never to be spoken of"
@@ -157,6 +159,21 @@ def test_what_started_from_its_weights_goes_too(find, storage, made):
     assert withdrawal.champions[0].successor is None
     carry_out_withdrawal(withdrawal, storage)
     assert there(storage) == {name for name in made_of(one) if not name.startswith(("models", "checkpoints"))}
+
+
+def test_what_started_from_its_trunk_goes_too(find, storage, made):
+    """A training on a clean text, with wsd, begins with what the champion's training kept before its decay."""
+    one, secret = made[1]["v1"], made[1]["v2"]
+    home = storage.training(secret.checkpoint.folder.name)
+    (state,) = sorted(home.glob("states/*"))[-1:]
+    kept = StateManifest.read(shutil.copytree(state, home / "trunk" / state.name))
+    write_atomic(kept.folder / WEIGHTS_FILE, b"before the decay")
+    sha256 = {**kept.sha256, WEIGHTS_FILE: sha256_file(kept.folder / WEIGHTS_FILE)}
+    kept.model_copy(update={"sha256": sha256}).write(kept.folder)
+    folder = storage.training(one.checkpoint.folder.name)
+    manifest = type(one.checkpoint).read(folder)
+    manifest.model_copy(update={"initial_sha256": sha256[WEIGHTS_FILE]}).write(folder)
+    assert storage.name(folder) in names(find(), "training")
 
 
 def unfinished(storage: Storage, one: Publication) -> Path:

@@ -115,7 +115,7 @@ class Derived:
                 continue
             self.kinds[training.folder] = kind
             self.weights |= {*_weights(training.made)}
-            for state in training.states:
+            for state in [*training.states, *training.kept_states]:
                 with suppress(Damaged):
                     self.weights |= {*_weights(Made.parse(state))}
             if training.is_running:

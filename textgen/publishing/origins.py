@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textgen.errors import Damaged
-from textgen.files import Manifest, lock_file, read_json, sha256_file
+from textgen.files import Manifest, all_held, lock_file, read_json, sha256_file
 from textgen.model.find import VERSION
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
 from textgen.text.tokenizer import GPT2_FOLDER, TOKENIZER_FILE
 
 DAMAGED = re.compile(r"(.+)\.damaged-[0-9]+")  # as `set_aside` names things
-KEY_FILE, STATES_FOLDER = "key.txt", "states"  # of a training; textgen/training has them, and loads torch
+# Of a training; textgen/training has them, and loads torch:
+KEY_FILE, STATES_FOLDER, TRUNK_FOLDER = "key.txt", "states", "trunk"
 STATES = "step-????????"
 TRUNK_FILE = "trunk.json"  # names the state from which a longer training goes on
 
@@ -84,6 +84,11 @@ class Training:
         return sorted((self.folder / STATES_FOLDER).glob(STATES))
 
     @property
+    def kept_states(self) -> list[Path]:
+        """The states from which longer trainings, or trainings of other text, go on."""
+        return sorted((self.folder / TRUNK_FOLDER).glob(STATES))
+
+    @property
     def tokenizer_sha256(self) -> str | None:
         """The sha256 of its tokenizer, by which the tokens of an unfinished training can be told."""
         file = self.folder / TOKENIZER_FILE
@@ -94,11 +99,8 @@ def is_held(lock: Path) -> bool:
     """Return whether a process holds a lock file."""
     if not lock.exists():
         return False
-    try:
-        with FileLock(lock).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    with all_held([lock]) as free:
+        return not free
 
 
 def folders_in(home: Path) -> list[Path]:
@@ -176,7 +178,8 @@ class Trunks:
             words = self.words_by_file[file]
             if words is None or state.name in words:
                 return True
-            if not any(other.name in words for other in state.parent.glob(STATES)):
+            there = [*state.parent.glob(STATES), *(training / TRUNK_FOLDER).glob(STATES)]
+            if not any(other.name in words for other in there):
                 return True
         return False
 
