@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from flows.form import RunChoices, TrainingChoices, make_config
+from textgen.commands.arguments import add_configuration
 from textgen.config import Config
 from textgen.errors import carry_out
 from textgen.model.find import find_start
@@ -12,20 +13,13 @@ from textgen.storage import Storage
 from textgen.text.corpus import raw_folder
 from textgen.text.tokenizer import find_gpt2_file
 
-DEFAULT_CONFIG = "default"
-
 
 def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command; end the process with one line if what they name cannot be used."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.train_flow", description="Fetch, tokenize, train, evaluate and publish."
     )
-    parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, help="a YAML file, or the name of a shipped one (%(default)s)"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="a setting; `textgen config` shows them all"
-    )
+    add_configuration(parser)
     parser.add_argument("--force", action="store_true", help="train again though nothing changed")
     parser.add_argument("--refresh", action="store_true", help="ask the Hub for the newest commit of the data")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the summary")

@@ -73,6 +73,22 @@ def list_settings(path: Path | None, overrides: list[str]) -> list[Setting]:
     return settings
 
 
+def default_values() -> dict[str, Any]:
+    """Return the value of each key that nobody sets."""
+    return flat(Config().model_dump(mode="json"))
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration, which may be an older one, by their keys."""
+    values: dict[str, Any] = {}
+    for name, section in config.items():
+        if isinstance(section, dict):
+            values |= {f"{name}.{key}": value for key, value in section.items()}
+        else:
+            values[name] = section
+    return values
+
+
 def bounds_in_words(schema: dict[str, Any]) -> str:
     """Return what values a JSON Schema allows, as `integer >= 1 or null`."""
     *others, last = _alternatives(schema)

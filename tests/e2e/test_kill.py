@@ -224,10 +224,7 @@ def test_a_training_killed_before_any_change_to_a_file_while_saving_ends_as_the_
 
 @pytest.mark.parametrize("change", range(1, CHANGES_OF_A_START + 1))
 def test_a_training_killed_before_any_change_to_a_file_while_it_starts_begins_anew(change, everything, tmp_path):
-    out = tmp_path / "out"
-    assert everything.run(out, kill_at=change) == KILLED
-    assert everything.run(out) == 0, out.with_suffix(".txt").read_text()
-    everything.check(out)
+    check_killed_and_continued(everything, tmp_path / "out", change)
 
 
 @pytest.fixture(scope="module")

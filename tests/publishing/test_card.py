@@ -153,7 +153,7 @@ def test_writing_the_card_twice_gives_the_same_bytes(publication, folder, tmp_pa
 def test_the_numbers_on_a_logarithmic_axis_are_written_in_full(words, labels, publication, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "load_documents", lambda tokens, split: {"words": torch.tensor(words)})
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     plots.plot_data(publication.tokens, None)
     figures[0].canvas.draw()
     lengths, ranks = figures[0].axes
@@ -235,7 +235,7 @@ def test_without_a_comparison_the_figures_of_the_model_stand_alone(publication, 
 def test_the_loss_is_drawn_at_every_logged_step(publication, monkeypatch):
     """It was drawn at validations alone: a training with one had a legend and no line."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     plots.plot_training(publication.checkpoint, None)
     logged = [line for line in read_log(publication.checkpoint.folder) if "train/loss_nats" in line]
     train, validation, *_ = figures[0].axes[0].get_lines()

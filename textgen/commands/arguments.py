@@ -12,6 +12,14 @@ MODEL_HELP = "a published or a training folder, NAME@champion or NAME@v3"
 ROOT_HELP = "the storage root that has models/: a folder or an fsspec URL"
 
 
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """Add the file of a configuration and the settings that are given over it."""
+    parser.add_argument("--config", default="default", help="a YAML file, or the name of a shipped one (%(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="a setting; `textgen config` shows them all"
+    )
+
+
 def add_mode(parser: argparse.ArgumentParser, compiled: bool) -> None:
     """Add how an engine works, by default compiled or not."""
     parser.add_argument("--past", choices=("slide", "stop"), default="slide", help="past the context: go on, or end")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textgen.commands.arguments import Commands
+from textgen.commands.arguments import Commands, add_configuration
 from textgen.config import find_config, load_config
 from textgen.errors import Failure, InputError
 from textgen.terminal import bytes_in_words, columns, counted, say
@@ -24,8 +24,7 @@ SHOWN = 10  # of a kind, the largest; and of a document's places
 def add_clean(commands: Commands) -> None:
     """Add `clean` to the commands."""
     parser = commands.add_parser("clean", help="what can go from the disk, or a document that has to; asked first")
-    parser.add_argument("--config", default="default", help="a YAML file, or the name of a shipped one (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_configuration(parser)
     parser.add_argument(
         "--document", type=Path, metavar="FILE",
         help="remove the texts that hold this document, and the tokens, trainings and versions that were made of them",

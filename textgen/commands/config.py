@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
 
-from textgen.commands.arguments import Commands
+from textgen.commands.arguments import Commands, add_configuration
 from textgen.config import find_config
 from textgen.settings import Setting, as_typed, kinds, list_settings
 from textgen.terminal import counted, say
@@ -24,8 +24,7 @@ LIMIT, NO_BREAK = re.compile(" ([<>]=?) "), "\N{NO-BREAK SPACE}"
 def add_config(commands: Commands) -> None:
     """Add `config` to the commands."""
     parser = commands.add_parser("config", help="show every key: meaning, bounds, default, value, where it came from")
-    parser.add_argument("--config", default="default", help="a YAML file, or the name of a shipped one (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_configuration(parser)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_run)
 

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textgen.commands.arguments import Commands
+from textgen.commands.arguments import Commands, add_configuration
 from textgen.config import Config, find_config, load_config
 from textgen.errors import Damaged, InputError
 from textgen.terminal import columns, counted, printable, say
@@ -26,8 +26,7 @@ SHOWN_TOKENS = 40
 def add_data(commands: Commands) -> None:
     """Add `data` to the commands."""
     parser = commands.add_parser("data", help="look at the text before training on it")
-    parser.add_argument("--config", default="default", help="a YAML file, or the name of a shipped one (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_configuration(parser)
     parser.add_argument("--tokens", action="store_true", help="tokenize it too, and show a few documents' tokens")
     parser.add_argument("--find", type=Path, metavar="FILE", help="name the texts and versions that hold a document")
     parser.add_argument("--json", action="store_true")

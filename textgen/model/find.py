@@ -99,6 +99,22 @@ def find_start(config: Config, storage: Storage) -> Path | None:
         raise InputError(f"training.init_from: {error}") from None
 
 
+def bring_version(name: str, version: str, storage: Storage) -> Path:
+    """Return the folder of a version, or of the one that `champion` names, here also from a remote root.
+
+    Raises:
+        InputError: there is no such version.
+        StorageUnavailable: the remote root did not answer.
+        Damaged: a file that was brought, or the champion's, is not what was written.
+    """
+    home = storage.models(name)
+    storage.bring_file(home / CHAMPION_FILE)
+    wanted = read_champion(home) if version == "champion" else version
+    if wanted is not None and VERSION.fullmatch(wanted):
+        storage.bring(home / wanted, ModelManifest)
+    return find_version(home, wanted)
+
+
 def resolve(name: str, storage: Storage) -> Path:
     """Return the folder of MODEL: a published or a training folder, `NAME@champion` or `NAME@v3`.
 
@@ -109,15 +125,10 @@ def resolve(name: str, storage: Storage) -> Path:
     """
     folder = Path(name)
     if not folder.is_dir():
-        base, at, wanted = name.rpartition("@")
+        base, at, version = name.rpartition("@")
         if not at:
             raise InputError(f"{name!r}: no such folder; a published model is NAME@champion or NAME@v3")
-        home = storage.models(base)
-        storage.bring_file(home / CHAMPION_FILE)
-        version = read_champion(home) if wanted == "champion" else wanted
-        if version is not None and VERSION.fullmatch(version):
-            storage.bring(home / version, ModelManifest)
-        folder = find_version(home, version)
+        folder = bring_version(base, version, storage)
     if (folder / ModelManifest.FILE).exists():
         ModelManifest.read(folder)
     return folder

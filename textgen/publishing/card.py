@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
 from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.index import flat
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
 from textgen.publishing.verdict import figure_rows, in_markdown, moved_in_markdown
 from textgen.publishing.version import Decision, Sample
 from textgen.sections import TrainingConfig
+from textgen.settings import default_values, flat
 from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, file_names
 from textgen.text.report import TextReport
@@ -280,7 +279,7 @@ def hyperparameters(checkpoint: CheckpointManifest) -> list[tuple[str, str]]:
 
 def _changed(checkpoint: CheckpointManifest) -> str:
     """Return the settings of the training that differ from the defaults."""
-    default = flat(Config().model_dump(mode="json"))
+    default = default_values()
     default |= {f"training.{key}": value for key, value in TrainingConfig().pace(checkpoint.steps)._asdict().items()}
     rows = [
         (code(key), code(str(value)), code(str(default.get(key))))

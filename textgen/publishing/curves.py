@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from textgen.publishing.runs import Training
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
 
 SMOOTHED_SHARE = 0.06  # of the points, on each side of a point, that its mean is over
@@ -37,7 +38,7 @@ class Curve(BaseModel):
         )
 
 
-def read_curve(folder: Path, training: Training) -> Curve:
+def read_curve(folder: Path, training: Training | CheckpointManifest) -> Curve:
     """Return the curve of a training by its log; without one, by the validations that its manifest has."""
     lines = read_log(folder)
     tokens_per_step = training.tokens_trained / max(1, training.steps)

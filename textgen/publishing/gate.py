@@ -96,7 +96,7 @@ def _figures(scores: Scores, split: str, same_tokens: bool) -> Figures:
     nats = documents.nats.sum()
     loss = (nats / documents.tokens.sum()).item()
     bits = math.inf if spread is None else (nats * spread / (documents.bytes.sum() * math.log(2))).item()
-    return Figures(loss_nats=_finite(loss) if same_tokens else None, bits_per_byte=_finite(bits))
+    return Figures(loss_nats=finite(loss) if same_tokens else None, bits_per_byte=finite(bits))
 
 
 def most_moved(challenger: Scores, opponent: Scores, split: str = "test") -> list[tuple[int, float, float]]:
@@ -208,11 +208,11 @@ def decide(
         protocol=protocol,
         unit=found.unit,
         documents=len(found.weight_D),
-        challenger=_finite((found.challenger_D.sum() / total).item()),
-        champion=_finite((found.opponent_D.sum() / total).item()),
-        difference=_finite(found.difference),
-        low=_finite(comparison.low),
-        high=_finite(comparison.high),
+        challenger=finite((found.challenger_D.sum() / total).item()),
+        champion=finite((found.opponent_D.sum() / total).item()),
+        difference=finite(found.difference),
+        low=finite(comparison.low),
+        high=finite(comparison.high),
         confidence=comparison.confidence,
         min_improvement=min_improvement,
         required_confidence=policy.confidence,
@@ -231,7 +231,7 @@ def guard_validation(challenger: Scores, opponent: Scores) -> Guard:
         return Guard(name="difference on validation", passed=False, value=None, bound=VALIDATION_BOUND_NATS)
     bound = VALIDATION_BOUND_NATS * found.per_token
     passed = found.difference <= bound
-    return Guard(name="difference on validation", passed=passed, value=_finite(found.difference), bound=bound)
+    return Guard(name="difference on validation", passed=passed, value=finite(found.difference), bound=bound)
 
 
 def overlap_guard(split: str) -> str:
@@ -310,7 +310,7 @@ def _grams(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
     return [tuple(ids[start : start + length]) for start in range(len(ids) - length + 1)]
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

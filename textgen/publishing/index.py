@@ -21,6 +21,7 @@ from textgen.config import Config
 from textgen.errors import Damaged
 from textgen.files import Manifest, content_key, read_json, set_aside, write_atomic
 from textgen.publishing.version import LINEAGE_FILE, read_lineage
+from textgen.settings import default_values, flat
 from textgen.storage import Folders, Storage
 from textgen.terminal import counted
 
@@ -112,19 +113,8 @@ def read_index(storage: Storage, whole: bool = True) -> Index:
 
 def settings_that_differ(config: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration by `section.key`, where they differ from the defaults."""
-    defaults = flat(Config().model_dump(mode="json"))
+    defaults = default_values()
     return {key: value for key, value in flat(config).items() if key in defaults and value != defaults[key]}
-
-
-def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration by `section.key`."""
-    values: dict[str, Any] = {}
-    for name, section in config.items():
-        if isinstance(section, dict):
-            values |= {f"{name}.{key}": value for key, value in section.items()}
-        else:
-            values[name] = section
-    return values
 
 
 def _sections(stage: str) -> set[str]:

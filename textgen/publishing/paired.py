@@ -1,12 +1,10 @@
 """A run against another one on the documents that both were scored on, by the gate's own comparison."""
 
-import math
-
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import PublishConfig
 from textgen.publishing.contenders import name_moved
-from textgen.publishing.gate import compare, most_moved, rates
+from textgen.publishing.gate import compare, finite, most_moved, rates
 from textgen.publishing.run_record import Record
 from textgen.publishing.version import Moved
 
@@ -53,12 +51,8 @@ def pair(first: Record, other: Record, split: str) -> Paired | None:
         first=(found.opponent_D.sum() / total).item(),
         other=(found.challenger_D.sum() / total).item(),
         difference=found.difference,
-        low=_finite(bounds.low),
-        high=_finite(bounds.high),
+        low=finite(bounds.low),
+        high=finite(bounds.high),
         bound_confidence=confidence,
         moved=name_moved(moved, other.raw, split, words_D, other.metrics.protocol),
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

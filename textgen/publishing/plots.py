@@ -4,14 +4,14 @@ They have a background of their own, so that they read alike on a light page and
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from textgen.publishing.curves import read_curve
 from textgen.terminal import counted
 from textgen.text.tokens import TokensManifest, count_ids, load_documents
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.figures import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 INCHES, TWO_INCHES = (6, 4), (6, 7.5)  # of one panel, and of two: one below the other, for a phone's width
 DPI = 120
-TOKENS, LOSS = "train/tokens", "train/loss_nats"  # figures of the training's log
 BACKGROUND, INK = "#fbfaf7", "#333333"
 COLORS = {"train": "#2f6fb5", "validation": "#d1641c", "test": "#3f9150"}
 STYLE: Any = {
@@ -32,16 +31,14 @@ STYLE: Any = {
 
 def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     """Draw the loss on train and validation over the tokens trained on, and mark the step that was published."""
-    figure, (axes,) = _figure(INCHES, 1)
-    trained = _logged(checkpoint)
-    axes.plot(
-        [at for at, _ in trained], [nats for _, nats in trained], color=COLORS["train"], linewidth=1, marker=".",
-        markersize=3, label="train, at each logged step",
-    )  # fmt: skip
-    axes.plot(
-        [p.tokens for p in checkpoint.curve], [p.loss_nats for p in checkpoint.curve], color=COLORS["validation"],
-        marker="o", markersize=4, label="validation",
-    )  # fmt: skip
+    figure, (axes,) = new_figure(INCHES, 1)
+    curve = read_curve(checkpoint.folder, checkpoint)
+    for points, split, label, width, mark in (
+        (curve.train, "train", "train, at each logged step", 1.0, "."),
+        (curve.validation, "validation", "validation", 1.5, "o"),
+    ):
+        places, losses = [one.tokens for one in points], [one.loss for one in points]
+        axes.plot(places, losses, color=COLORS[split], label=label, linewidth=width, marker=mark, markersize=4)
     best = next(point for point in checkpoint.curve if point.step == checkpoint.best_step)
     axes.plot(
         best.tokens, best.loss_nats, "o", color=COLORS["validation"], markersize=9, markeredgecolor=INK,
@@ -51,20 +48,12 @@ def plot_training(checkpoint: CheckpointManifest, path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params("x", nbins=5)  # they are long
     axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _logged(checkpoint: CheckpointManifest) -> list[tuple[float, float]]:
-    """Return the tokens and the loss on train of each logged step; of each validation, where the log is gone."""
-    lines = [line for line in read_log(checkpoint.folder) if LOSS in line and TOKENS in line]
-    if lines:
-        return [(line[TOKENS], line[LOSS]) for line in lines]
-    return [(point.tokens, point.train_loss_nats) for point in checkpoint.curve if point.train_loss_nats is not None]
+    save(figure, path)
 
 
 def plot_data(tokens: TokensManifest, path: Path) -> None:
     """Draw how many words the documents of each split have, and how often the tokens of train occur, by their rank."""
-    figure, (lengths, ranks) = _figure(TWO_INCHES, 2)
+    figure, (lengths, ranks) = new_figure(TWO_INCHES, 2)
     for split in tokens.splits:
         words_D = load_documents(tokens, split)["words"].numpy()
         if (some := words_D[words_D > 0]).size:
@@ -82,7 +71,7 @@ def plot_data(tokens: TokensManifest, path: Path) -> None:
     ranks.set(title="Tokens of train by rank", xlabel="rank", ylabel="occurrences", xscale="log", yscale="log")
     for axis in (lengths.xaxis, ranks.xaxis, ranks.yaxis):
         _label_in_full(axis)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _label_in_full(axis: "Axis") -> None:
@@ -97,17 +86,19 @@ def _label_in_full(axis: "Axis") -> None:
     axis.set_minor_formatter(InFull())
 
 
-def _figure(inches: tuple[float, float], panels: int) -> tuple["Figure", "list[Axes]"]:
+def new_figure(inches: tuple[float, float], panels: int, share_y: bool = False) -> tuple["Figure", "list[Axes]"]:
+    """Return a figure in our style with its panels, one below the other."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, dpi=DPI, layout="constrained", facecolor=BACKGROUND)
-        axes = list(figure.subplots(panels, 1, squeeze=False)[:, 0])
+        axes = list(figure.subplots(panels, 1, squeeze=False, sharey=share_y)[:, 0])
         for panel in axes:
             panel.grid()
         return figure, axes
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None}, facecolor=BACKGROUND)  # its version is no part of the bytes
+def save(figure: "Figure", file: Path | IO[bytes]) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(file, metadata={"Software": None}, facecolor=BACKGROUND)  # its version is no part of the bytes

@@ -13,9 +13,10 @@ from textgen.evaluation.scoring import Documents, Metrics
 from textgen.files import Manifest, read_json
 from textgen.publishing.contenders import read_scores, score_challenger, spread_of
 from textgen.publishing.gate import Scores
-from textgen.publishing.index import Index, flat
+from textgen.publishing.index import Index
 from textgen.publishing.runs import Run, Training, read_training
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest
+from textgen.settings import flat
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokenizer import TOKENIZER_FILE

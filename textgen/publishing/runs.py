@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from textgen.config import Config
 from textgen.errors import InputError
 from textgen.files import Manifest, read_json
-from textgen.model.find import CHAMPION_FILE, VERSION, ModelManifest, find_version, number_of, read_champion
-from textgen.publishing.index import Entry, Index, flat, read_index
+from textgen.model.find import CHAMPION_FILE, VERSION, ModelManifest, bring_version, number_of, read_champion
+from textgen.publishing.index import Entry, Index, read_index
 from textgen.publishing.version import PublishedManifest, read_lineage
+from textgen.settings import default_values
 from textgen.storage import Storage
 from textgen.terminal import brief
 from textgen.training.environment import Environment
@@ -134,12 +134,7 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     if (folder := Path(name)).is_dir():
         return _run_in(folder, storage)
     if at:
-        home = storage.models(base)
-        storage.bring_file(home / CHAMPION_FILE)
-        wanted = read_champion(home) if version == "champion" else version
-        if wanted is not None and VERSION.fullmatch(wanted):
-            storage.bring(home / wanted, PublishedManifest)
-        return _run_in(find_version(home, wanted), storage)
+        return _run_in(bring_version(base, version, storage), storage)
     index = _present(storage)
     found = (_by_flow_run(name, index) or _by_key(name, index)) if len(name) >= FEWEST_DIGITS else set()
     if not found:
@@ -230,7 +225,7 @@ def _champions(storage: Storage, index: Index) -> set[str]:
 
 def _changes(before: Entry, entry: Entry) -> list[str]:
     """Return in words what differs between two runs, the text first."""
-    defaults = flat(Config().model_dump(mode="json"))
+    defaults = default_values()
     changes = ["other text"] if before.text != entry.text else []
     for key in sorted({*before.settings, *entry.settings}):
         last, new = (one.settings.get(key, defaults.get(key)) for one in (before, entry))

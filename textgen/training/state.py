@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from textgen.errors import Damaged, InputError, StateNotSaved
-from textgen.files import Manifest, lock_file, locked, new_folder, set_aside, sha256_file, write_atomic
+from textgen.files import Manifest, lock_file, locked, new_folder, remove, set_aside, sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from textgen.model.transformer import LanguageModel
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
@@ -87,12 +87,7 @@ def save_state(out: Path, key: str, state: TrainingState, keep: int) -> None:
     if not folder.exists():
         write_state(out, folder, key, state)
     for old in saved_states(out)[:-keep]:
-        remove_state(old)
-
-
-def remove_state(folder: Path) -> None:
-    """Remove a saved state; killed on the way, it leaves no half of it under its name."""
-    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}")))
+        remove(old)
 
 
 def write_state(out: Path, folder: Path, key: str, state: TrainingState, figures: str = "") -> None:

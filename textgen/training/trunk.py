@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from textgen.errors import Damaged
-from textgen.files import Manifest, set_aside, write_atomic
+from textgen.files import Manifest, remove, set_aside, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.sections import TrainingConfig
 from textgen.storage import Storage
@@ -22,7 +22,6 @@ from textgen.training.state import (
     TRUNK_FOLDER,
     StateManifest,
     TrainingState,
-    remove_state,
     saved_states,
     write_state,
 )
@@ -121,7 +120,7 @@ def keep_trunk(out: Path, key: str, training: TrainingConfig, state: TrainingSta
     trunk.write(out)
     for folder in trunk.state.parent.glob("step-????????"):
         if folder != trunk.state:
-            remove_state(folder)
+            remove(folder)
 
 
 def make_way(out: Path, key: str, fits: Callable[[Trunk], bool]) -> None:
@@ -135,7 +134,7 @@ def make_way(out: Path, key: str, fits: Callable[[Trunk], bool]) -> None:
     for name in (CheckpointManifest.FILE, WEIGHTS_FILE, LOG_FILE):
         (out / name).unlink(missing_ok=True)
     for folder in saved_states(out):
-        remove_state(folder)
+        remove(folder)
     write_atomic(out / KEY_FILE, key + "\n")
 
 
