@@ -1,10 +1,12 @@
-"""The speed of generation: our engine, as it is, compiled and in eight bits, and transformers' `generate`, in turns.
+"""The speed of generation: our engine, as it is, compiled and in eight bits, transformers and llama.cpp, in turns.
 
-Run: python -m tests.benchmarks.generation [--shared ../shared] [--rounds N] [--tokens N] [--json FILE]
+Run: python -m tests.benchmarks.generation [--shared ../shared] [--rounds N] [--tokens N] [--static]
+                                           [--llama-cpp FOLDER] [--json FILE]
 
 A model of 16 million parameters and 50,257 ids, on a CPU in fp32, continues prompts of 16 tokens, the likeliest token
 each time: one text, and 16 at once. transformers runs the same weights with its dynamic cache, in batches, and compiled
-with its static cache where --static is given, for one text. A round is one run of each; figures are medians over the
+with its static cache where --static is given, for one text. llama.cpp runs the same weights as GGUF in fp32 and in
+Q8_0, for one text, where the folder of its libraries is given. A round is one run of each; figures are medians over the
 rounds. `bandwidth_share` is the bytes of the weights times the tokens a second of one text, over the bytes a second of
 a sum over a gibibyte, measured in the same run.
 """
@@ -14,6 +16,7 @@ import logging
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,10 +26,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from tests.benchmarks.llama_cpp import LlamaCpp, quantize
 from tests.benchmarks.training_step import SEED, hardware, write_report
 from textgen.inference.engine import Engine, Mode, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.device import prepare_cpu, read_bandwidth, seed_everything
+from textgen.model.gguf import write_gguf
 from textgen.model.pretrained import LoadedModel, qwen3_config
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
@@ -81,6 +86,24 @@ def stock_writer(model: LanguageModel, end: int, static: bool) -> Writer:
     return write
 
 
+def llama_cpp_writers(loaded: LoadedModel, libraries: Path, folder: Path) -> dict[str, Writer]:
+    """Return what runs llama.cpp on the same weights, in fp32 and in Q8_0; the files are written to the folder."""
+    fp32, eight_bits = folder / "fp32.gguf", folder / "q8_0.gguf"
+    write_gguf(loaded, fp32)
+    quantize(libraries, fp32, eight_bits)
+
+    def writer(gguf: Path) -> Writer:
+        llama_cpp = LlamaCpp(libraries, gguf, VOCAB_SIZE)
+
+        def write(texts: int, tokens: int) -> None:
+            assert texts == 1
+            llama_cpp.write(prompts(1)[0], tokens)
+
+        return write
+
+    return {"llama.cpp": writer(fp32), "llama.cpp Q8_0": writer(eight_bits)}
+
+
 def measure(writers: dict[str, Writer], texts: int, tokens: int, rounds: int) -> dict[str, float]:
     """Return the tokens a second of each, the median over rounds in which each has its turn."""
     for write in writers.values():
@@ -100,6 +123,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--static", action="store_true", help="transformers' compiled static cache too")
+    parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER", help="llama.cpp's libraries: it runs too")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
@@ -112,8 +136,10 @@ def main() -> None:
     ours = {name: write for name, (write, _) in engines.items()}
     dynamic = {"transformers": stock_writer(model, VOCAB_SIZE - 1, static=False)}
     static = {"transformers static": stock_writer(model, VOCAB_SIZE - 1, static=True)} if options.static else {}
+    with tempfile.TemporaryDirectory() as folder:
+        llama_cpp = llama_cpp_writers(loaded, options.llama_cpp, Path(folder)) if options.llama_cpp else {}
     speeds = {
-        "1": measure({**ours, **dynamic, **static}, 1, options.tokens, options.rounds),
+        "1": measure({**ours, **dynamic, **static, **llama_cpp}, 1, options.tokens, options.rounds),
         str(MANY): measure({**ours, **dynamic}, MANY, options.tokens, options.rounds),
     }
     weights_bytes, bandwidth = 4 * sum(one.numel() for one in model.parameters()), read_bandwidth(torch.device("cpu"))

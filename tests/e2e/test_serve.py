@@ -103,7 +103,7 @@ def test_the_champion_is_followed_and_what_was_begun_is_ended(served):
 def test_a_stream_ends_before_the_server_does(served):
     served.promote("v1")
     wait_until(lambda: served.ready()["ready"])
-    asked = {"prompt": "the", "max_tokens": 300, "n": 16, "stream": True}
+    asked = {"prompt": "the", "max_tokens": 1000, "n": 16, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=PATIENCE) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -115,6 +115,8 @@ def test_a_stream_ends_before_the_server_does(served):
     ]
     assert sorted(ended) == list(range(16))
     assert served.process.wait(PATIENCE) == 0
+    log = served.log.read_text()
+    assert log.index("Shutting down") < log.index("POST /v1/completions 200"), "the text ended before the signal came"
 
 
 def test_a_second_signal_ends_it_at_once(served):
