@@ -182,7 +182,9 @@ class TrainingConfig(Section):
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """The share of the steps, the last ones, in which wsd lowers the learning rate. A cosine does not use it."""
     warmup_steps: int | None = Field(None, ge=0)
-    """The number of steps in which the learning rate rises to its peak. null: a tenth of the steps, at most 100."""
+    """The number of steps in which the learning rate rises to its peak. null: a tenth of the steps, at most 100.
+
+    From a state that a champion's training kept before its decay, null is none."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How a step moves the weights: by AdamW, or by Muon those of the blocks' matrices and by AdamW the rest."""
     muon_momentum: Fraction = 0.95

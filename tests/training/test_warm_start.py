@@ -19,6 +19,7 @@ from textgen.files import sha256_file
 from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.plan import plan_training
 from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, StateManifest
 from textgen.training.train import train, train_key
 from textgen.training.trunk import Trunk
@@ -292,6 +293,12 @@ def test_a_kept_state_that_cannot_be_used_leaves_the_champions_weights(
             (training / KEY_FILE).write_text("another\n")
     assert train(tokens, week(), tmp_path / "out", ignore).initial_sha256 == kept.weights_sha256
     assert ("set aside" in caplog.text) == (damage != "another training")
+
+
+@pytest.mark.parametrize(("other", "warmup_steps"), [({}, 0), ({"schedule": "cosine"}, 2), ({"warmup_steps": 3}, 3)])
+def test_a_kept_state_needs_no_warm_up(other, warmup_steps, tokens, week):
+    config = week(max_steps=20, **{"warmup_steps": None, **other})
+    assert plan_training(tokens, config).config.training.warmup_steps == warmup_steps
 
 
 def test_the_key_follows_the_kept_state(tokens, week):

@@ -38,7 +38,8 @@ def plan_training(tokens: TokensManifest, config: Config, home: Path | None = No
     """Return what a training on `tokens` will do.
 
     The warm-up, and how it validates, are as they are set; where that is null, those of a training in `home` (None: in
-    the storage root) that this one goes on from; else by the number of steps.
+    the storage root) that this one goes on from; else by the number of steps. From a state that another model's
+    training kept before its decay there is no warm-up.
 
     Raises:
         InputError: the warm-up is too long, or the model to start from is absent.
@@ -49,6 +50,9 @@ def plan_training(tokens: TokensManifest, config: Config, home: Path | None = No
     steps = planned_steps(tokens, config)
     part = training.key_part()
     trunk_key = _key(tokens, config, {name: part[name] for name in part if name not in (*LENGTH, *INHERITED)}, initial)
+    if other is not None and other.kept is not None and training.warmup_steps is None:
+        # In the kept state the learning rate is at its peak, and the moments are there.
+        training = training.model_copy(update={"warmup_steps": 0})
     may_inherit = trunk_step(training, steps) is not None
     if may_inherit and any(getattr(training, name) is None for name in INHERITED):
         if home is None:
