@@ -8,10 +8,10 @@ from flows.form import RunChoices, TrainingChoices, make_config
 from textgen.commands.arguments import add_configuration
 from textgen.config import Config
 from textgen.errors import carry_out
-from textgen.model.find import find_start
+from textgen.model.find import find_named, find_start
 from textgen.storage import Storage
 from textgen.text.corpus import raw_folder
-from textgen.text.tokenizer import find_gpt2_file
+from textgen.text.tokenizer import find_tokenizer_file
 
 
 def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,17 +50,20 @@ def check_files(config: Config) -> None:
     storage = Storage(config.storage)
     storage.check_writable()
     raw_folder(config.data, storage)
-    find_gpt2_file(config.tokenizer, storage)
+    if config.tokenizer.version is None:
+        find_tokenizer_file(config.tokenizer, storage)
 
 
 def check_training(config: Config) -> None:
-    """Check that the model to start from and the devices are there, where they are named and no network is needed.
+    """Check that the models and the devices that are named are there, where no network is needed.
 
     Raises:
         InputError: one of them is absent or unusable.
         Damaged: a file of the model is not what its manifest says.
     """
     training = config.training
+    if config.tokenizer.version is not None and not config.storage.is_remote:
+        find_named("tokenizer.path", config.tokenizer.path, config, Storage(config.storage))
     is_local = training.init_from is not None and ("@" not in training.init_from or not config.storage.is_remote)
     if is_local and find_start(config, Storage(config.storage)) is not None:
         from textgen.training.warm_start import initial_sha256  # loads torch

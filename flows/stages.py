@@ -12,6 +12,7 @@ from tasks.compare import show_beside_champion
 from tasks.drift import drift
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
+from tasks.fit_tokenizer import fit_tokenizer
 from tasks.look import look
 from tasks.publish import publish
 from tasks.report import show_drift, show_model
@@ -22,6 +23,8 @@ from tasks.train import train
 from tasks.upload import upload_champion
 from textgen.config import Config
 from textgen.model.find import read_champion
+from textgen.publishing.resolution import resolve_champions
+from textgen.storage import Storage
 from textgen.training.plan import train_key
 
 
@@ -30,9 +33,11 @@ def run_stages(config: Config, run: RunChoices) -> Any:
     reports = {}
     raw, reports["fetch"] = run_stage(fetch, config, refresh=run.refresh)
     looked = look(config, raw)
+    config, resolution = resolve_champions(config, raw, Storage(config.storage))
     tokens, reports["tokenize"] = run_stage(tokenize, config, raw=raw)
+    fit = fit_tokenizer(config, resolution, raw, tokens)
     if (drifted := drift(config, raw)) is not None:
-        show_drift(config.name, drifted)
+        show_drift(config.name, drifted, fit)
     folder = f"{train_key(tokens, config)}-{flow_run.id}" if run.force else None
     try:
         checkpoint, reports["train"] = run_stage(train, config, tokens=tokens, folder=folder)
@@ -40,7 +45,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         return ended_by(signal)
     metrics, reports["evaluate"] = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens, raw=raw)
     made = {"checkpoint": checkpoint, "metrics": metrics, "tokens": tokens, "raw": raw}
-    published, reports["publish"] = run_stage(publish, config, **made)
+    published, reports["publish"] = run_stage(publish, config, **made, resolution=resolution)
     track_champion(config, published)
     result = {
         "run_id": str(flow_run.id),
@@ -48,6 +53,7 @@ def run_stages(config: Config, run: RunChoices) -> Any:
         "raw": raw.model_dump(mode="json"),
         "text": looked.content(),
         "tokens": tokens.model_dump(mode="json"),
+        "tokenizer": fit.content() if fit is not None else None,
         "drift": drifted.model_dump(mode="json") if drifted is not None else None,
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},

@@ -76,6 +76,7 @@ def train_flow(
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: stages, metrics, samples, and what to do next."""
     from textgen.publishing.drift import Drift, changes_in_words  # loads torch, as the flow has by now
+    from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
     from textgen.publishing.verdict import decision_of, headline, in_lines
     from textgen.publishing.version import PublishedManifest
 
@@ -103,6 +104,9 @@ def summarize(result: dict[str, Any]) -> None:
         reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
         changes = changes_in_words(Drift.model_validate(drift))
         show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{changes}{reasons}\n")
+
+    if (fit := result["tokenizer"]) is not None:
+        show(f"Tokenizer: {fit_in_words(TokenizerFit.model_validate(fit))}\n")
 
     published = result["published"]
     decision = decision_of(PublishedManifest.model_validate(published))

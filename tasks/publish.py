@@ -7,6 +7,8 @@ from textgen.evaluation.scoring import Metrics
 from textgen.files import content_key
 from textgen.publishing import publish as publishing
 from textgen.publishing.candidate import Candidate
+from textgen.publishing.resolution import Resolution
+from textgen.publishing.tokenizer_fit import measure_fit
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
@@ -15,15 +17,18 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.handover import bring_training
 
 
-def key(
-    config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
-) -> str:
+def key(config: Config, checkpoint: CheckpointManifest, **others: object) -> str:
     return content_key(publishing.PUBLISH_VERSION, config.name, config.publish.policy, checkpoint.weights_sha256)
 
 
 @stage(PublishedManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)
 def publish(
-    config: Config, checkpoint: CheckpointManifest, metrics: Metrics, tokens: TokensManifest, raw: RawManifest
+    config: Config,
+    checkpoint: CheckpointManifest,
+    metrics: Metrics,
+    tokens: TokensManifest,
+    raw: RawManifest,
+    resolution: Resolution | None = None,
 ) -> PublishedManifest:
     """Publish the checkpoint as the next version in data/models and return its manifest."""
     storage = Storage(config.storage)
@@ -31,6 +36,8 @@ def publish(
     storage.bring(tokens.folder, TokensManifest)
     bring_training(storage, checkpoint.folder)
     storage.bring(metrics.folder, Metrics)
-    published = publishing.publish(Candidate(checkpoint, metrics, tokens, raw, config), storage, flow_run_id())
+    fit = measure_fit(resolution, raw, tokens, config, storage)  # it was measured before, and is read
+    candidate = Candidate(checkpoint, metrics, tokens, raw, config, resolution, fit)
+    published = publishing.publish(candidate, storage, flow_run_id())
     track_model(config, published, checkpoint.key)
     return published

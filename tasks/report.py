@@ -27,6 +27,7 @@ from textgen.polling import every
 from textgen.publishing.card import CARD_FILE, without_folded
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline
+from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
 from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_rows, moved_title
 from textgen.publishing.version import PublishedManifest
 from textgen.terminal import counted
@@ -139,15 +140,16 @@ def show_text(name: str, report: TextReport) -> None:
         log.warning("the text could not be shown: %s", error)
 
 
-def show_drift(name: str, drift: Drift) -> None:
-    """Show the figures of new text beside those of the champion's, and the verdict."""
+def show_drift(name: str, drift: Drift, fit: TokenizerFit | None = None) -> None:
+    """Show the figures of new text beside those of the champion's, the verdict, and how a kept tokenizer fits."""
+    said = [drift.verdict, *drift.reasons, *([f"tokenizer: {fit_in_words(fit)}"] if fit is not None else [])]
     rows = [
         {"figure": figure.replace("_", " "), f"text of {drift.champion}": _estimate(drift.last, figure),
          "new text": _estimate(drift.new, figure)}
         for figure in TextFigures.model_fields
     ]  # fmt: skip
     try:
-        create_table_artifact(rows, f"{slug(name)}-drift", inline("; ".join([drift.verdict, *drift.reasons])))
+        create_table_artifact(rows, f"{slug(name)}-drift", inline("; ".join(said)))
     except Exception as error:  # the training goes on
         log.warning("the drift could not be shown: %s", error)
 

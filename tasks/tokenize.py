@@ -5,15 +5,15 @@ from textgen.config import Config
 from textgen.storage import Storage
 from textgen.text import tokens
 from textgen.text.corpus import RawManifest
-from textgen.text.tokenizer import find_gpt2_file
+from textgen.text.tokenizer import find_tokenizer_file
 from textgen.text.tokens import TokensManifest
 
 
 def key(config: Config, raw: RawManifest) -> str | None:
-    gpt2_file = find_gpt2_file(config.tokenizer, Storage(config.storage))
-    if config.tokenizer.kind == "gpt2" and gpt2_file is None:
+    file = find_tokenizer_file(config.tokenizer, Storage(config.storage))
+    if config.tokenizer.kind == "gpt2" and file is None:
         return None  # not fetched yet
-    return tokens.tokens_key(raw, config.tokenizer, gpt2_file, config.data.end_of_document)
+    return tokens.tokens_key(raw, config.tokenizer, file, config.data.end_of_document)
 
 
 @stage(TokensManifest, key, retry_if=is_transient, retry_seconds=NETWORK_RETRY_SECONDS)

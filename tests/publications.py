@@ -9,6 +9,8 @@ from textgen.evaluation.evaluate import evaluate
 from textgen.evaluation.scoring import Metrics
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.publish import publish
+from textgen.publishing.resolution import resolve_champions
+from textgen.publishing.tokenizer_fit import measure_fit
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 from textgen.text import corpus
@@ -36,11 +38,14 @@ class Publication:
 
 def make(config: Config, flow_run_id: str | None = None) -> Publication:
     """Run the stages, each as the flow runs it, and return what they made."""
-    raw = corpus.fetch(config.data, Storage(config.storage))
-    tokens = tokenize(raw, config.tokenizer, Storage(config.storage), config.data.end_of_document)
-    checkpoint = train(tokens, config, Storage(config.storage).training(train_key(tokens, config)), ignore)
+    storage = Storage(config.storage)
+    raw = corpus.fetch(config.data, storage)
+    config, resolution = resolve_champions(config, raw, storage)
+    tokens = tokenize(raw, config.tokenizer, storage, config.data.end_of_document)
+    fit = measure_fit(resolution, raw, tokens, config, storage)
+    checkpoint = train(tokens, config, storage.training(train_key(tokens, config)), ignore)
     metrics = evaluate(checkpoint.folder, tokens, config)
-    published = publish(Candidate(checkpoint, metrics, tokens, raw, config), Storage(config.storage), flow_run_id)
+    published = publish(Candidate(checkpoint, metrics, tokens, raw, config, resolution, fit), storage, flow_run_id)
     return Publication(config, raw, tokens, checkpoint, metrics, published)
 
 

@@ -30,7 +30,7 @@ from textgen.storage import Storage
 from textgen.text import corpus, sources, tokenizer
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.sources import CORPUS_WAYS_ON
-from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_gpt2_file, load_tokenizer
+from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_tokenizer_file, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"
 ROWS = {"train": ["", " = Heading = \n", "one two three\n"], "validation": ["naïve 塔\n"], "test": ["a b\n", "c\n"]}
@@ -101,7 +101,7 @@ def answer_asked() -> None:
         waits.clear()
         try:
             if asked.pop("gpt2", False):
-                answers[name] = {"file": str(fetch_gpt2_file(TokenizerConfig(kind="gpt2"), Storage.at(root)))}
+                answers[name] = {"file": str(fetch_tokenizer_file(TokenizerConfig(kind="gpt2"), Storage.at(root)))}
             else:
                 answers[name] = {
                     "manifest": corpus.fetch(DataConfig(**asked), Storage.at(root)).model_dump(mode="json")

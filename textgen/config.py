@@ -17,6 +17,8 @@ from textgen.terminal import brief, counted
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
 MAX_MISTAKES = 20  # lines of an error
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a model
+VERSION_NAME = re.compile(rf"({NAME})@(champion|v[1-9][0-9]{{0,8}})")
 
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
 
@@ -27,15 +29,21 @@ class TokenizerConfig(Section):
     kind: Literal["gpt2", "bpe", "word"] = "gpt2"
     """The tokenizer: gpt2 is GPT-2's, bpe a byte-level BPE that is trained on the train split, word its words."""
     path: str | None = None
-    """A local tokenizer.json, or the folder that has it, in place of the one on the Hub; for gpt2 only."""
+    """A version whose tokenizer to take, NAME@champion or NAME@v3; for gpt2 also a tokenizer.json, or its folder."""
     vocab_size: int = Field(8192, ge=257, le=MAX_VOCAB_SIZE)
     """How many ids a tokenizer of kind bpe has at most: the 256 bytes, the merges and the end of a text."""
 
     @model_validator(mode="after")
     def path_is_for_gpt2(self) -> Self:
-        if self.path is not None and self.kind != "gpt2":
+        if self.path is not None and self.version is None and self.kind != "gpt2":
             raise rule(f"tokenizer.path={brief(self.path)} goes with tokenizer.kind=gpt2, not with {self.kind!r}")
         return self
+
+    @property
+    def version(self) -> tuple[str, str] | None:
+        """The name and the version of the model whose tokenizer is taken: `champion` until a run resolves it."""
+        found = VERSION_NAME.fullmatch(self.path or "")
+        return (found[1], found[2]) if found is not None else None
 
 
 class EvaluationConfig(Section):
@@ -127,7 +135,7 @@ class StorageConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    name: str = Field("textgen", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field("textgen", pattern=rf"^{NAME}$", max_length=100)
     """The name under which versions of the model are published, as in NAME@champion."""
     seed: int = Field(1234, ge=0, lt=2**32)
     """The seed of all random numbers: the same seed and data give the same model."""

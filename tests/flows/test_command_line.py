@@ -21,6 +21,7 @@ ABSENT = [
     ("training.init_from=other@champion", "training.init_from: other@champion: no version was promoted yet"),
     ("training.init_from=.", "there is no model.safetensors"),
     ("tokenizer={kind: gpt2, path: nowhere}", "nowhere"),
+    ("tokenizer.path=other@champion", "tokenizer.path: other@champion: no version was promoted yet"),
     ("data.path=nowhere", "one source"),
     ("data.files.train=nowhere*", "no file matches"),
     ("storage.root=train.txt", "train.txt is no folder"),

@@ -22,7 +22,7 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     assert cached(result) == []
     assert set(result) == {
         "run_id", "config", "raw", "text", "tokens", "drift", "checkpoint", "metrics", "published", "champion",
-        "hub_commit", "stages",
+        "hub_commit", "stages", "tokenizer",
     }  # fmt: skip
     assert set(result["metrics"]) == {"validation", "test"}
     published = result["published"]
@@ -66,6 +66,18 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_is_found_again(folder, capl
     caplog.clear()
     run_flow(longer, run=RunChoices(force=True))
     assert "going on" not in caplog.text
+
+
+def test_the_same_text_again_does_nothing_though_its_model_became_the_champion(folder, capsys):
+    config = tiny(folder, tokenizer={"path": "textgen@champion"}, training={"init_from": "textgen@champion"})
+    first = run_flow(config)
+    assert (first["published"]["version"], first["champion"]) == ("v2", "v2")
+    assert first["config"]["training"]["init_from"] == first["config"]["tokenizer"]["path"] == "textgen@v1"
+    second = run_flow(config)
+    assert cached(second) == list(STAGES)
+    assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
+    summarize(second)
+    assert "Tokenizer: that of textgen@v1, " in capsys.readouterr().out
 
 
 def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):

@@ -29,6 +29,7 @@ def result(text: str) -> dict[str, Any]:
         "stages": {"fetch": {"seconds": 1.0, "cached": False}},
         "checkpoint": {"speed": speed},
         "metrics": {"test": figures},
+        "tokenizer": None,
         "drift": {"key": "drift", "raw_key": "raw", "verdict": "not compared", "champion": "v1", "reasons": [text]},
         "published": {
             "key": "1", "checkpoint_sha256": "1", "tokens_key": "1", "raw_sha256": {}, "bits_per_byte": None,

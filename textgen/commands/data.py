@@ -56,6 +56,9 @@ def _run(options: argparse.Namespace) -> None:
     report = report_on(raw, storage)
     tokens = None
     if options.tokens:
+        from textgen.publishing.resolution import resolve_champions
+
+        config, _ = resolve_champions(config, raw, storage)
         tokens = tokenize(raw, config.tokenizer, storage, config.data.end_of_document)
     if options.json:
         say(json.dumps(_as_json(raw, report, tokens), indent=2))

@@ -76,16 +76,15 @@ def find_version(home: Path, version: str | None) -> Path:
     return home / version
 
 
-def find_start(config: Config, storage: Storage) -> Path | None:
-    """Return the folder of the model that `training.init_from` names, None where the training starts from zero.
+def find_named(key: str, name: str | None, config: Config, storage: Storage) -> Path | None:
+    """Return the folder of the model that a key of the configuration names, None where it names none.
 
-    It does so too where the model's own champion is named, before there is one.
+    So it is too where the model's own champion is named, before there is one.
 
     Raises:
         InputError: there is no such model.
         Damaged: a file of it is not what its manifest says.
     """
-    name = config.training.init_from
     if name is None:
         return None
     if name == f"{config.name}@champion" and not Path(name).is_dir():
@@ -96,7 +95,17 @@ def find_start(config: Config, storage: Storage) -> Path | None:
     try:
         return resolve(name, storage)
     except InputError as error:
-        raise InputError(f"training.init_from: {error}") from None
+        raise InputError(f"{key}: {error}") from None
+
+
+def find_start(config: Config, storage: Storage) -> Path | None:
+    """Return the folder of the model that `training.init_from` names, None where the training starts from zero.
+
+    Raises:
+        InputError: there is no such model.
+        Damaged: a file of it is not what its manifest says.
+    """
+    return find_named("training.init_from", config.training.init_from, config, storage)
 
 
 def bring_version(name: str, version: str, storage: Storage) -> Path:

@@ -13,6 +13,7 @@
 - `find_document`: which texts and versions hold a document.
 - `disk_space`: what can go from the disk. `withdrawal`: a document goes, with all that was made of it (`derived`).
   `origins`: what was made of what.
-- `drift`: how far a new text is from that of the champion.
+- `drift`: how far a new text is from that of the champion. `tokenizer_fit`: how well a kept tokenizer fits it.
+- `resolution`: which versions a run takes for NAME@champion.
 - `upload`: uploads the champion to a Hugging Face Hub repository.
 """

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
+from textgen.publishing.resolution import Resolution
+from textgen.publishing.tokenizer_fit import TokenizerFit
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
 from textgen.training.checkpoint import CheckpointManifest
@@ -18,3 +20,5 @@ class Candidate:
     tokens: TokensManifest
     raw: RawManifest
     config: Config
+    resolution: Resolution | None = None  # of the models that the configuration names
+    fit: TokenizerFit | None = None  # of a tokenizer that was kept

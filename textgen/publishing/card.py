@@ -13,6 +13,7 @@ from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.markdown import code, inline, quote, table, without_fences
 from textgen.publishing.plots import plot_data, plot_training
+from textgen.publishing.tokenizer_fit import TokenizerFit, in_bytes
 from textgen.publishing.verdict import figure_rows, in_markdown, moved_in_markdown
 from textgen.publishing.version import Decision, Sample
 from textgen.sections import TrainingConfig
@@ -58,7 +59,7 @@ def write_card(
         samples="\n\n".join(f"> **{quote(sample.prompt)}**{quote(sample.continuation)}" for sample in samples),
         parameters=checkpoint.parameters,
         seq_length=metrics.seq_length,
-        tokenizer=tokenizer_in_words(tokens),
+        tokenizer=tokenizer_in_words(tokens, candidate.fit),
         source=corpus.sentence,
         licence=corpus.licence,
         reading=_reading(raw, report),
@@ -211,15 +212,17 @@ def _eval_results(metrics: Metrics, raw: RawManifest) -> list["EvalResult"]:
     return results
 
 
-def tokenizer_in_words(tokens: TokensManifest) -> str:
-    """Return in words which tokenizer it is."""
+def tokenizer_in_words(tokens: TokensManifest, fit: TokenizerFit | None) -> str:
+    """Return in words which tokenizer it is, and which version it was kept from."""
+    text = "the train split" if fit is None else f"the text of {inline(fit.made_for)}"
     match tokens.tokenizer.kind:
         case "gpt2":
             return f"GPT-2's tokenizer of {tokens.vocab_size:,} ids"
         case "bpe":
-            return f"a byte-level BPE of {tokens.vocab_size:,} ids, trained on the train split"
+            words = f"a byte-level BPE of {tokens.vocab_size:,} ids, trained on {text}"
         case "word":
-            return f"the {tokens.vocab_size:,} words of the train split as its vocabulary"
+            words = f"the {tokens.vocab_size:,} words of {text} as its vocabulary"
+    return words if fit is None else f"{words} ({in_bytes(fit)})"
 
 
 def training_in_words(checkpoint: CheckpointManifest) -> str:

@@ -228,10 +228,10 @@ def estimate(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
     return Estimate(value=value, standard_error=math.sqrt(spread) / max(1.0, below_D.sum()))
 
 
-def sample(parts: Iterable[Part], text_bytes: int) -> list[str]:
-    """Return parts of documents spread over a text of `text_bytes`, of SAMPLE_BYTES at most."""
-    every = max(1, math.ceil(text_bytes / SAMPLE_BYTES))
-    taken, left = [], SAMPLE_BYTES
+def sample(parts: Iterable[Part], text_bytes: int, most_bytes: int = SAMPLE_BYTES) -> list[str]:
+    """Return parts of documents spread over a text of `text_bytes`, of `most_bytes` at most."""
+    every = max(1, math.ceil(text_bytes / most_bytes))
+    taken, left = [], most_bytes
     for texts in islice(by_document(parts), 0, None, every):
         for row in texts:
             part = row.encode()[:left].decode(errors="ignore")

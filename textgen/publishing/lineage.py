@@ -4,6 +4,7 @@ from typing import Any
 
 from textgen.files import Manifest
 from textgen.publishing.candidate import Candidate
+from textgen.publishing.tokenizer_fit import bytes_per_token
 from textgen.publishing.version import Decision
 from textgen.storage import Storage
 
@@ -17,12 +18,14 @@ def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None
     """
     checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
     storage, environment = Storage(candidate.config.storage), checkpoint.environment
+    resolution, fit = candidate.resolution, candidate.fit
     trained = storage.training(checkpoint.folder.name)
     return {
         "raw": {**_record(raw, storage.name(storage.raw(raw.name) / raw.key)), "source": raw.source},
         "tokens": {
             **_record(tokens, storage.name(storage.processed(tokens.key))),
             "end_of_document": tokens.end_of_document,
+            "bytes_per_token": bytes_per_token(tokens),
         },
         "checkpoint": {
             **_record(checkpoint, storage.name(trained)),
@@ -34,6 +37,8 @@ def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None
             **metrics.model_dump(include={"protocol", "seq_length", "stride"}),
         },
         "config": checkpoint.config,
+        "resolution": resolution.model_dump(mode="json") if resolution is not None else None,
+        "tokenizer": fit.model_dump(include={"made_for", "bytes_per_token_then"}) if fit is not None else None,
         "git_commit": environment.git_commit if environment else None,
         "python": environment.python if environment else None,
         "packages": environment.packages if environment else {},

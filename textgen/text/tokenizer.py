@@ -44,8 +44,19 @@ class GPT2Manifest(Manifest):
         return {TOKENIZER_FILE: self.sha256}
 
 
-def find_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
-    """Return the GPT-2 tokenizer.json that is on this disk: the user's own, or the one frozen at the first fetch."""
+def find_tokenizer_file(config: TokenizerConfig, storage: Storage) -> Path | None:
+    """Return the tokenizer.json to take, of those on this disk: a version's, the user's own, or GPT-2's.
+
+    None where a tokenizer is to be trained, or GPT-2's was not fetched yet.
+
+    Raises:
+        InputError: the file is absent or no tokenizer.
+    """
+    if config.version is not None:
+        name, version = config.version
+        path = storage.models(name) / version / TOKENIZER_FILE
+        load_tokenizer(path)
+        return path
     if config.kind != "gpt2":
         return None
     if config.path is not None:
@@ -58,15 +69,15 @@ def find_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
     return home / commit / TOKENIZER_FILE if commit is not None else None
 
 
-def fetch_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
-    """Return GPT-2's tokenizer.json, frozen in data/raw/gpt2, or the user's own; None where `config` wants neither.
+def fetch_tokenizer_file(config: TokenizerConfig, storage: Storage) -> Path | None:
+    """Return the tokenizer.json to take, GPT-2's frozen in data/raw/gpt2; None where one is to be trained.
 
     Raises:
         SourceUnavailable: the Hub did not give it.
-        InputError: the user's own is absent or no tokenizer.
+        InputError: the file is absent or no tokenizer.
     """
     if config.kind != "gpt2" or config.path is not None:
-        return find_gpt2_file(config, storage)
+        return find_tokenizer_file(config, storage)
     from huggingface_hub import HfApi, hf_hub_download
 
     home = storage.raw(GPT2_FOLDER)
@@ -92,18 +103,16 @@ def fetch_gpt2_file(config: TokenizerConfig, storage: Storage) -> Path | None:
     return folder / TOKENIZER_FILE
 
 
-def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str | Part], gpt2_file: Path | None) -> Tokenizer:
-    """Return the tokenizer that `config` describes, trained on `train_rows` unless it is GPT-2's."""
-    match config.kind:
-        case "gpt2":
-            assert gpt2_file is not None
-            return load_tokenizer(gpt2_file)
-        case "bpe":
-            tokenizer = train_bpe(train_rows, config.vocab_size)
-            return_memory()
-            return tokenizer
-        case "word":
-            return collect_words(train_rows)
+def build_tokenizer(config: TokenizerConfig, train_rows: Iterable[str | Part], file: Path | None) -> Tokenizer:
+    """Return the tokenizer of `file`, or the one that `config` describes, trained on `train_rows`."""
+    if file is not None:
+        return load_tokenizer(file)
+    assert config.kind != "gpt2"
+    if config.kind == "word":
+        return collect_words(train_rows)
+    tokenizer = train_bpe(train_rows, config.vocab_size)
+    return_memory()
+    return tokenizer
 
 
 def return_memory() -> None:

@@ -26,7 +26,7 @@ from textgen.text.tokenizer import (
     TOKENIZER_FILE,
     build_tokenizer,
     check_round_trip,
-    fetch_gpt2_file,
+    fetch_tokenizer_file,
     load_tokenizer,
     save_tokenizer,
     vocab_size,
@@ -76,18 +76,15 @@ class TokensManifest(Manifest):
         return self.folder.absolute().parents[1]
 
 
-def tokens_key(raw: RawManifest, config: TokenizerConfig, gpt2_file: Path | None, end_of_document: bool = True) -> str:
+def tokens_key(raw: RawManifest, config: TokenizerConfig, file: Path | None, end_of_document: bool = True) -> str:
     """Return the key of the tokens: the algorithm, the raw text and what defines the tokenizer."""
     text = {split: raw.splits[split].sha256 for split in SPLITS}
-    definition: dict[str, str | int]
-    match config.kind:
-        case "gpt2":
-            assert gpt2_file is not None
-            definition = {"kind": config.kind, "sha256": sha256_file(gpt2_file)}
-        case "bpe":
-            definition = {"kind": config.kind, "vocab_size": config.vocab_size}
-        case "word":
-            definition = {"kind": config.kind}
+    assert file is not None or config.kind != "gpt2"
+    definition: dict[str, str | int] = {"kind": config.kind}
+    if file is not None:
+        definition["sha256"] = sha256_file(file)
+    elif config.kind == "bpe":
+        definition["vocab_size"] = config.vocab_size
     ends = ends_documents(config, end_of_document)
     if not (ends or raw.has_units):
         return content_key(ROWS_VERSION, text, definition)
@@ -109,11 +106,11 @@ def tokenize(
         SourceUnavailable: GPT-2's tokenizer could not be had from the Hub.
     """
     storage.bring(raw.folder, RawManifest)
-    gpt2_file = fetch_gpt2_file(config, storage)
-    folder = storage.processed(tokens_key(raw, config, gpt2_file, end_of_document))
+    file = fetch_tokenizer_file(config, storage)
+    folder = storage.processed(tokens_key(raw, config, file, end_of_document))
 
     def build(temporary: Path) -> TokensManifest:
-        tokenizer = build_tokenizer(config, read_unit_parts(raw, "train"), gpt2_file)
+        tokenizer = build_tokenizer(config, read_unit_parts(raw, "train"), file)
         if config.kind == "gpt2":
             excerpts = (read_excerpts(raw, split, most, CHECKED_CHARACTERS) for split, most in CHECKED.items())
             check_round_trip(tokenizer, chain.from_iterable(excerpts))
