@@ -1,6 +1,7 @@
 """The command line of `python -m flows.train_flow`, read and checked before Prefect is imported: that takes seconds."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -10,12 +11,17 @@ from textgen.config import Config
 from textgen.errors import carry_out
 from textgen.model.find import find_named, find_start
 from textgen.storage import Storage
+from textgen.terminal import say
 from textgen.text.corpus import raw_folder
+from textgen.text.local_files import NO_TEXT_YET, is_awaited
 from textgen.text.tokenizer import find_tokenizer_file
 
 
 def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of the command; end the process with one line if what they name cannot be used."""
+    """Return the options of the command.
+
+    End the process with one line if what they name cannot be used, or if there is no text yet.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m flows.train_flow", description="Fetch, tokenize, train, evaluate and publish."
     )
@@ -30,13 +36,16 @@ def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_command(options: argparse.Namespace) -> None:
-    """Check what needs neither the network nor a Prefect server.
+    """Check what needs neither the network nor a Prefect server; end the process if there is no text yet.
 
     Raises:
         InputError: the configuration is wrong, or something that it names is absent or unusable.
         Damaged: a file of the model to start from is not what its manifest says.
     """
     config = make_config(options.config, TrainingChoices(), RunChoices(), options.overrides)
+    if is_awaited(config.data.files):
+        say(json.dumps({"message": NO_TEXT_YET}) if options.json else NO_TEXT_YET)
+        sys.exit(0)
     check_files(config)
     check_training(config)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from prefect import flow, get_client
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,7 @@ from tasks.redact import redacted
 from textgen.errors import Failure, carry_out
 from textgen.terminal import PlainFormatter, columns, printable, say
 from textgen.text.corpus import RawManifest
+from textgen.text.local_files import NO_TEXT_YET, is_awaited
 from textgen.text.report import TextReport, text_in_words
 
 FORMS = {"loss_nats": ".4f", "token_perplexity": ",.2f", "word_perplexity": ",.0f", "bits_per_byte": ".4f"}
@@ -66,9 +68,11 @@ def train_flow(
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above. `textgen config` shows every key.
     """
+    made = make_config(config, training, run, overrides)
+    if is_awaited(made.data.files):
+        return Completed(name=NO_TEXT_YET.partition(":")[0], message=NO_TEXT_YET)
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
-    made = make_config(config, training, run, overrides)
     check_training(made)
     return run_stages(made, run)
 

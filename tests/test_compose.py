@@ -12,7 +12,7 @@ import yaml
 from prefect.cli._app import _app as prefect
 
 from textgen.__main__ import main
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, find_config, load_config
 
 ROOT = Path(__file__).parents[1]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -62,10 +62,15 @@ def test_serve_knows_its_options(capsys):
 
 def test_what_setup_deploys_has_a_worker():
     _, _, script = SERVICES["setup"]["command"]
-    pools = {one["name"]: one["work_pool"]["name"] for one in DEPLOYMENTS}
-    deployed = script.partition(" deploy ")[2].replace("-n", "").split()
-    polled = [SERVICES[name]["command"][4] for name in ("worker-cpu", "worker-gpu")]
-    assert sorted(pools[name] for name in deployed) == sorted(polled)
+    assert script.endswith(" deploy --all")
+    polled = {SERVICES[name]["command"][4] for name in ("worker-cpu", "worker-gpu")}
+    assert {one["work_pool"]["name"] for one in DEPLOYMENTS} == polled
+
+
+def test_the_text_is_where_the_weekly_recipe_reads_it():
+    files = load_config(find_config("weekly"), []).data.files
+    for name in ("worker-cpu", "worker-gpu"):
+        assert any(volume.endswith(f":{IN_THE_IMAGE / files}:ro") for volume in SERVICES[name]["volumes"])
 
 
 def test_nothing_is_open_beyond_this_host():

@@ -61,7 +61,7 @@ class Stack:
             "config": "default",
             "training": {"steps": 20, "seed": seed},
             "run": {"gpu_deployment": "train-model/gpu"},
-            "overrides": ["data.files=/text", *TINY],
+            "overrides": ["data.files=data/text", *TINY],
         }
         run = self.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
         return until(lambda: (now := self.ask(f"/flow_runs/{run['id']}"))["state_type"] in ENDED and now, "it ends")

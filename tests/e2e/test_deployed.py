@@ -190,6 +190,19 @@ def test_the_next_monday_is_scheduled(stack):
     assert start - datetime.now(UTC) < timedelta(days=7)
 
 
+def test_the_weekly_recipe_waits_for_text(stack):
+    run = stack.wait(stack.create_run({}, "train-flow/scheduled"))
+    assert (run["state_name"], run["parameters"]["config"]) == ("Nothing to train on yet", "weekly")
+    assert run["state"]["message"] == "Nothing to train on yet: put your text into data/text"
+
+
+def test_a_schedule_for_wikitext_is_there_and_inactive(stack):
+    schedules = stack.get("deployments/name/train-flow/scheduled")["schedules"]
+    assert {one["slug"]: (one["active"], one["parameters"].get("config")) for one in schedules} == {
+        "weekly": (True, None), "wikitext2": (False, "wikitext2"),
+    }  # fmt: skip
+
+
 def test_setting_up_twice_doubles_nothing(stack, tmp_path):
     def there() -> dict[str, list[str]]:
         names = {

@@ -49,6 +49,25 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(command, argum
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("there", [[], ["data/text/.hidden"]])
+def test_without_text_yet_the_weekly_recipe_ends_well_and_leaves_nothing(there, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        read_command(["--config", "weekly"])
+    assert capsys.readouterr().out == "Nothing to train on yet: put your text into data/text\n"
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(SystemExit, match=r"^2$"):
+        read_command(["--config", "weekly", "data.files=data/txt"])
+    assert "data.files='data/txt': no file matches" in capsys.readouterr().err
+    Path("data/text").mkdir(parents=True, exist_ok=True)
+    Path("data/text/notes.txt").write_text("It is there now.\n" * 100)
+    assert read_command(["--config", "weekly"])
+
+
 def test_a_command_that_can_run_is_returned_as_it_was_typed(command):
     options = read_command([*command, "seed=3", "--force", "training.max_steps=7"])
     assert (options.config, options.overrides) == ("tiny.yaml", ["seed=3", "training.max_steps=7"])

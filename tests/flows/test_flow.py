@@ -5,9 +5,10 @@ import logging
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import StateType
 
 from flows.form import RunChoices
-from flows.train_flow import summarize
+from flows.train_flow import summarize, train_flow
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.errors import InputError
 from textgen.model.find import resolve
@@ -78,6 +79,14 @@ def test_the_same_text_again_does_nothing_though_its_model_became_the_champion(f
     assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
     summarize(second)
     assert "Tokenizer: that of textgen@v1, " in capsys.readouterr().out
+
+
+def test_without_text_yet_a_run_is_completed_and_says_where_it_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = train_flow("weekly", return_state=True)
+    assert (state.type, state.name) == (StateType.COMPLETED, "Nothing to train on yet")
+    assert state.message == "Nothing to train on yet: put your text into data/text"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):

@@ -37,6 +37,7 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.publishing.find_document import Asked, find_document
     from textgen.storage import Storage
     from textgen.text.corpus import fetch
+    from textgen.text.local_files import NO_TEXT_YET, is_awaited
     from textgen.text.report import report_on
     from textgen.text.tokens import tokenize
 
@@ -51,6 +52,9 @@ def _run(options: argparse.Namespace) -> None:
         if not found and not options.json:
             only_there = f"; those that are only in {storage.root} were not looked in" if storage.is_remote else ""
             say(f"no text holds it{only_there}")
+        return
+    if is_awaited(config.data.files):
+        say(json.dumps({"message": NO_TEXT_YET}) if options.json else NO_TEXT_YET)
         return
     raw = fetch(config.data, storage)
     report = report_on(raw, storage)

@@ -27,6 +27,8 @@ HIDDEN, BROKEN, SPECIAL, LOOP, UNREADABLE = (
 )  # fmt: skip
 STORAGE, REPEATED = "storage.root", "file that was read already"
 LINE_ENDS = str.maketrans({"\n": "\\n", "\t": "\\t"})
+OWN_TEXT = Path("data/text")  # where data/README.md has people put theirs
+NO_TEXT_YET = f"Nothing to train on yet: put your text into {OWN_TEXT}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ def find_files(key: str, values: Sequence[str], storage: Path | None = None) -> 
             names.add(file.path.absolute())
     found.files.sort(key=lambda file: str(file.path))
     return found
+
+
+def is_awaited(files: object) -> bool:
+    """Return whether `data.files` is the place for a person's own text, and there is none yet.
+
+    Any other place without files is a mistake, as is a link that leads nowhere.
+    """
+    if not isinstance(files, str) or Path(files) != OWN_TEXT:
+        return False
+    if not os.path.lexists(OWN_TEXT):
+        return True
+    return OWN_TEXT.is_dir() and all(path.name.startswith(".") for path in OWN_TEXT.iterdir())
 
 
 def read_kind(path: Path) -> tuple[str, str | None] | None:
