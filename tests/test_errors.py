@@ -2,12 +2,14 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from textgen.__main__ import main
 from textgen.errors import FAILURE, USER_MISTAKE, Failure, InputError, carry_out
+from textgen.terminal import say
 
 LONG = "x" * 300
 
@@ -27,11 +29,24 @@ def ending_with(error: BaseException) -> int:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/f"), FAILURE, "/d/f: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "a\nb"), FAILURE, "a b: Permission denied"),
         (ConnectionError("gone"), FAILURE, "ConnectionError: gone"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), FAILURE, "Broken pipe"),  # of another pipe than stdout
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
     assert ending_with(error) == code
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["written at the end", "written on the way"])
+def test_a_command_whose_reader_is_gone_ends_in_silence(lines, monkeypatch, capfd):
+    """As after `| head`: there was a message, and another one from Python when it wrote the rest at its end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert carry_out(lambda: say("a line\n" * lines)) == 0
+        say("what Python writes at its end")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The errors whose message is all that a user needs, how one is known again from its text, and the exit codes."""
 
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
 
@@ -90,11 +92,15 @@ def system_error_in_words(error: OSError) -> str:
 
 
 def carry_out(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code. InputError, Failure and OSError are printed as one line on stderr."""
+    """Run a command and return its exit code. InputError, Failure and OSError are printed as one line on stderr.
+
+    Where nobody reads stdout any longer, as after `| head`, the command ends there, in silence.
+    """
     from textgen.terminal import printable
 
     try:
         command()
+        sys.stdout.flush()
     except InputError as error:
         print(printable(str(error)), file=sys.stderr)
         return USER_MISTAKE
@@ -102,9 +108,26 @@ def carry_out(command: Callable[[], None]) -> int:
         print(printable(str(error)), file=sys.stderr)
         return FAILURE
     except OSError as error:  # of the system, about a file: a full disk, a permission, a name that is too long
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 0
         print(system_error_in_words(error), file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Return whether the reader of stdout is gone. What is left to print is dropped then: Python prints it at exit."""
+    poll = select.poll()
+    try:
+        poll.register(stdout := sys.stdout.fileno(), 0)  # errors alone
+    except OSError:  # it is no file, as in tests
+        return False
+    if not poll.poll(0):
+        return False
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stdout)
+    os.close(nothing)
+    return True
