@@ -71,7 +71,8 @@ class Tracker:
     @property
     def url(self) -> str | None:
         """Return the address of the run on the server, None where it is recorded offline or not at all."""
-        return self._run.url if self._run is not None and self._recording else None
+        is_online = self._run is not None and self._recording and not self._run.offline  # else asking is a warning
+        return self._run.url if is_online else None
 
     def _record(self, record: Callable[[Any], object]) -> None:
         if not self._recording:

@@ -51,11 +51,13 @@ def recorded(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_without_a_key_the_run_is_recorded_offline(tmp_path):
+def test_without_a_key_the_run_is_recorded_offline_and_in_silence(tmp_path, capfd):
     with track(config(tmp_path), "k1", "train") as run:
         run.log(10, {"train/loss_nats": 3.5, "train/tokens": 640.0})
         run.log(20, {"train/loss_nats": 2.25, "train/tokens": 1280.0})
         run.summarize({"test/token_perplexity": 17.125, "test/bits_per_byte": None})
+        assert run.url is None
+    assert capfd.readouterr() == ("", "")
     summary = recorded(tmp_path)
     assert "2.25" in summary
     assert "17.125" in summary
