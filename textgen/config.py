@@ -1,6 +1,7 @@
 """The configuration: pydantic models, one per YAML section, and the errors a mistake in them gives."""
 
 import difflib
+import logging
 import re
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -11,8 +12,10 @@ from pydantic_core import ErrorDetails
 from textgen.errors import InputError
 from textgen.files import expand_home
 from textgen.plain_yaml import MAX_CHARACTERS, NotPlain, read_yaml
-from textgen.sections import DataConfig, ModelConfig, Section, TrainingConfig, rule
+from textgen.sections import DataConfig, ModelConfig, Pace, Section, TrainingConfig, rule
 from textgen.terminal import brief, counted
+
+log = logging.getLogger(__name__)
 
 MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
@@ -205,13 +208,36 @@ def load_config(path: Path | None, overrides: list[str]) -> Config:
 def read_values(path: Path | None, overrides: list[str]) -> dict[str, Any]:
     """Return the nested values that the YAML file at `path` and the overrides give, before they are checked.
 
+    The warm-up and the intervals of a file are for its own number of steps: those that do not fit a smaller one that an
+    override gives are left out, and so follow it.
+
     Raises:
         InputError: the file or an override is none.
     """
     values = _read_yaml(path) if path is not None else {}
+    of_file = dict(training) if isinstance(training := values.get("training"), dict) else {}
     for override in overrides:
         _apply(values, override)
+    typed = {override.partition("=")[0] for override in overrides}
+    if path is not None and "training.max_steps" in typed and "training" not in typed:
+        own = {name: value for name, value in of_file.items() if f"training.{name}" not in typed}
+        _follow_length(values["training"], own, of_file.get("max_steps", TrainingConfig().max_steps), path.name)
     return values
+
+
+def _follow_length(training: dict[str, Any], of_file: dict[str, Any], steps_of_file: Any, file: str) -> None:
+    """Leave out of `training` those of its file's values that are too long for its `max_steps`, and say so."""
+    steps = training["max_steps"]
+    if type(steps) is not int or steps < 1 or (type(steps_of_file) is int and steps_of_file <= steps):
+        return
+    longest = Pace(warmup_steps=steps // 10, log_every=steps // 2, eval_every=steps // 2, checkpoint_every=steps // 2)
+    follows, changed = TrainingConfig().pace(steps)._asdict(), []
+    for name, value in of_file.items():
+        if name in follows and type(value) is int and value > getattr(longest, name):
+            del training[name]
+            changed.append(f"training.{name} is {follows[name]} in place of {value}")
+    if changed:
+        log.info("%s is for a longer training than %s: %s", file, counted(steps, "step"), ", ".join(changed))
 
 
 def parse_config(values: dict[str, Any]) -> Config:
