@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-from textgen.terminal import PlainFormatter, brief, bytes_in_words, columns, counted, one_line, printable, say
+from textgen.terminal import (
+    PlainFormatter,
+    brief,
+    bytes_in_words,
+    columns,
+    counted,
+    one_line,
+    printable,
+    say,
+    seconds_in_words,
+)
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve 塔 ▸ 🙂", "two\nlines\tand a tab", "[b]bold[/b] :smile: `x`"])
@@ -44,6 +54,28 @@ def test_a_size_has_a_unit_and_two_or_three_digits(size, shown):
 def test_a_log_line_does_not_act():
     record = logging.LogRecord("textgen", logging.INFO, "file", 1, "read %s", ("\x1b]0;title\x07",), None)
     assert PlainFormatter("%(message)s").format(record) == "read \\x1b]0;title\\x07"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 seconds"), (1, "1.0 seconds"), (12.3, "12 seconds"), (99.4, "99 seconds"), (99.6, "1.7 minutes"),
+     (3600, "60 minutes"), (7200, "2.0 hours"), (90 * 3600, "90 hours")],
+)  # fmt: skip
+def test_a_time_has_a_unit_and_two_digits(seconds, shown):
+    assert seconds_in_words(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("variables", "bold"), [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_result_is_bold_where_the_terminal_has_that(variables, bold, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    say("verdict", bold=True)
+    assert capsys.readouterr().out == ("\x1b[1mverdict\x1b[0m\n" if bold else "verdict\n")
 
 
 @pytest.mark.parametrize(("terminal", "printed"), [(True, "\\x1b[1m\n"), (False, "\x1b[1m\n")])

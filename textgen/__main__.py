@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from textgen import __version__
+from textgen.bar import Console
 from textgen.commands.clean import add_clean
 from textgen.commands.config import add_config
 from textgen.commands.data import add_data
@@ -17,14 +18,11 @@ from textgen.commands.runs import add_runs
 from textgen.commands.serve import add_serve
 from textgen.commands.train import add_train
 from textgen.errors import carry_out
-from textgen.terminal import PlainFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[console])
+    logging.basicConfig(level=logging.INFO, handlers=[Console()])
     parser = argparse.ArgumentParser(prog="textgen", description=__doc__)
     parser.add_argument("--version", action="version", version=f"textgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")

@@ -21,12 +21,13 @@ T = TypeVar("T")
 
 
 def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
-    """Return `ask()`, which asks the Hub for the repository `name`.
+    """Return `ask()`, which asks the Hub for the repository `name` and shows no bars of the Hub's client.
 
     Raises:
         SourceUnavailable: the Hub, or the way to it, failed; `ways_on` ends its message.
         InputError: the repository has no such configuration.
     """
+    show_no_bars()
     try:
         return ask()
     except Exception as error:
@@ -39,6 +40,13 @@ def ask_hub(name: str, ways_on: str, ask: Callable[[], T]) -> T:
             f"{name} could not be had from the Hugging Face Hub ({cause_in_words(cause)}). Two ways on: {ways_on}",
             transient,
         ) from error
+
+
+def show_no_bars() -> None:
+    """Have the Hub's client show no progress bars in this process."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
 
 
 def cause_in_words(cause: BaseException) -> str:

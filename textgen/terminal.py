@@ -1,11 +1,12 @@
 """Text of somebody else's on its way to a terminal: no character of it acts, and a long value is shortened."""
 
 import logging
+import os
 import reprlib
 import sys
 import unicodedata
 from collections.abc import Container, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 LONGEST_VALUE = 100  # characters of a value in a message
 UNITS = ("kB", "MB", "GB", "TB", "PB")
@@ -23,10 +24,16 @@ def printable(text: str) -> str:
     return "".join(_escaped(character) if _acts(character) else character for character in text)
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal on which the cursor can go back, as TERM=dumb says that it cannot."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def say(text: str, bold: bool = False) -> None:
     """Print a result on stdout: on a terminal no character of it acts, a pipe has it as it is, and not bold."""
     if sys.stdout.isatty():
-        text = f"{BOLD}{printable(text)}{PLAIN}" if bold else printable(text)
+        has_bold = bold and is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+        text = f"{BOLD}{printable(text)}{PLAIN}" if has_bold else printable(text)
     print(text)
 
 
@@ -68,6 +75,15 @@ def bytes_in_words(size: int) -> str:
     if not unit:
         return counted(size, "byte")
     return f"{amount:.1f} {UNITS[unit - 1]}" if amount < 9.95 else f"{amount:.0f} {UNITS[unit - 1]}"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Return a time as `0.4 seconds`, `40 seconds`, `2.5 minutes` and `31 hours`."""
+    amount, unit = seconds, "second"
+    for longer in ("minute", "hour"):
+        if amount >= 99.5:
+            amount, unit = amount / 60, longer
+    return f"{amount:.1f} {unit}s" if amount < 9.95 else counted(round(amount), unit)
 
 
 def one_line(text: object) -> str:

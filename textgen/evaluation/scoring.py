@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
+from textgen.bar import Bar
 from textgen.files import Manifest, write_atomic
 from textgen.model.cached import CachedModel
 from textgen.model.loss import next_token_nats
@@ -24,6 +24,13 @@ Window = tuple[int, int, int]  # where it starts in the stream, its inputs, how 
 SUMMED_WINDOWS = 1 << 10  # at once
 COPIED_TOKENS = 1 << 20  # from the device at once
 LARGEST_EXPONENT = math.log(sys.float_info.max)
+FIGURES = {  # of a split, that people compare
+    "loss_nats": "loss (nats a token)",
+    "token_perplexity": "token perplexity",
+    "word_perplexity": "word perplexity",
+    "bits_per_byte": "bits a byte",
+}
+LARGEST_PLAIN = 1e6  # perplexity that is written out
 
 
 class Definition(BaseModel):
@@ -190,7 +197,7 @@ def score_tokens(
     order_W = windows_W3[:, 1].argsort(descending=True, stable=True)
     nats_S = torch.empty(int(scored_W.sum()))
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, which of them are scored, their places
-    with tqdm(total=len(windows), desc=label, unit="window", disable=True if label is None else None) as progress:
+    with Bar(label or "", len(windows), "window", shown=label is not None) as bar:
         for batch_B in order_W.split(batch_size) if windows else ():
             starts_B1, inputs_B1, scored_B1 = windows_W3[batch_B].T[:, :, None]
             reach_S = torch.arange(int(inputs_B1.max()) + 1)
@@ -202,7 +209,7 @@ def score_tokens(
             if len(waiting) * len(nats) >= COPIED_TOKENS:
                 _copy(waiting, nats_S)
                 waiting = []
-            progress.update(len(batch_B))
+            bar.update(len(batch_B))
             between_batches()
     _copy(waiting, nats_S)
     return nats_S
@@ -233,6 +240,15 @@ def summarize(nats: float, scored: int, split: TextCounts) -> SplitMetrics:
         rows=split.rows,
         bytes=split.text_bytes,
     )
+
+
+def figure_in_words(name: str, value: float | None) -> str:
+    """Return a figure of a split with the digits that it deserves."""
+    if value is None:
+        return "-"
+    if name not in ("token_perplexity", "word_perplexity"):
+        return f"{value:.4f}"
+    return f"{value:,.2f}" if value < LARGEST_PLAIN else f"{value:.1e}"
 
 
 def _exp(nats: float) -> float | None:

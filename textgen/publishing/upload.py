@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from textgen.errors import Damaged, PushFailed
 from textgen.files import read_json, set_aside, verify, write_atomic
-from textgen.hub import ANSWER_SECONDS, cause_in_words, find_cause
+from textgen.hub import ANSWER_SECONDS, cause_in_words, find_cause, show_no_bars
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
 
@@ -64,6 +64,7 @@ def _commit(published: PublishedManifest, repo: str) -> str:
 
 
 def _telling(repo: str, tell: Callable[[], T]) -> T:
+    show_no_bars()
     try:
         return tell()
     except Exception as error:

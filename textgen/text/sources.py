@@ -1,6 +1,7 @@
 """Where a corpus comes from, a class a kind: what identifies it, how it is read, and what there is to say of it."""
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from textgen.text.readers import check_start
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+log = logging.getLogger(__name__)
 
 RAW_VERSION = 1  # of the frozen form; a change makes every raw key new
 CORPUS_WAYS_ON = (
@@ -266,9 +269,9 @@ class HubDataset:
     def load(self, identity: Identity, cache: str) -> Loaded:
         from datasets import load_dataset
 
-        if not sys.stderr.isatty():
-            _show_no_bars()
+        _show_no_bars()
         name, config, commit = self.dataset_name, self.dataset_config, identity["revision"]
+        log.info("reading %s from the Hugging Face Hub", name)
         return ask_hub(name, CORPUS_WAYS_ON, lambda: load_dataset(name, config, revision=commit, cache_dir=cache))
 
     @staticmethod
@@ -335,7 +338,7 @@ def _check_start(file: LocalFile, column: str, sha256: str) -> None:
 
 
 def _show_no_bars() -> None:
-    """Have `datasets` show no progress bars in this process: reading what is on this disk takes moments."""
+    """Have `datasets` show no progress bars in this process: the stage has its own line."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()

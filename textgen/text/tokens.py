@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from pydantic import Field
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import tqdm
 
+from textgen.bar import BYTE, Bar
 from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
 from textgen.files import Manifest, content_key, sha256_file, write_atomic
@@ -21,6 +21,7 @@ from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.terminal import one_line
 from textgen.text.corpus import RawManifest, read_excerpts, read_parts, read_unit_parts
+from textgen.text.documents import Part
 from textgen.text.stream import TextCounts, block_count, encode_stream
 from textgen.text.tokenizer import (
     TOKENIZER_FILE,
@@ -138,8 +139,11 @@ def tokenize(
 def write_split(tokenizer: Tokenizer, raw: RawManifest, split: str, ends: bool, folder: Path) -> TokensSplit:
     """Write the stream and the documents of a split into `folder` and return what they hold."""
     path, documents_path = folder / f"{split}.pt", folder / f"{split}.documents.safetensors"
-    parts = tqdm(read_parts(raw, split), f"tokenize {split}", unit="row", disable=None)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with (
+        Bar(f"tokenize {split}", raw.splits[split].text_bytes, BYTE) as bar,
+        tempfile.TemporaryFile(dir=folder) as file,
+    ):
+        parts = _watched(read_parts(raw, split), bar)
         stream = encode_stream(tokenizer, parts, dtype_for(vocab_size(tokenizer)), raw.has_units, ends, file)
         save_tensor(stream.ids_N, path)
     if stream.forced_cuts:
@@ -152,6 +156,12 @@ def write_split(tokenizer: Tokenizer, raw: RawManifest, split: str, ends: bool, 
         documents_sha256=sha256_file(documents_path), special_tokens=stream.special_tokens,
         **stream.counts.model_dump(),
     )  # fmt: skip
+
+
+def _watched(parts: Iterable[Part], bar: Bar) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        bar.update(len(part.text) if part.text.isascii() else len(part.text.encode()))
 
 
 def special_tokens_in_words(splits: Iterable[TokensSplit]) -> list[str]:

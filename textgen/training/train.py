@@ -7,22 +7,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from textgen.bar import Bar
 from textgen.config import Config
 from textgen.files import sha256_file, write_atomic
 from textgen.model.device import choose_device, compiles, device_name, prepare_cpu, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
+from textgen.terminal import bytes_in_words, counted, seconds_in_words
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.training.batches import BatchOrder
 from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
 from textgen.training.energy import EnergyMeter
 from textgen.training.environment import read_environment
+from textgen.training.estimate import Timer, bytes_there, check_room, disk_bytes, rest_in_words
 from textgen.training.figures import OnMetrics, TrainingLog, step_figures
 from textgen.training.group import Group, check_share, join_group
 from textgen.training.interrupt import DeferredSignals
 from textgen.training.launch import launch, processes_to_start
-from textgen.training.meters import Stopwatch, Throughput, flops_per_token, matrix_peak
+from textgen.training.meters import Stopwatch, Throughput, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.training.out_of_memory import advice_on_memory
 from textgen.training.plan import Plan, plan_training
 from textgen.training.plan import total_steps as total_steps  # who trains asks for them too
@@ -82,7 +84,11 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
             run.train()
             if group.is_main:
                 finish(run)
-                seconds = sum(run.progress.seconds.values())
+                seconds, best = sum(run.progress.seconds.values()), run.progress.best
+                log.info(
+                    "trained %s in %s; the best on validation is that of step %s, %.3f nats a token",
+                    counted(run.progress.step, "step"), seconds_in_words(seconds), f"{best.step:,}", best.loss_nats,
+                )  # fmt: skip
                 log.info("%s", outlook(run.training, run.progress.step, plan.trunk_step, seconds))
         group.from_main(None)
     return CheckpointManifest.read(out).as_built()
@@ -116,6 +122,10 @@ class Run:
         if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
             log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
         self.restore()
+        self.disk_bytes, at_most = disk_bytes(self.state, self.training, self.pace, self.steps, tokens)
+        if group.is_main:
+            self.disk_bytes -= (there := bytes_there(out))
+            check_room(out, at_most - there)
         compiled = compiles(device, self.training.compile)
         self.stepper = Stepper(config, self.state, order, device, group, compiled)
         self.validator = Validator(tokens, config, device, group, compiled)
@@ -130,6 +140,7 @@ class Run:
         self.parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
         flops = flops_per_token(config.model, self.parameters, tokens.vocab_size, config.data.seq_length)
         peak = matrix_peak(device, self.training.precision) * group.size
+        self.timer = Timer(self.progress)
         self.throughput = Throughput(flops, peak, self.stepper.tokens_per_step, self.progress)
         self.signals = DeferredSignals()
         self.saved_at = time.monotonic()
@@ -150,11 +161,7 @@ class Run:
     def train(self) -> None:
         """Take the steps that are left."""
         progress, training = self.progress, self.training
-        bar = tqdm(
-            total=self.steps, initial=progress.step, desc="train", unit="step",
-            disable=None if self.group.is_main else True,
-        )  # fmt: skip
-        with bar, self.signals:
+        with Bar("train", self.steps, "step", progress.step, shown=self.group.is_main) as bar, self.signals:
             while True:
                 at_the_end = progress.step == self.steps
                 validation_due = progress.last_validated < progress.step and (
@@ -169,9 +176,9 @@ class Run:
                 if at_the_end or progress.has_no_patience(training.early_stopping_patience):
                     break
                 self.step()
-                bar.update()
-                if progress.step % self.pace.log_every == 0 or progress.step == self.steps:
-                    bar.set_postfix_str(self.log_figures())
+                is_logged = progress.step % self.pace.log_every == 0 or progress.step == self.steps
+                bar.update(words=self.log_figures() if is_logged else None)
+                self.estimate()
 
     def step(self) -> None:
         """Take one optimizer step, or refuse it if its loss or gradient is not finite."""
@@ -197,6 +204,17 @@ class Run:
         if self.log is not None:
             self.log.add(self.progress.step, figures)
         return f"loss {figures.get('train/loss_nats', math.nan):.3f}, {speed:,.0f} tokens/s"
+
+    def estimate(self) -> None:
+        """Say what the rest of the training will take, as soon as its pace is known."""
+        is_waited_for = self.device.type == "cpu" or not self.outcomes.unread
+        step_seconds = self.timer.look(self.progress, is_waited_for)
+        if step_seconds is not None and self.group.is_main:
+            log.info(
+                "%s; memory at the peak: %s; disk: %s more with the version",
+                rest_in_words(self.progress, step_seconds, self.steps, self.pace),
+                bytes_in_words(memory_peak_bytes(self.device)), bytes_in_words(max(0, self.disk_bytes)),
+            )  # fmt: skip
 
     def save_due(self) -> bool:
         """Return whether so many steps or minutes have passed since a state was saved."""
