@@ -18,7 +18,7 @@ from tasks.publish import publish
 from tasks.report import show_drift, show_model
 from tasks.stage import run_stage
 from tasks.tokenize import tokenize
-from tasks.tracking import track_champion
+from tasks.tracking import one_run, track_champion
 from tasks.train import train
 from tasks.upload import upload_champion
 from textgen.config import Config
@@ -30,6 +30,11 @@ from textgen.training.plan import train_key
 
 def run_stages(config: Config, run: RunChoices) -> Any:
     """Run the stages and return what each of them made, as JSON can hold it, or the state that the run ends in."""
+    with one_run():
+        return _run_stages(config, run)
+
+
+def _run_stages(config: Config, run: RunChoices) -> Any:
     reports = {}
     raw, reports["fetch"] = run_stage(fetch, config, refresh=run.refresh)
     looked = look(config, raw)

@@ -9,6 +9,7 @@ from prefect.exceptions import TerminationSignal
 from tasks.cancel import ended_by
 from tasks.redact import redacted
 from tasks.stage import run_stage
+from tasks.tracking import one_run
 from tasks.train import train
 from textgen.config import Config
 from textgen.storage import Storage
@@ -30,7 +31,8 @@ def train_model(config: Config, tokens_key: str, folder: str) -> Any:
     storage.bring(home, TokensManifest)
     here = config.model_copy(update={"compute": config.compute.model_copy(update={"gpu_deployment": None})})
     try:
-        checkpoint, _ = run_stage(train, here, tokens=TokensManifest.read(home), folder=Path(folder).name)
+        with one_run():
+            checkpoint, _ = run_stage(train, here, tokens=TokensManifest.read(home), folder=Path(folder).name)
     except TerminationSignal as signal:
         return ended_by(signal)
     return checkpoint.model_dump(mode="json")

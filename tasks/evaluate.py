@@ -1,5 +1,6 @@
 """The task that measures perplexity."""
 
+from tasks.run_page import evaluation_figures
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen.config import Config
@@ -25,12 +26,6 @@ def evaluate(config: Config, checkpoint: CheckpointManifest, tokens: TokensManif
         storage.bring(raw.folder, RawManifest)
     bring_training(storage, checkpoint.folder)
     metrics = evaluation.evaluate(checkpoint.folder, tokens, config)
-    with track(config, checkpoint.key, "evaluate") as run:
-        run.summarize(
-            {
-                f"{split}/{name}": value
-                for split, figures in metrics.splits.items()
-                for name, value in figures.model_dump().items()
-            }
-        )
+    with track(config, checkpoint.folder, parameters=checkpoint.parameters, steps=checkpoint.steps) as run:
+        run.summarize(evaluation_figures(metrics))
     return metrics

@@ -39,5 +39,5 @@ def publish(
     fit = measure_fit(resolution, raw, tokens, config, storage)  # it was measured before, and is read
     candidate = Candidate(checkpoint, metrics, tokens, raw, config, resolution, fit)
     published = publishing.publish(candidate, storage, flow_run_id())
-    track_model(config, published, checkpoint.key)
+    track_model(config, published, checkpoint)
     return published

@@ -5,135 +5,114 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict
 
+from tasks import run_page
+from tasks.tracker import Tracker, forgiving, warn
 from textgen.config import Config, TrackingConfig
 from textgen.errors import FAILURE, USER_MISTAKE, Damaged
 from textgen.files import read_json, write_atomic
 from textgen.model.find import read_champion
+from textgen.model.pretrained import WEIGHTS_FILE
+from textgen.publishing.runs import KEY_DIGITS
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.terminal import one_line, printable
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.figures import read_log
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_SECONDS = 30
-UPLOAD_TIMEOUT_SECONDS = 1800
+FINISH_TIMEOUT_SECONDS = 60
+UPLOAD_TIMEOUT_SECONDS = 60  # of a version: its weights stay where they are
 PENDING_FOLDER = Path("wandb", "pending")  # under the root: published versions that are yet to be sent
 SENT_FOLDER = Path("wandb", "champions")  # by name, the version that has the alias `champion`
 INPUTS = ("raw", "tokens")  # of a model, in its lineage
-_unreachable = False  # the server did not answer this process: the stages after do not wait for it again
-_warned: set[str] = set()  # what this process has said already
+REPLAY = "`python -m tasks.tracking replay` sends it"
+_unreachable = False  # the server did not answer this process: the stages after do not ask it again
+_kept: dict[str, Tracker] | None = None  # the trackers that `one_run` keeps open, by training
 
 
 @contextmanager
-def forgiving(consequence: str) -> Iterator[None]:
-    """Turn any failure of the block into a warning that ends with the consequence, given once."""
+def one_run() -> Iterator[None]:
+    """Have the stages in the block share the run of their training, and end it with the block."""
+    global _kept
+    kept: dict[str, Tracker] = {}
+    _kept = kept
     try:
         yield
-    except Exception as error:  # the server's, the client's, the disk's, the environment's: the work is what counts
-        _warn(f"{one_line(error)}; {consequence}")
-
-
-def _warn(message: str) -> None:
-    """Log a warning, once a process."""
-    if message not in _warned:
-        _warned.add(message)
-        log.warning("Weights & Biases: %s", message)
-
-
-class Tracker:
-    """A W&B run that is opened when the first figure comes, so that a stage that does nothing leaves no run behind.
-
-    After a failure nothing more is recorded.
-    """
-
-    def __init__(self, config: Config, key: str, job_type: str) -> None:
-        self.config, self.key, self.job_type = config, key, job_type
-        self._run: Any = None
-        self._recording = config.tracking.mode != "disabled"
-
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Record figures of a training step."""
-        self._record(lambda run: run.log(figures, step=step))
-
-    def summarize(self, figures: dict[str, float | None]) -> None:
-        """Record figures of the whole run."""
-        known = {name: value for name, value in figures.items() if value is not None}
-        self._record(lambda run: run.summary.update(known))
-
-    @property
-    def url(self) -> str | None:
-        """Return the address of the run on the server, None where it is recorded offline or not at all."""
-        is_online = self._run is not None and self._recording and not self._run.offline  # else asking is a warning
-        return self._run.url if is_online else None
-
-    def _record(self, record: Callable[[Any], object]) -> None:
-        if not self._recording:
-            return
-        self._recording = False  # unless this goes well
-        with forgiving("the run is not recorded further"):
-            record(self.run)
-            self._recording = True
-
-    @property
-    def run(self) -> Any:
-        if self._run is None:
-            self._run = self._open()
-            self._run.define_metric("train/tokens")
-            self._run.define_metric("train/*", step_metric="train/tokens")
-            self._run.define_metric("validation/loss_nats", summary="min")
-        return self._run
-
-    def _open(self) -> Any:
-        """Open the run, offline where W&B refuses. Later stages do not ask a server again that did not answer."""
-        global _unreachable
-        import wandb
-
-        mode = "offline" if _unreachable else "as it was set"
-        try:
-            if not _unreachable:
-                mode = choose_mode(self.config.tracking)
-            return self._init(mode)
-        except Exception as error:  # of the server, of the client, of a setting in the environment
-            if mode == "offline":
-                raise
-            _unreachable = _unreachable or mode == "online"
-            wandb.teardown()  # the failed run still holds its id
-            run = self._init("offline")
-            _warn(f"{one_line(error)}; recording offline")
-            return run
-
-    def _init(self, mode: Any) -> Any:
-        import wandb
-
-        options = _options(self.config.tracking, self.config.root, self.key, flow_run_id())
-        described = self.config.model_dump(mode="json")
-        return wandb.init(mode=mode, job_type=self.job_type, config=described, **options)
-
-    def close(self, failed: bool) -> None:
-        """End the record, if there is one."""
-        if self._run is not None:
-            with forgiving("the end of the run is not recorded"):
-                self._run.finish(exit_code=int(failed))
+    finally:
+        _kept = None
+        for tracker in kept.values():
+            tracker.close()
 
 
 @contextmanager
-def track(config: Config, key: str, job_type: str) -> Iterator[Tracker]:
-    """Yield the tracker of one stage of the training `key`."""
-    tracker = Tracker(config, key, job_type)
+def track(config: Config, folder: Path, **facts: Any) -> Iterator[Tracker]:
+    """Yield the tracker of the training in `folder`. Its run ends with the block, or with `one_run` around it.
+
+    Args:
+        config: The configuration. The run's page shows it, and the `facts` of the training with it.
+        folder: The training folder; the run's id is its name, so that a training that is continued stays one run.
+        facts: Such as the number of parameters.
+    """
+    kept = {} if _kept is None else _kept
+    tracker = kept.get(folder.name) or _tracker(config, folder, facts)
+    kept[folder.name] = tracker
+    tracker.failed = True  # until it has gone well
     try:
         yield tracker
-    except BaseException:
-        tracker.close(failed=True)
-        raise
-    tracker.close(failed=False)
+        tracker.failed = False
+    finally:
+        if kept is not _kept:
+            tracker.close()
+
+
+def _tracker(config: Config, folder: Path, facts: dict[str, Any]) -> Tracker:
+    if config.tracking.mode == "disabled":
+        return Tracker(None)
+    name, described = _run_name(config, folder), {**run_page.described(config), **facts}
+    if (flow_run := flow_run_id()) is not None:
+        described["flow_run"] = flow_run
+    tokens_per_step = config.training.sequences_per_step * config.data.seq_length
+    return Tracker(lambda: _open(config, folder.name, name, described), read_log(folder), tokens_per_step)
+
+
+def _open(config: Config, id: str, name: str, described: dict[str, Any]) -> Any:
+    """Open a run, offline where W&B refuses. Later stages do not ask a server again that did not answer."""
+    global _unreachable
+    import wandb
+
+    def init(mode: Any) -> Any:
+        return wandb.init(mode=mode, config=described, **_options(config.tracking, config.root, id, config.name))
+
+    mode = "offline" if _unreachable else "as it was set"
+    try:
+        if not _unreachable:
+            mode = choose_mode(config.tracking)
+        run = init(mode)
+    except Exception as error:  # of the server, of the client, of a setting in the environment
+        if mode == "offline":
+            raise
+        _unreachable = _unreachable or mode == "online"
+        wandb.teardown()  # the failed run still holds its id
+        run = init("offline")
+        warn(f"{one_line(error)}; recording offline")
+    if not run.resumed:  # else it has them, and perhaps those of the version that was published
+        run.name, run.tags = name, tuple(run_page.tags_of(config))
+    for axis in run_page.AXES:
+        run.define_metric(axis, hidden=True)  # it gets no chart
+    for section in run_page.SECTIONS:
+        run.define_metric(f"{section}/*", step_metric=run_page.AXES[0])
+    run.define_metric("validation/loss_nats", step_metric=run_page.AXES[0], summary="min")
+    return run
 
 
 def choose_mode(tracking: TrackingConfig) -> str:
@@ -158,18 +137,31 @@ def flow_run_id() -> str | None:
     return str(context.flow_run.id) if context is not None and context.flow_run is not None else None
 
 
-def _options(tracking: TrackingConfig, root: Path, key: str, group: str | None) -> dict[str, Any]:
-    """Return what every part of the record of the training `key` is opened with."""
+def _run_name(config: Config, folder: Path) -> str:
+    """Return the name of the flow run, by which Prefect's pages and W&B's are matched; outside one, the training's."""
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        return context.flow_run.name
+    return f"{config.name} {folder.name[:KEY_DIGITS]}"
+
+
+def _options(tracking: TrackingConfig, root: Path, id: str, group: str | None) -> dict[str, Any]:
+    """Return what the run of a training is opened with, whatever is recorded."""
     import wandb
 
+    settings = wandb.Settings(
+        console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS,
+        reinit="create_new",
+    )  # fmt: skip
     return {
         "project": tracking.project,
         "entity": tracking.entity,
-        "id": key,  # the training's: a retry goes on in the same run
+        "id": id,  # the training's: a retry goes on in the same run
         "resume": "allow",
         "group": group,
+        "job_type": "train",
         "dir": root,
-        "settings": wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
+        "settings": settings,
     }
 
 
@@ -180,57 +172,97 @@ class Pending(BaseModel):
 
     name: str
     version: str
-    training_key: str
+    training_key: str  # the id of its run
     group: str | None
     tracking: TrackingConfig
 
-
-def track_model(config: Config, published: PublishedManifest, training_key: str) -> None:
-    """Record a published version as an artifact, now if the server is there, else at the next `replay`."""
-    with forgiving(f"{published.name} {published.version} is not recorded"):
-        _track_model(config, published, training_key)
+    def file(self, root: Path) -> Path:
+        return root / PENDING_FOLDER / f"{self.name}-{self.version}.json"
 
 
-def _track_model(config: Config, published: PublishedManifest, training_key: str) -> None:
-    if (mode := choose_mode(config.tracking)) == "disabled":
+def track_model(config: Config, published: PublishedManifest, checkpoint: CheckpointManifest) -> None:
+    """Show a published version on its run's page, and record it as an artifact: now, or at the next `replay`."""
+    if config.tracking.mode == "disabled":
         return
+    with forgiving(f"{published.name} {published.version} is not recorded"):
+        pending = _note(config, published, checkpoint.folder.name)
+        title = run_page.title_of(published, _run_name(config, checkpoint.folder))
+        facts = {"parameters": checkpoint.parameters, "steps": checkpoint.steps}
+        with track(config, checkpoint.folder, **facts) as tracker:
+            tracker.do(lambda run: _show(run, published, title))
+            if pending is not None:
+                tracker.do(lambda run: _send_now(run, pending, config.root))
+
+
+def _show(run: Any, published: PublishedManifest, title: str) -> None:
+    """Show what was published, and why, on the page of a run."""
+    import wandb
+
+    with forgiving(f"the page of {published.name} {published.version} is not complete"):
+        run.name, run.notes = title, run_page.notes_of(published)
+        outcome = "promoted" if published.promoted else "not promoted"
+        run.tags = tuple(dict.fromkeys([*(run.tags or ()), published.version, outcome]))
+        figures = run_page.decision_figures(published)
+        tables = {
+            name: wandb.Table(columns=list(titles), data=[list(row) for row in rows])
+            for name, (titles, rows) in run_page.tables_of(published).items()
+        }  # in the summary: `wandb leet` draws a curve of the rows of one in the history
+        run.summary.update({name: value for name, value in {**figures, **tables}.items() if value is not None})
+        run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted(published.folder.glob("*.png"))})
+
+
+def _note(config: Config, published: PublishedManifest, id: str) -> Pending | None:
+    """Note that a version is to be sent; None where W&B is disabled."""
+    if choose_mode(config.tracking) == "disabled":
+        return None
     pending = Pending(
-        name=published.name, version=published.version, training_key=training_key, group=flow_run_id(),
-        tracking=config.tracking,
-    )  # fmt: skip
-    file = config.root / PENDING_FOLDER / f"{published.name}-{published.version}.json"
-    write_atomic(file, pending.model_dump_json(indent=2) + "\n")
-    if mode != "online" or _unreachable:
+        name=published.name, version=published.version, training_key=id, group=config.name, tracking=config.tracking
+    )
+    write_atomic(pending.file(config.root), pending.model_dump_json(indent=2) + "\n")
+    return pending
+
+
+def _send_now(run: Any, pending: Pending, root: Path) -> None:
+    """Send a version if the run is on the server; else it waits for `replay`."""
+    if run.offline:
+        if _unreachable:
+            warn(f"{pending.name} {pending.version} is not sent; {REPLAY}")
         return
     try:
-        _send(pending, config.root)
+        _send(run, pending, root)
     except Exception as error:  # the server's, the client's, the network's: the model is published all the same
-        log.warning(
-            "Weights & Biases: %s; `python -m tasks.tracking replay` sends what is in %s", one_line(error), file.parent
-        )
+        log.warning("Weights & Biases: %s; %s, from %s", one_line(error), REPLAY, pending.file(root).parent)
     else:
-        file.unlink()
+        pending.file(root).unlink()
 
 
 def track_champion(config: Config, published: PublishedManifest) -> None:
     """Have the alias `champion` on the champion, where the last one that was sent is another version."""
+    if config.tracking.mode == "disabled":
+        return
     with forgiving(f"the champion of {published.name} is not recorded"):
         _track_champion(config, published)
 
 
 def _track_champion(config: Config, published: PublishedManifest) -> None:
     home = published.folder.parent
-    champion, pending = read_champion(home), config.root / PENDING_FOLDER
+    champion, pending_folder = read_champion(home), config.root / PENDING_FOLDER
     if champion is None or champion == _last_sent(config.root, published.name):
         return
-    if (pending / f"{published.name}-{champion}.json").exists():  # its turn comes with `replay`
+    if (pending_folder / f"{published.name}-{champion}.json").exists():  # its turn comes with `replay`
         return
     try:
         manifest = PublishedManifest.read(home / champion)
     except Damaged as damage:
         log.warning("Weights & Biases: %s is not recorded as the champion: %s", champion, damage)
         return
-    _track_model(config, manifest, read_lineage(manifest.folder, "checkpoint", "key"))
+    training = PurePosixPath(read_lineage(manifest.folder, "checkpoint", "folder")).name
+    if (pending := _note(config, manifest, training)) is None:
+        return
+    if choose_mode(config.tracking) == "online" and not _unreachable:
+        tracker = Tracker(lambda: _resume(pending, config.root))
+        tracker.do(lambda run: _send_now(run, pending, config.root))
+        tracker.close()
 
 
 def _last_sent(root: Path, name: str) -> str | None:
@@ -250,10 +282,11 @@ def replay(root: Path) -> int:
         try:
             pending = Pending.model_validate_json(file.read_bytes())
             if (Storage.at(root).models(pending.name) / pending.version).is_dir():
-                _send(pending, root)
+                with _resume(pending, root) as run:
+                    _send(run, pending, root)
             else:
                 outcome = "no longer there"
-        except Exception as error:  # as in `track_model`: it can be sent again
+        except Exception as error:  # as in `_send_now`: it can be sent again
             print(printable(f"{file.stem}: {one_line(error)}; it is still in {file}"), file=sys.stderr)
             failed = True
             continue
@@ -262,31 +295,34 @@ def replay(root: Path) -> int:
     return FAILURE if failed else 0
 
 
-def _send(pending: Pending, root: Path) -> None:
-    """Record a version, its inputs and its place in the registry. What the server has already is not sent again."""
+def _resume(pending: Pending, root: Path) -> Any:
+    """Open the run of a published version on the server, as it is there."""
     import wandb
 
-    home = Storage.at(root).models(pending.name)
+    try:
+        return wandb.init(mode="online", **_options(pending.tracking, root, pending.training_key, pending.group))
+    except Exception:
+        wandb.teardown()  # the failed run still holds its id
+        raise
+
+
+def _send(run: Any, pending: Pending, root: Path) -> None:
+    """Record a version, its inputs and its place in the registry. What the server has already is not sent again."""
+    storage = Storage.at(root)
+    home = storage.models(pending.name)
     published = PublishedManifest.read(home / pending.version)
     lineage = read_json(published.folder / LINEAGE_FILE)
-    options = _options(pending.tracking, root, pending.training_key, pending.group)
     aliases = [f"{pending.name}-{pending.version}"]  # v1, v2, … are the server's own
     is_champion = read_champion(home) == pending.version
     if is_champion:
         aliases.append("champion")
-    try:
-        opened = wandb.init(mode="online", job_type="publish", **options)
-    except Exception:
-        wandb.teardown()  # the failed run still holds its id
-        raise
-    with opened as run:
-        for kind in INPUTS:
-            run.use_artifact(input_artifact(kind, lineage[kind]))
-        logged = run.log_artifact(model_artifact(published, lineage), aliases=aliases)
-        logged.wait(timeout=UPLOAD_TIMEOUT_SECONDS)
-        if is_champion and pending.tracking.registry is not None:
-            target = f"wandb-registry-{pending.tracking.registry}/{pending.name}"
-            run.link_artifact(logged, target, aliases=aliases)
+    for kind in INPUTS:
+        run.use_artifact(input_artifact(kind, lineage[kind]))
+    logged = run.log_artifact(model_artifact(published, lineage), aliases=aliases)
+    logged.wait(timeout=UPLOAD_TIMEOUT_SECONDS)
+    if is_champion and pending.tracking.registry is not None:
+        target = f"wandb-registry-{pending.tracking.registry}/{pending.name}"
+        run.link_artifact(logged, target, aliases=aliases)
     if is_champion:
         write_atomic(root / SENT_FOLDER / pending.name, pending.version + "\n")
 
@@ -295,7 +331,7 @@ def input_artifact(kind: str, record: dict[str, Any]) -> Any:
     """Return an artifact that names the files of a stage by their sha256, and holds none."""
     import wandb
 
-    metadata = {"folder": record["folder"], "key": record["key"]}
+    metadata = {name: value for name, value in record.items() if name != "sha256"}
     artifact = wandb.Artifact(f"{kind}-{record['key']}", type="dataset", metadata=metadata)
     with artifact.new_file("sha256.json") as file:
         json.dump(record["sha256"], file, indent=2)
@@ -303,12 +339,18 @@ def input_artifact(kind: str, record: dict[str, Any]) -> Any:
 
 
 def model_artifact(published: PublishedManifest, lineage: dict[str, Any]) -> Any:
-    """Return the artifact of a published version: its folder, and what it comes from."""
+    """Return the artifact of a published version: its small files, its weights by reference, what it comes from."""
     import wandb
 
     known = {name: lineage[name] for name in ("git_commit", "flow_run", "decision")}
-    artifact = wandb.Artifact(published.name, type="model", metadata={"version": published.version, **known})
-    artifact.add_dir(str(published.folder), policy="immutable", skip_cache=True)
+    keys = {f"{kind}_key": lineage[kind]["key"] for kind in (*INPUTS, "checkpoint", "evaluation")}
+    metadata = {"version": published.version, "weights_sha256": published.checkpoint_sha256, **keys, **known}
+    artifact = wandb.Artifact(published.name, type="model", metadata=metadata)
+    for path in sorted(published.folder.iterdir()):
+        if path.name == WEIGHTS_FILE:
+            artifact.add_reference(path.absolute().as_uri(), name=path.name)
+        else:
+            artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
     return artifact
 
 

@@ -8,10 +8,12 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from tasks.dispatch import train_elsewhere
 from tasks.report import shown
+from tasks.run_page import training_figures
 from tasks.stage import stage
 from tasks.tracking import track
 from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved, TrainingCancelled
+from textgen.model.transformer import count_parameters
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training import train as training
@@ -56,7 +58,8 @@ def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> 
     if config.compute.gpu_deployment is not None:
         return train_elsewhere(config, tokens, out, storage)
     bring_trunk(storage, plan, out)
-    with mirrored(storage, out), track(config, plan.key, "train") as run, shown(config, tokens) as progress:
+    facts = {"parameters": count_parameters(config.model, tokens.vocab_size), "steps": plan.steps}
+    with mirrored(storage, out), track(config, out, **facts) as run, shown(config, tokens) as progress:
 
         def on_metrics(step: int, figures: dict[str, float]) -> None:
             run.log(step, figures)
@@ -64,11 +67,6 @@ def train(config: Config, tokens: TokensManifest, folder: str | None = None) -> 
             progress.link(run.url)
 
         checkpoint = training.train(tokens, config, out, on_metrics)
-        run.summarize(
-            {
-                f"speed/{name}": value
-                for name, value in checkpoint.speed.model_dump(exclude={"seconds", "joules"}).items()
-            }
-        )
+        run.summarize(training_figures(checkpoint))
     storage.push(out, checkpoint)
     return checkpoint

@@ -32,7 +32,7 @@ class Recorder:
         self.attempts: list[list[Line]] = []
 
     @contextmanager
-    def track(self, config: Config, key: str, job_type: str) -> Iterator["Recorder"]:
+    def track(self, config: Config, folder: Path, **facts: int) -> Iterator["Recorder"]:
         self.attempts.append([])
         yield self
 

@@ -5,6 +5,8 @@ A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and 
 (with SDPA and no cache: the stock cache lays keys out otherwise, which can move the last bits).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -196,3 +198,11 @@ def weight_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, 
     blocks = {f"model.layers.{layer}.{name}.weight": shape for layer in layers for name, shape in block.items()}
     ends = {"model.embed_tokens.weight": (vocab_size, C), "model.norm.weight": (C,), "lm_head.weight": (vocab_size, C)}
     return {**blocks, **ends}
+
+
+def count_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Return the number of a model's parameters, without building the model."""
+    shapes = weight_shapes(config, vocab_size)
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return sum(map(math.prod, shapes.values()))

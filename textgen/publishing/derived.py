@@ -175,8 +175,8 @@ class Derived:
     def wandb(self) -> list[Path]:
         """Return the folders of W&B's runs of the trainings, and what is yet to be sent of the versions."""
         home = self.storage.local / "wandb"
-        keys = {folder.name.split("-")[0] for folder in self.trainings}
-        runs = [folder for folder in folders_in(home) if folder.name.rpartition("-")[2] in keys]
+        ids = {f"-{name}" for folder in self.trainings for name in (folder.name, folder.name.split("-")[0])}
+        runs = [folder for folder in folders_in(home) if folder.name.endswith(tuple(ids))]
         pending = [home / "pending" / f"{name.replace('@', '-')}.json" for name in self.names]
         return [*runs, *(file for file in pending if file.exists())]
 
