@@ -10,7 +10,7 @@ from tasks.redact import redacted
 from tasks.stage import NETWORK_RETRY_SECONDS
 from textgen.config import Config
 from textgen.errors import Failure, PushFailed
-from textgen.model.find import CHAMPION_FILE, read_champion
+from textgen.model.find import bring_champion
 from textgen.publishing import upload as uploading
 from textgen.publishing.version import PublishedManifest
 from textgen.storage import Storage
@@ -47,8 +47,7 @@ def upload_champion(config: Config, published: PublishedManifest) -> str | None:
         return None
     home, storage = published.folder.parent, Storage(config.storage)
     try:
-        storage.bring_file(home / CHAMPION_FILE)
-        if (champion := read_champion(home)) is None:
+        if (champion := bring_champion(home, storage)) is None:
             return None
         storage.bring(home / champion, PublishedManifest)
         return upload(config, PublishedManifest.read(home / champion))

@@ -150,11 +150,9 @@ class Registry:
         return self.name, f"{self.name}@champion"
 
     def current(self) -> str | None:
-        from textgen.model.find import CHAMPION_FILE, read_champion
+        from textgen.model.find import bring_champion
 
-        home = self.storage.models(self.name)
-        self.storage.bring_file(home / CHAMPION_FILE)
-        version = read_champion(home)
+        version = bring_champion(self.storage.models(self.name), self.storage)
         return None if version is None else f"{self.name}@{version}"
 
     def load(self, version: str) -> "Version":

@@ -51,6 +51,17 @@ def read_champion(home: Path) -> str | None:
     return version
 
 
+def bring_champion(home: Path, storage: Storage) -> str | None:
+    """Return the version in use of the models in `home`, as the remote root says; None where there is none.
+
+    Raises:
+        Damaged: the file names no version.
+        StorageUnavailable: the remote root did not answer.
+    """
+    storage.bring_file(home / CHAMPION_FILE)
+    return read_champion(home)
+
+
 def numbers(home: Path) -> list[int]:
     """Return the numbers of the versions that are there, in order."""
     return sorted(int(match[1]) for path in home.glob("v*") if (match := VERSION.fullmatch(path.name)))
@@ -87,11 +98,9 @@ def find_named(key: str, name: str | None, config: Config, storage: Storage) -> 
     """
     if name is None:
         return None
-    if name == f"{config.name}@champion" and not Path(name).is_dir():
-        home = storage.models(config.name)
-        storage.bring_file(home / CHAMPION_FILE)
-        if read_champion(home) is None:
-            return None
+    names_our_own = name == f"{config.name}@champion" and not Path(name).is_dir()
+    if names_our_own and bring_champion(storage.models(config.name), storage) is None:
+        return None
     try:
         return resolve(name, storage)
     except InputError as error:
@@ -117,8 +126,7 @@ def bring_version(name: str, version: str, storage: Storage) -> Path:
         Damaged: a file that was brought, or the champion's, is not what was written.
     """
     home = storage.models(name)
-    storage.bring_file(home / CHAMPION_FILE)
-    wanted = read_champion(home) if version == "champion" else version
+    wanted = bring_champion(home, storage) if version == "champion" else version
     if wanted is not None and VERSION.fullmatch(wanted):
         storage.bring(home / wanted, ModelManifest)
     return find_version(home, wanted)

@@ -16,7 +16,7 @@ from textgen.errors import Damaged, InputError
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
 from textgen.model.device import choose_device
-from textgen.model.find import CHAMPION_FILE, read_champion
+from textgen.model.find import bring_champion
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.registry import trained_text
 from textgen.publishing.version import PublishedManifest, read_lineage
@@ -89,8 +89,7 @@ class Drift(Manifest):
 def find_champion(config: Config, storage: Storage) -> Path | None:
     """Return the folder of the version in use, None before there is one."""
     home = storage.models(config.name)
-    storage.bring_file(home / CHAMPION_FILE)
-    if (version := read_champion(home)) is None:
+    if (version := bring_champion(home, storage)) is None:
         return None
     storage.bring(home / version, PublishedManifest)
     return home / version

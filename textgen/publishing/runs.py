@@ -11,7 +11,7 @@ from typing import Any
 
 from textgen.errors import InputError
 from textgen.files import Manifest, read_json
-from textgen.model.find import CHAMPION_FILE, VERSION, ModelManifest, bring_version, number_of, read_champion
+from textgen.model.find import VERSION, ModelManifest, bring_champion, bring_version, number_of
 from textgen.publishing.index import Entry, Index, read_index
 from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.settings import default_values
@@ -217,8 +217,7 @@ def _champions(storage: Storage, index: Index) -> set[str]:
     homes = {storage.inside(path).parent for path, entry in index.items() if entry.stage == "publish"}
     champions = set()
     for home in homes:
-        storage.bring_file(home / CHAMPION_FILE)
-        if (version := read_champion(home)) is not None:
+        if (version := bring_champion(home, storage)) is not None:
             champions.add(storage.name(home / version))
     return champions
 
