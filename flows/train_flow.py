@@ -11,7 +11,6 @@ import argparse
 import contextvars
 import json
 import logging
-import shlex
 import signal
 import sys
 import threading
@@ -23,20 +22,20 @@ from typing import Any
 from prefect import flow, get_client
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from rich.console import Console
-from rich.table import Table
 
 from flows.form import ConfigName, Override, RunChoices, TrainingChoices, make_config, run_name
+from flows.summary import summarize
 from tasks.cancel import cancel_children
 from tasks.redact import redacted
+from textgen.bar import Console
 from textgen.errors import Failure, carry_out
-from textgen.terminal import PlainFormatter, columns, printable, say
-from textgen.text.corpus import RawManifest
+from textgen.terminal import say
 from textgen.text.local_files import NO_TEXT_YET, is_awaited
-from textgen.text.report import TextReport, text_in_words
 
-FORMS = {"loss_nats": ".4f", "token_perplexity": ",.2f", "word_perplexity": ",.0f", "bits_per_byte": ".4f"}
-SERVER_HINT = "PREFECT_API_URL says where it is; without it the command starts one of its own"
+SERVER_HINT = (
+    "PREFECT_SERVER_LOGGING_LEVEL=ERROR shows what a temporary one says; "
+    "PREFECT_API_URL says where it is; without it the command starts one of its own"
+)
 
 
 def name_run() -> str:
@@ -77,65 +76,6 @@ def train_flow(
     return run_stages(made, run)
 
 
-def summarize(result: dict[str, Any]) -> None:
-    """Print a run's summary: stages, metrics, samples, and what to do next."""
-    from textgen.publishing.drift import Drift, changes_in_words  # loads torch, as the flow has by now
-    from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
-    from textgen.publishing.verdict import decision_of, headline, in_lines
-    from textgen.publishing.version import PublishedManifest
-
-    # Names and samples are foreign text: no [b] in them, no :smile: and no escape sequence acts.
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-    def show(text: str) -> None:
-        console.print(printable(text))
-
-    stages = Table("stage", "seconds", "cached", title="Stages", title_justify="left")
-    for name, report in result["stages"].items():
-        stages.add_row(name, f"{report['seconds']:.1f}", "yes" if report["cached"] else "no")
-    console.print(stages)
-
-    show("\n".join([*_text_lines(result), ""]))
-
-    speed = result["checkpoint"]["speed"]
-    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in speed["seconds"].items())
-    show(
-        f"Training: {speed['tokens_per_second']:,.0f} tokens/s, {speed['mfu']:.0%} of the matrix peak, "
-        f"{speed['memory_peak_bytes'] / 2**30:.1f} GiB at the peak ({phases})\n"
-    )
-
-    if (drift := result["drift"]) is not None:
-        reasons = "".join(f"\n  {reason}" for reason in drift["reasons"])
-        changes = changes_in_words(Drift.model_validate(drift))
-        show(f"Data: {drift['verdict']}, beside the text of {drift['champion']}{changes}{reasons}\n")
-
-    if (fit := result["tokenizer"]) is not None:
-        show(f"Tokenizer: {fit_in_words(TokenizerFit.model_validate(fit))}\n")
-
-    published = result["published"]
-    decision = decision_of(PublishedManifest.model_validate(published))
-    champion = result["champion"] or "none"
-    place = "the champion" if champion == published["version"] else f"the champion is {champion}"
-    show(f"{published['name']} {published['version']}: {headline(decision)}; {place}")
-    if not (beside := [*in_lines(decision, published["version"])]):
-        rows = [("split", "loss (nats)", "token perplexity", "word perplexity", "bits a byte")]
-        for name, split in result["metrics"].items():
-            figures = [(split[figure], form) for figure, form in FORMS.items()]
-            rows.append((name, *("-" if value is None else format(value, form) for value, form in figures)))
-        beside = ["", *columns(rows, right=range(1, 5))]
-    show("\n".join([*beside, ""]))
-
-    for sample in published["samples"]:
-        show(f"{sample['prompt']} ▸{sample['continuation']}\n")
-    show(f"Model: {published['path']}")
-    prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:2]) or "The")
-    show(f"Next:  python -m textgen generate {shlex.quote(published['path'])} --prompt {prompt}")
-
-
-def _text_lines(result: dict[str, Any]) -> list[str]:
-    return text_in_words(RawManifest.model_validate(result["raw"]), TextReport.model_validate(result["text"]))
-
-
 def main(options: argparse.Namespace) -> int:
     """Run the flow as the command says and return the exit code."""
     return carry_out(lambda: _run(options))
@@ -150,6 +90,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(result, indent=2))
     else:
+        if sys.stderr.isatty():  # between the log and the summary
+            print(file=sys.stderr)
         summarize(result)
 
 
@@ -194,8 +136,7 @@ def set_up_console() -> None:
     """Show our own lines on stderr and not Prefect's, which are in the run's log; `main` says what failed."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.name.startswith("prefect"))
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(PlainFormatter("%(message)s"))
+    console = Console()
     for name in ("textgen", "tasks"):
         logging.getLogger(name).addHandler(console)
         logging.getLogger(name).propagate = False

@@ -9,7 +9,11 @@ from tasks import redact
 # prefect.yaml sets what counts there.
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow first start is no failure
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server calls nobody
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server calls nobody,
+os.environ.setdefault("DO_NOT_TRACK", "1")  # and the client says nothing of calling somebody
+
+# It prints its own errors and those of its end, if it is busy then, into the command's terminal
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
 redact.install()
 for name in ("textgen", "tasks"):

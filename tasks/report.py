@@ -22,7 +22,7 @@ from prefect.artifacts import (
 )
 
 from textgen.config import Config
-from textgen.evaluation.scoring import Metrics
+from textgen.evaluation.scoring import FIGURES, Metrics, figure_in_words
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE, without_folded
 from textgen.publishing.drift import Drift, TextFigures
@@ -40,12 +40,6 @@ log = logging.getLogger(__name__)
 UPDATE_SECONDS = 5.0  # between two looks at a training's progress
 URL_MARKS = "/:?=&#%@"  # that stay as they are in a link, where brackets, spaces and line ends would be markup
 LEAVE_SECONDS = 10.0  # to send the last of it
-SHOWN = {
-    "loss_nats": "loss (nats a token)",
-    "token_perplexity": "token perplexity",
-    "word_perplexity": "word perplexity",
-    "bits_per_byte": "bits a byte",
-}
 
 
 class Progress:
@@ -159,9 +153,9 @@ def compare(published: PublishedManifest, metrics: Metrics) -> list[dict[str, st
     if beside := figure_rows(decision_of(published), published.version):
         return as_rows(beside)
     return [
-        {"split": split, "metric": words, published.version: _number(getattr(figures, metric))}
+        {"split": split, "metric": words, published.version: figure_in_words(metric, getattr(figures, metric))}
         for split, figures in metrics.splits.items()
-        for metric, words in SHOWN.items()
+        for metric, words in FIGURES.items()
     ]
 
 
@@ -188,7 +182,3 @@ def slug(name: str) -> str:
 def _estimate(figures: TextFigures | None, name: str) -> str:
     estimate = getattr(figures, name, None)
     return "-" if estimate is None else f"{estimate.value:.4g} ± {estimate.standard_error:.2g}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

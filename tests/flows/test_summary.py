@@ -1,5 +1,7 @@
 """The summary of a run: foreign text in it is shown as it is and acts on no terminal."""
 
+import shlex
+import shutil
 from typing import Any
 
 import pytest
@@ -8,26 +10,16 @@ from flows.train_flow import summarize
 
 HOSTILE = "/t/a[/b]c[bold]d :smile: \x1b[31mred\x1b]0;title\x07"
 SHOWN = "/t/a[/b]c[bold]d :smile: \\x1b[31mred\\x1b]0;title\\x07"
-SPLIT = {
-    "documents": 1, "words": 1, "bytes": 1, "overlap": 0.0,
-    "longest": {"name": "a", "words": 1}, "shortest": {"name": "a", "words": 1},
-}  # fmt: skip
 
 
 def result(text: str) -> dict[str, Any]:
     """Return what a run leaves, with `text` wherever somebody else's words are."""
-    speed = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
+    speed: dict[str, Any] = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
     figures = {"loss_nats": 1.0, "token_perplexity": 2.7, "word_perplexity": None, "bits_per_byte": 1.5}
     return {
-        "raw": {
-            "key": "raw", "name": "files", "source": {}, "splits": {}, "reading": {"files": {}, "left_out": {text: 1}},
-        },
-        "text": {
-            "key": "report", "raw_key": "raw",
-            "splits": {split: SPLIT for split in ("train", "validation", "test")},
-        },
+        "raw": {"name": "files"},
         "stages": {"fetch": {"seconds": 1.0, "cached": False}},
-        "checkpoint": {"speed": speed},
+        "checkpoint": {"speed": speed, "steps": 900, "config": {"tokenizer": {"kind": "bpe"}}},
         "metrics": {"test": figures},
         "tokenizer": None,
         "drift": {"key": "drift", "raw_key": "raw", "verdict": "not compared", "champion": "v1", "reasons": [text]},
@@ -46,7 +38,7 @@ def test_foreign_text_is_shown_as_it_is_and_does_not_act(columns, monkeypatch, c
     summarize(result(HOSTILE))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
-    assert printed.count(SHOWN) == 7
+    assert printed.count(SHOWN) == 6
 
 
 def test_the_documents_that_moved_act_on_no_terminal(capsys):
@@ -63,3 +55,63 @@ def test_the_documents_that_moved_act_on_no_terminal(capsys):
     assert "\x1b" not in printed and "\x07" not in printed
     assert f"Against v1, the champion before it: {SHOWN}.\n" in printed
     assert "\ntest, 1 document  loss (nats a token)  1.0000  2.0000  1.0000 better\n" in printed
+
+
+FIGURES = {"loss_nats": 3.1, "token_perplexity": 22.2, "word_perplexity": 22789100439.0166, "bits_per_byte": None}
+
+
+def printed_of(capsys, **changes: Any) -> list[str]:
+    """Return the lines of the summary of a run that was compared with no other, some parts of which are `changes`."""
+    run = {**result("text"), "metrics": {"test": FIGURES}}
+    run["published"] = {
+        **run["published"], "path": "data/models/textgen/v1", "reason": "publish.policy=never",
+        "samples": [{"prompt": "It's the first words of", "continuation": " a document\nof two lines"}],
+    }  # fmt: skip
+    for name, change in changes.items():
+        run[name] = {**run[name], **change} if isinstance(change, dict) else change
+    summarize(run)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_verdict_comes_first_and_a_prompt_is_told_from_its_continuation(capsys):
+    lines = printed_of(capsys)
+    assert lines[0] == "textgen v1: promoted (publish.policy=never); the champion"
+    assert "  It's the first words of ▸ a document" in lines
+    assert "    of two lines" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({}, ("test", "3.1000", "22.20", "-")),
+        ({"raw": {"name": "Salesforce--wikitext"}}, ("test", "3.1000", "22.20", "2.3e+10", "-")),
+        ({"checkpoint": {"config": {"tokenizer": {"kind": "word"}}}}, ("test", "3.1000", "22.20", "2.3e+10", "-")),
+    ],
+    ids=["bpe", "WikiText", "words"],
+)
+def test_word_perplexity_is_shown_where_words_are_the_measure(changes, row, capsys):
+    assert tuple(next(line for line in printed_of(capsys, **changes) if line.startswith("test ")).split()) == row
+
+
+def test_a_run_that_did_nothing_says_so_first(capsys):
+    lines = printed_of(capsys, stages={"fetch": {"seconds": 0.1, "cached": True}})
+    assert lines[0] == "Nothing to do: data, settings and code versions are those of textgen v1."
+    assert not [line for line in lines if line.startswith(("Training: ", "Stages: "))]
+
+
+@pytest.mark.parametrize(
+    ("champion", "path", "commands"),
+    [
+        ("v1", "data/models/textgen/v1", ["textgen@champion"]),
+        ("v3", "data/models/textgen/v1", ["textgen@champion", "textgen@v1"]),
+        (None, "data/models/textgen/v1", ["textgen@v1"]),
+        ("v1", "/a b/models/textgen/v1", ["textgen@champion --root '/a b'"]),
+    ],
+)
+def test_what_to_do_next_is_a_command_that_can_be_pasted(champion, path, commands, capsys):
+    lines = printed_of(capsys, champion=champion, published={"path": path})
+    typed = [line.removeprefix("Next:").strip() for line in lines[lines.index(f"Model: {path}") + 1 :]]
+    for line, model in zip(typed, commands, strict=True):
+        python, *arguments = shlex.split(line, comments=True)
+        assert shutil.which(python)
+        assert arguments == [*shlex.split(f"-m textgen generate {model} --prompt"), "It's the first words"]

@@ -29,6 +29,7 @@ def add_evaluate(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.evaluate import evaluate_splits, evaluate_text, read_tokens
     from textgen.evaluation.protocols import DEFINITIONS
+    from textgen.evaluation.scoring import figure_in_words
     from textgen.model.cached import CachedModel
     from textgen.model.device import choose_device
     from textgen.model.find import resolve
@@ -61,4 +62,4 @@ def _run(options: argparse.Namespace) -> None:
     for name, metrics in splits.items():
         say(name)
         for figure, value in metrics.model_dump().items():
-            say(f"  {figure:18} {'-' if value is None else value}")
+            say(f"  {figure:18} {f'{value:,}' if isinstance(value, int) else figure_in_words(figure, value)}")
