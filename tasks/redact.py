@@ -1,6 +1,7 @@
 """Secrets reach no log and no state of a run: the environment's keys, tokens and passwords are blotted out.
 
-Nor does a control character of foreign text reach a log: Prefect's own handlers print them in a terminal.
+Nor does a control character of foreign text reach a log: Prefect's own handlers print them in a terminal. And an error
+whose message is all that a user needs is logged without a traceback.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from textgen.errors import Failure
+from textgen.errors import Failure, InputError
 from textgen.terminal import printable
 
 SECRET_NAME = re.compile(
@@ -62,6 +63,8 @@ class RedactedRecord(logging.LogRecord):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.exc_info and isinstance(self.exc_info[1], InputError | Failure):
+            self.exc_info = None  # the message says all, and Prefect's own line has it
         try:
             message = self.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit: the handlers report that

@@ -16,6 +16,7 @@ from tasks.redact import BLOT, redact, redacted
 from tasks.stage import run_stage, stage
 from tests.waiting import until
 from textgen.config import Config
+from textgen.errors import Failure, InputError
 from textgen.files import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,15 @@ def test_a_traceback_without_a_secret_stays_an_exception():
     except ValueError as error:
         record = logging.getLogger("textgen").makeRecord("textgen", 40, "", 1, "no", (), sys.exc_info())
         assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize("kind", [InputError, Failure])
+def test_an_error_whose_message_says_all_has_no_traceback(kind, logged):
+    try:
+        raise kind("seed=x: an integer was expected")
+    except kind as error:
+        text = logged("Encountered exception during execution: %r", error, exc_info=True)
+    assert text == f"Encountered exception during execution: {kind.__name__}('seed=x: an integer was expected')\n"
 
 
 @pytest.mark.parametrize(
