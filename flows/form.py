@@ -2,6 +2,8 @@
 
 import re
 import textwrap
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -10,8 +12,16 @@ from pydantic.json_schema import SkipJsonSchema
 
 from tasks.redact import redact
 from textgen.config import Config, find_config, known_keys, load_config, shipped_configs
+from textgen.errors import InputError
+from textgen.files import content_key
+from textgen.settings import Setting, as_typed, list_settings
 
-NAME_LENGTH = 80
+NAME_LENGTH = 48  # the narrowest list of the UI cuts a name a little later
+WORD_LENGTH, VALUE_LENGTH = 28, 12
+PLACES = ("storage.", "tracking.", "compute.")
+
+NULL = " null: "  # in the meaning of a key, before what a null stands for
+NAME = Config.model_json_schema()["properties"]["name"]
 
 T = TypeVar("T")
 
@@ -44,19 +54,76 @@ def field(position: int, title: str, description: str, default: Any = None) -> A
     return Field(default, title=title, description=description, json_schema_extra=place)
 
 
+def setting(position: int, title: str, key: str) -> Any:
+    """Return a field for a key of the configuration, which may be left empty."""
+    return field(position, title, describe(key))
+
+
+def describe(key: str) -> str:
+    """Return what a key of the configuration means, and its value in each that is shipped."""
+    found = {name: settings[key] for name, settings in shipped_settings().items()}
+    with_value: dict[str, list[str]] = {}
+    for name, one in found.items():
+        with_value.setdefault(_value(one), []).append(name)
+    meaning, _, _ = next(iter(found.values())).meaning.partition(NULL)
+    if len(with_value) == 1:
+        return f"{meaning} Left empty: {next(iter(with_value))}."
+    values = [f"{value} in {' and '.join(names)}" for value, names in with_value.items()]
+    return f"{meaning} Left empty: {'; '.join(values)}."
+
+
+def _value(one: Setting) -> str:
+    """Return the value of a key in words."""
+    return as_typed(one.value) if one.value is not None else one.meaning.partition(NULL)[2].removesuffix(".") or "none"
+
+
+@cache
+def shipped_settings() -> dict[str, dict[str, Setting]]:
+    """Return the settings of each shipped configuration by key; one with a mistake is left out."""
+    found = {}
+    for name, path in shipped_configs().items():
+        with suppress(InputError):
+            found[name] = {one.key: one for one in list_settings(path, [])}
+    return found
+
+
+class DataChoices(Choices):
+    """The text to train on: one source. What is left empty is as in the configuration."""
+
+    files: Chosen[str] = setting(0, "Files", "data.files")
+    path: Chosen[str] = setting(1, "Folder in Hub layout", "data.path")
+    dataset_name: Chosen[str] = setting(2, "Dataset", "data.dataset_name")
+    dataset_config: Chosen[str] = setting(3, "Configuration of the dataset", "data.dataset_config")
+
+    def overrides(self) -> list[str]:
+        """Return the choices as overrides of the configuration; a source takes the place of the one that it has.
+
+        Raises:
+            InputError: more than one source is chosen.
+        """
+        chosen = {name: value for name, value in self if value is not None}
+        sources = [name for name in ("files", "path", "dataset_name") if name in chosen]
+        if len(sources) > 1:
+            raise InputError(f"data: {' and '.join(sources)} are both chosen; choose one source")
+        others = dict.fromkeys(("files", "path", "dataset_config"), "null") if sources else {}
+        return [f"data.{name}={value}" for name, value in {**others, **chosen}.items()]
+
+
 class TrainingChoices(Choices):
     """How to train. What is left empty is as in the configuration."""
 
-    steps: Chosen[Annotated[int, Field(ge=1)]] = field(0, "Steps", "optimizer steps")
-    learning_rate: Chosen[Annotated[float, Field(gt=0, le=1)]] = field(1, "Learning rate", "at its peak")
-    batch_size: Chosen[Annotated[int, Field(ge=1)]] = field(2, "Batch size", "sequences in a forward pass")
-    seed: Chosen[Annotated[int, Field(ge=0, lt=2**32)]] = field(3, "Seed", "the same seed and data give the same model")
+    steps: Chosen[Annotated[int, Field(ge=1)]] = setting(0, "Steps", "training.max_steps")
+    learning_rate: Chosen[Annotated[float, Field(gt=0, le=1)]] = setting(1, "Learning rate", "training.learning_rate")
+    warmup_steps: Chosen[Annotated[int, Field(ge=0)]] = setting(2, "Warm-up steps", "training.warmup_steps")
+    batch_size: Chosen[Annotated[int, Field(ge=1)]] = setting(3, "Batch size", "training.batch_size")
+    seed: Chosen[Annotated[int, Field(ge=0, lt=2**32)]] = setting(4, "Seed", "seed")
 
     def overrides(self) -> list[str]:
         """Return the choices as overrides of the configuration."""
         values = {
             "training.max_steps": self.steps,
             "training.learning_rate": self.learning_rate,
+            "training.warmup_steps": self.warmup_steps,
             "training.batch_size": self.batch_size,
             "seed": self.seed,
         }
@@ -67,39 +134,64 @@ class TrainingChoices(Choices):
 class RunChoices(Choices):
     """What to do, and where."""
 
-    force: bool = field(0, "Train again", "though data, configuration and code are those of a model there is", False)
+    name: Chosen[Annotated[str, Field(pattern=NAME["pattern"], max_length=NAME["maxLength"])]] = setting(
+        0, "Model name", "name"
+    )
+    force: bool = field(
+        1, "Train again", "Train although data, settings and code are those of a model that is there.", False
+    )
     refresh: bool = field(
-        1, "Look for new data", "ask the Hub for the newest commit, in place of the one that was fetched first", False
+        2, "Look for new data", "Ask the Hub for the newest commit, not for the one that was fetched first.", False
     )
-    promote: Chosen[Literal["gate", "always", "never"]] = field(
-        2, "Promote", "gate: if it is better than the champion; empty: as in the configuration"
-    )
-    gpu_deployment: Chosen[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]] = field(
-        3, "GPU deployment", "that trains, as train-model/gpu; empty: this run's own process does"
+    promote: Chosen[Literal["gate", "always", "never"]] = setting(3, "Promote", "publish.policy")
+    gpu_deployment: Chosen[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]] = setting(
+        4, "GPU deployment", "compute.gpu_deployment"
     )
 
     def overrides(self) -> list[str]:
         """Return the choices that are settings as overrides of the configuration."""
-        values = {"publish.policy": self.promote, "compute.gpu_deployment": self.gpu_deployment}
+        values = {"name": self.name, "publish.policy": self.promote, "compute.gpu_deployment": self.gpu_deployment}
         return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
-def make_config(config: str, training: TrainingChoices, run: RunChoices, overrides: list[str]) -> Config:
+def make_config(
+    config: str,
+    training: TrainingChoices,
+    run: RunChoices,
+    overrides: list[str],
+    data: DataChoices = DataChoices(),  # noqa: B008  frozen
+) -> Config:
     """Return the configuration that the form describes: the file < the choices < the overrides.
 
     Raises:
         InputError: a line a mistake, each naming the key, the value and the rule.
     """
-    return load_config(find_config(config), [*training.overrides(), *run.overrides(), *overrides])
+    chosen = [*data.overrides(), *training.overrides(), *run.overrides()]
+    return load_config(find_config(config), [*chosen, *overrides])
 
 
 def run_name(parameters: dict[str, Any]) -> str:
-    """Return a short name for a run with these parameters: the configuration and what differs from it."""
+    """Return a short name for a run with these parameters: the configuration and what differs from it.
+
+    What says only where things are comes last. A name that was shortened ends with a hash of the whole one: it is no
+    other run's.
+    """
     chosen = [
         f"{name}={value}"
-        for group in ("training", "run")
+        for group in ("run", "training", "data")
         for name, value in dict(parameters.get(group) or {}).items()
         if value is not None and value is not False and name != "gpu_deployment"
     ]
-    words = [Path(parameters.get("config") or "default").stem, *chosen, *(parameters.get("overrides") or [])]
-    return textwrap.shorten(redact(" ".join(words)), NAME_LENGTH, placeholder=" …")
+    overrides = sorted(parameters.get("overrides") or [], key=lambda override: override.startswith(PLACES))
+    whole = redact(" ".join([Path(parameters.get("config") or "default").stem, *chosen, *overrides]))
+    short = " ".join(map(_short, whole.split()))
+    if short == whole and len(whole) <= NAME_LENGTH:
+        return whole
+    mark = f" … {content_key(whole)[:4]}"
+    return textwrap.shorten(short, NAME_LENGTH - len(mark), placeholder="") + mark
+
+
+def _short(word: str) -> str:
+    """Return `key=value` with the end of a long value alone."""
+    key, equals, value = word.partition("=")
+    return word if len(word) <= WORD_LENGTH else f"{key}{equals}…{value[-VALUE_LENGTH:]}"

@@ -23,7 +23,7 @@ from prefect import flow, get_client
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.form import ConfigName, Override, RunChoices, TrainingChoices, make_config, run_name
+from flows.form import ConfigName, DataChoices, Override, RunChoices, TrainingChoices, make_config, run_name
 from flows.summary import summarize
 from tasks.cancel import cancel_children
 from tasks.redact import redacted
@@ -53,7 +53,8 @@ def name_run() -> str:
 @redacted()
 def train_flow(
     config: ConfigName = "default",
-    training: TrainingChoices = TrainingChoices(),  # noqa: B008  frozen
+    data: DataChoices = DataChoices(),  # noqa: B008  frozen
+    training: TrainingChoices = TrainingChoices(),  # noqa: B008
     run: RunChoices = RunChoices(),  # noqa: B008
     overrides: list[Override] = [],  # noqa: B006  Prefect hands on a copy
 ) -> Any:
@@ -63,11 +64,12 @@ def train_flow(
 
     Args:
         config: The configuration to start from, a file of configs/.
+        data: The text to train on: one source. What is left empty is as in the configuration.
         training: How to train. What is left empty is as in the configuration.
         run: What to do, and where.
         overrides: Other settings, as section.key=value, over everything above. `textgen config` shows every key.
     """
-    made = make_config(config, training, run, overrides)
+    made = make_config(config, training, run, overrides, data)
     if is_awaited(made.data.files):
         return Completed(name=NO_TEXT_YET.partition(":")[0], message=NO_TEXT_YET)
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts

@@ -1,5 +1,6 @@
 """The form of a run: what it shows, what it refuses, and the configuration that it makes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
-from flows.form import NAME_LENGTH, RunChoices, TrainingChoices, make_config, run_name
+import flows.form
+from flows.form import NAME_LENGTH, DataChoices, RunChoices, TrainingChoices, make_config, run_name
 from flows.train_flow import train_flow
-from textgen.config import Config, known_keys, load_config
+from textgen.config import Config, find_config, known_keys, load_config, shipped_configs
 from textgen.errors import InputError
+from textgen.sections import DataConfig
 
 ROOT = Path(__file__).parents[2]
 NOTHING = (TrainingChoices(), RunChoices())
@@ -79,7 +82,7 @@ def test_a_mistake_that_only_the_whole_shows_is_one_line(config_file):
 
 def test_the_form_has_its_groups_in_order_with_the_configs_to_choose_from(schema):
     groups = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
-    assert groups == ["config", "training", "run", "overrides"]
+    assert groups == ["config", "data", "training", "run", "overrides"]
     assert schema["properties"]["config"]["enum"] == sorted(path.stem for path in (ROOT / "configs").iterdir())
     assert schema.get("required", []) == []
 
@@ -87,25 +90,64 @@ def test_the_form_has_its_groups_in_order_with_the_configs_to_choose_from(schema
 @pytest.mark.parametrize(
     ("group", "fields"),
     [
-        ("TrainingChoices", ["Steps", "Learning rate", "Batch size", "Seed"]),
-        ("RunChoices", ["Train again", "Look for new data", "Promote", "GPU deployment"]),
+        ("DataChoices", ["Files", "Folder in Hub layout", "Dataset", "Configuration of the dataset"]),
+        ("TrainingChoices", ["Steps", "Learning rate", "Warm-up steps", "Batch size", "Seed"]),
+        ("RunChoices", ["Model name", "Train again", "Look for new data", "Promote", "GPU deployment"]),
     ],
 )
 def test_a_field_has_a_title_a_description_a_place_and_one_type(group, fields, schema):
     properties = schema["definitions"][group]["properties"].values()
     assert [field["title"] for field in sorted(properties, key=lambda field: field["position"])] == fields
     for field in properties:
-        assert field["description"]
+        assert field["description"].endswith(".")
         assert field["type"] in ("integer", "number", "string", "boolean")
         assert not {"anyOf", "oneOf", "allOf"} & set(field)
 
 
+def test_a_field_says_what_its_key_means_and_its_value_in_each_configuration(schema):
+    fields = schema["definitions"]["TrainingChoices"]["properties"]
+    meaning = Config.model_json_schema()["$defs"]["TrainingConfig"]["properties"]["max_steps"]["description"]
+    values = fields["steps"]["description"].rstrip(".").partition("Left empty: ")[2].split("; ")
+    said = {
+        name: value for value, _, names in (one.rpartition(" in ") for one in values) for name in names.split(" and ")
+    }
+    steps = {name: load_config(path, []).training.max_steps for name, path in shipped_configs().items()}
+    assert said == {name: str(number) for name, number in steps.items()}
+    assert fields["steps"]["description"].startswith(meaning.partition(" null: ")[0])
+    assert "a tenth of the steps, at most 100 in default" in fields["warmup_steps"]["description"]
+    assert "null" not in json.dumps(schema["definitions"])
+
+
+def test_a_shipped_configuration_with_a_mistake_is_left_out_of_the_descriptions(tmp_path, monkeypatch):
+    (tmp_path / "wrong.yaml").write_text("training: {max_steps: many}")
+    paths = {"default": find_config("default"), "wrong": tmp_path / "wrong.yaml"}
+    monkeypatch.setattr(flows.form, "shipped_configs", lambda: paths)
+    assert list(flows.form.shipped_settings.__wrapped__()) == ["default"]
+
+
+def test_a_source_that_is_chosen_takes_the_place_of_the_files(config_file):
+    with Path(config_file).open("a") as file:
+        file.write("data: {files: mine, dataset_config: raw}\n")
+
+    def data(**chosen: str) -> DataConfig:
+        return make_config(config_file, *NOTHING, [], DataChoices(**chosen)).data
+
+    assert (data().files, data(dataset_config="other").dataset_config) == ("mine", "other")
+    dataset = data(dataset_name="a/b")
+    assert (dataset.dataset_name, dataset.files, dataset.dataset_config) == ("a/b", None, None)
+    assert (data(path="folder").path, data(path="folder").files) == ("folder", None)
+    assert data(files="*.txt").files == "*.txt"
+    with pytest.raises(InputError, match=r"^data: files and dataset_name are both chosen; choose one source$"):
+        data(files="*.txt", dataset_name="a/b")
+
+
 def test_an_empty_form_and_a_full_one_are_taken(schema):
     assert refusals(schema) == []
-    training = {"steps": 100, "learning_rate": 1e-3, "batch_size": 4, "seed": 0}
-    run = {"force": True, "refresh": True, "promote": "never", "gpu_deployment": "train-model/gpu"}
+    data = {"files": "notes/*.txt", "path": "hub", "dataset_name": "a/b", "dataset_config": "raw"}
+    training = {"steps": 100, "learning_rate": 1e-3, "warmup_steps": 0, "batch_size": 4, "seed": 0}
+    run = {"name": "mine", "force": True, "refresh": True, "promote": "never", "gpu_deployment": "train-model/gpu"}
     overrides = ["name=mine", "model={hidden_size: 32}", "data.files.train=a/*.txt", "training.epochs=null"]
-    assert refusals(schema, config="wikitext2", training=training, run=run, overrides=overrides) == []
+    assert refusals(schema, config="wikitext2", data=data, training=training, run=run, overrides=overrides) == []
     defaults = {name: group["default"] for name, group in schema["properties"].items()}
     assert refusals(schema, **defaults) == [], "the form sends its defaults back"
 
@@ -121,6 +163,9 @@ def test_an_empty_form_and_a_full_one_are_taken(schema):
         ({"training": {"batch_size": 0}}, "less than the minimum"),
         ({"training": {"seed": 2**32}}, "greater than or equal to the maximum"),
         ({"training": {"epochs": 3}}, "'epochs' was unexpected"),
+        ({"training": {"warmup_steps": -1}}, "less than the minimum"),
+        ({"data": {"file": "notes"}}, "'file' was unexpected"),
+        ({"run": {"name": "my model"}}, "'my model' does not match"),
         ({"run": {"promote": "perhaps"}}, "'perhaps' is not one of"),
         ({"run": {"gpu_deployment": "gpu"}}, "does not match"),
         ({"run": {"force": "yes"}}, "'yes' is not "),
@@ -167,8 +212,15 @@ def test_a_run_is_named_by_what_was_chosen(parameters, name):
     assert run_name(parameters) == name
 
 
-def test_a_long_name_is_cut():
-    name = run_name({"overrides": [f"training.batch_size={number}" for number in range(100)]})
-    assert name.startswith("default training.batch_size=0 ")
-    assert name.endswith(" …")
-    assert len(name) <= NAME_LENGTH
+def test_no_two_names_are_cut_to_the_same_text():
+    many = [f"training.batch_size={number}" for number in range(100)]
+    names = [run_name({"training": {"steps": 60}, "overrides": [*many, f"seed={seed}"]}) for seed in range(3)]
+    folders = [run_name({"overrides": [f"data.files=/a/folder/of/{one}/with/many/notes"]}) for one in "ab"]
+    assert len({*names, *folders}) == 5
+    assert all(name.startswith("default steps=60 training.batch_size=0 … ") for name in names)
+    assert all(name.startswith("default data.files=…h/many/notes … ") for name in folders)
+    assert all(len(name) <= NAME_LENGTH for name in [*names, *folders])
+
+
+def test_what_says_where_things_are_is_last_in_a_name():
+    assert run_name({"overrides": ["storage.root=here", "seed=3"]}) == "default seed=3 storage.root=here"
