@@ -24,6 +24,7 @@ from tasks.upload import upload_champion
 from textgen.config import Config
 from textgen.model.find import read_champion
 from textgen.publishing.resolution import resolve_champions
+from textgen.publishing.verdict import decision_of, headline
 from textgen.storage import Storage
 from textgen.training.plan import train_key
 
@@ -73,4 +74,5 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
     if all(report.cached for report in reports.values()):
         reason = f"data, settings and code versions are those of {published.name} {published.version}"
         return Completed(name="Nothing to do", message=reason, data=result)
-    return result
+    verdict = headline(decision_of(published))
+    return Completed(message=f"{published.name} {published.version}: {verdict}", data=result)

@@ -1,4 +1,7 @@
-"""What a run shows in the Prefect UI: the training's progress, tables of metrics and drift, the model card.
+"""What a run shows in the Prefect UI: the training's progress, tables of figures and of the text, the model card.
+
+Foreign text is shown in Markdown, where it can be escaped: a table's cells are Markdown in one of Prefect's UIs, and
+plain text in the other.
 
 It is never a reason to fail. The server may be away while a training goes on: its progress is sent from a thread that
 nobody waits for.
@@ -25,12 +28,12 @@ from textgen.config import Config
 from textgen.evaluation.scoring import FIGURES, Metrics, figure_in_words
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE, without_folded
+from textgen.publishing.comparison_words import duration
 from textgen.publishing.drift import Drift, TextFigures
-from textgen.publishing.markdown import inline
+from textgen.publishing.markdown import inline, table
 from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
-from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_rows, moved_title
+from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_in_markdown
 from textgen.publishing.version import PublishedManifest
-from textgen.terminal import counted
 from textgen.text.report import TextReport
 from textgen.text.tokens import TokensManifest
 from textgen.training.plan import planned_steps
@@ -42,21 +45,44 @@ URL_MARKS = "/:?=&#%@"  # that stay as they are in a link, where brackets, space
 LEAVE_SECONDS = 10.0  # to send the last of it
 
 
+class Bar:
+    """A bar in the UI, an artifact that moves."""
+
+    def __init__(self, name: str) -> None:
+        self.key = f"{slug(name)}-training-progress"
+        self._artifact: UUID | None = None
+        self._shown: tuple[Any, ...] = ()
+
+    def show(self, percent: float, text: str) -> None:
+        """Have the server show the bar as it is now, if it moved. `text` is Markdown."""
+        if self._shown == (percent, text):
+            return
+        if self._artifact is None:
+            made = create_progress_artifact(percent, self.key, text)
+            self._artifact = cast(UUID, made)  # a coroutine only where it is called in one
+        else:
+            update_progress_artifact(self._artifact, percent, text)
+        self._shown = percent, text
+
+
 class Progress:
     """How far a training is, as an artifact that moves."""
 
     def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.step = name, steps, 0
+        self.key, self.steps, self.step = f"{slug(name)}-weights-and-biases", steps, 0
         self.figures: dict[str, float] = {}
+        self._bar = Bar(name)
+        self._seconds_left: float | None = None
         self._url: str | None = None
-        self._artifact: UUID | None = None
-        self._sent: tuple[Any, ...] = ()
         self._linked = False
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Note the figures of a step."""
         self.step = step
         self.figures = {**self.figures, **figures}
+        if (speed := figures.get("train/tokens_per_second")) and "train/tokens" in figures:
+            tokens_per_step = figures["train/tokens"] / step
+            self._seconds_left = (self.steps - step) * tokens_per_step / speed
 
     def link(self, url: str | None) -> None:
         """Note where the record of the run is."""
@@ -64,17 +90,11 @@ class Progress:
 
     def send(self) -> None:
         """Have the server show what was noted since the last time."""
-        if self._sent != (noted := (self.step, self.in_words())):
-            percent = 100.0 * self.step / self.steps
-            if self._artifact is None:
-                made = create_progress_artifact(percent, f"{self.name}-training", self.in_words())
-                self._artifact = cast(UUID, made)  # a coroutine only where it is called in one
-            else:
-                update_progress_artifact(self._artifact, percent, self.in_words())
-            self._sent = noted
+        self._bar.show(100.0 * self.step / self.steps, self.in_words())
         if self._url is not None and not self._linked:
             link = quote(self._url, safe=URL_MARKS)
-            create_link_artifact(link, inline(self._url), key=f"{self.name}-wandb", description="Weights & Biases")
+            said = "The record of the training at Weights & Biases"
+            create_link_artifact(link, inline(self._url), key=self.key, description=said)
             self._linked = True
 
     def in_words(self) -> str:
@@ -84,13 +104,14 @@ class Progress:
             "train/tokens_per_second": "{:,.0f} tokens/s", "train/mfu": "{:.0%} of the matrix peak",
         }  # fmt: skip
         known = [text.format(self.figures[name]) for name, text in words.items() if name in self.figures]
-        return ", ".join([f"step {self.step:,} of {self.steps:,}", *known])
+        left = [f"about {duration(self._seconds_left)} left"] if self._seconds_left else []
+        return ", ".join([f"step {self.step:,} of {self.steps:,}", *left, *known])
 
 
 @contextmanager
 def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
     """Yield the progress of a training and show it every few seconds while the block runs."""
-    progress = Progress(slug(config.name), planned_steps(tokens, config))
+    progress = Progress(config.name, planned_steps(tokens, config))
     warned = False
 
     def send(at_the_end: bool) -> None:
@@ -109,11 +130,14 @@ def shown(config: Config, tokens: TokensManifest) -> Iterator[Progress]:
 def show_model(published: PublishedManifest, metrics: Metrics) -> None:
     """Show the verdict, the metrics beside those that the gate compared them with, and the model card."""
     name, decision = slug(published.name), decision_of(published)
-    said = inline(f"{published.version}: {headline(decision)}. {background(decision)}")
+    version, verdict = f"{published.name} {published.version}", headline(decision)
     try:
-        create_table_artifact(compare(published, metrics), f"{name}-metrics", said)
-        if moved := as_rows(moved_rows(decision, published.version)):
-            create_table_artifact(moved, f"{name}-documents", moved_title(decision))
+        said = inline(f"Evaluation of {version}: {verdict}. {background(decision)}")
+        create_table_artifact(compare(published, metrics), f"{name}-evaluation", said)
+        if moved := moved_in_markdown(decision, published.version):
+            said = inline(f"The documents of test on which {version} moved most, both ways")
+            create_markdown_artifact(moved, f"{name}-documents-that-moved", said)
+        said = inline(f"Published version {version}: {verdict}.")
         create_markdown_artifact(card(published.folder), f"{name}-model-card", said)
     except Exception as error:  # the model is published all the same
         log.warning("the model could not be shown: %s", error)
@@ -122,28 +146,30 @@ def show_model(published: PublishedManifest, metrics: Metrics) -> None:
 def show_text(name: str, report: TextReport) -> None:
     """Show what the splits of a text hold, and how much of them stands in train."""
     rows = [
-        {"split": split, "documents": f"{one.documents:,}", "words": f"{one.words:,}", "bytes": f"{one.bytes:,}",
-         "longest document": f"{inline(one.longest.name)}, {counted(one.longest.words, 'word')}",
-         "stands in train": "-" if one.overlap is None else f"{one.overlap:.1%}",
-         "most": "; ".join(f"{inline(found.name)} {found.share:.0%}" for found in one.worst) or "-"}
+        [split, f"{one.documents:,}", f"{one.words:,}", f"{inline(one.longest.name)}, {one.longest.words:,}",
+         "-" if one.overlap is None else f"{one.overlap:.1%}",
+         "; ".join(f"{inline(found.name)} {found.share:.0%}" for found in one.worst) or "-"]
         for split, one in report.splits.items()
     ]  # fmt: skip
+    titles = ["split", "documents", "words", "longest, in words", "stands in train", "most of it"]
+    counts = ", ".join(f"{one.documents:,} in {split}" for split, one in report.splits.items())
     try:
-        create_table_artifact(rows, f"{slug(name)}-text", "What is in the text")
+        create_markdown_artifact(table(titles, rows), f"{slug(name)}-text", f"The text: documents, {counts}")
     except Exception as error:  # the training goes on
         log.warning("the text could not be shown: %s", error)
 
 
 def show_drift(name: str, drift: Drift, fit: TokenizerFit | None = None) -> None:
     """Show the figures of new text beside those of the champion's, the verdict, and how a kept tokenizer fits."""
-    said = [drift.verdict, *drift.reasons, *([f"tokenizer: {fit_in_words(fit)}"] if fit is not None else [])]
+    verdict = f"New text beside that of {drift.champion}: {drift.verdict}"
+    said = [verdict, *drift.reasons, *([f"tokenizer: {fit_in_words(fit)}"] if fit is not None else [])]
     rows = [
         {"figure": figure.replace("_", " "), f"text of {drift.champion}": _estimate(drift.last, figure),
          "new text": _estimate(drift.new, figure)}
         for figure in TextFigures.model_fields
     ]  # fmt: skip
     try:
-        create_table_artifact(rows, f"{slug(name)}-drift", inline("; ".join(said)))
+        create_table_artifact(rows, f"{slug(name)}-text-drift", inline("; ".join(said)))
     except Exception as error:  # the training goes on
         log.warning("the drift could not be shown: %s", error)
 

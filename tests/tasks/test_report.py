@@ -25,7 +25,7 @@ from tests.trainings import Interruption
 from tests.waiting import PATIENCE_SECONDS, until
 from textgen.model.find import CHAMPION_FILE
 from textgen.publishing.card import CARD_FILE
-from textgen.publishing.verdict import background, headline
+from textgen.publishing.verdict import background, headline, moved_in_markdown
 from textgen.publishing.version import Decision
 from textgen.text.stream import block_count
 from textgen.training.train import total_steps
@@ -116,6 +116,14 @@ def test_progress_says_the_figures_that_there_are():
     )
 
 
+def test_progress_says_how_long_the_rest_takes():
+    progress = Progress("tiny", 2000)
+    progress.log(500, {"train/tokens": 500.0 * 64, "train/tokens_per_second": 200.0})
+    assert progress.in_words() == "step 500 of 2,000, about 8 min left, 200 tokens/s"
+    progress.log(2000, {"train/tokens": 2000.0 * 64, "train/tokens_per_second": 200.0})
+    assert progress.in_words() == "step 2,000 of 2,000, 200 tokens/s"
+
+
 def test_progress_is_sent_where_it_moved(sent):
     progress = Progress("tiny", 20)
     progress.send()
@@ -160,8 +168,8 @@ def test_the_server_shows_the_progress_and_a_link_to_the_record(make_config, tok
             progress.link("https://wandb.example/run/1")
 
     found = in_a_run(show)
-    assert set(found) == {"my-model-training", "my-model-wandb"}
-    (progress,), (link,) = found["my-model-training"], found["my-model-wandb"]
+    assert set(found) == {"my-model-training-progress", "my-model-weights-and-biases"}
+    (progress,), (link,) = found["my-model-training-progress"], found["my-model-weights-and-biases"]
     assert (progress.type, progress.data, progress.description) == ("progress", 50.0, "step 10 of 20, loss 2.500")
     assert "https://wandb.example/run/1" in link.data
 
@@ -244,15 +252,14 @@ def test_the_card_has_its_pictures_in_it_and_no_front_matter(publication):
 @pytest.mark.usefixtures("prefect_server")
 def test_the_server_shows_the_metrics_and_the_card(publication):
     found = in_a_run(lambda: show_model(publication.published, publication.metrics))
-    assert set(found) == {"textgen-metrics", "textgen-documents", "textgen-model-card"}
-    (table,), (markdown,) = found["textgen-metrics"], found["textgen-model-card"]
+    assert set(found) == {"textgen-evaluation", "textgen-documents-that-moved", "textgen-model-card"}
+    (table,), (markdown,) = found["textgen-evaluation"], found["textgen-model-card"]
     decision = publication.published.decision
     assert json.loads(table.data) == compare(publication.published, publication.metrics)
-    assert table.description == f"v1: {headline(decision)}. {background(decision)}"
-    (documents,) = found["textgen-documents"]
-    assert [row["document"].partition(":")[0] for row in json.loads(documents.data)] == [
-        one.name.partition(":")[0] for one in decision.moved
-    ]
+    assert table.description == f"Evaluation of textgen v1: {headline(decision)}. {background(decision)}"
+    assert markdown.description == f"Published version textgen v1: {headline(decision)}."
+    (documents,) = found["textgen-documents-that-moved"]
+    assert documents.data == moved_in_markdown(decision, "v1")
     assert "data:image/png;base64," in markdown.data
 
 
