@@ -1,12 +1,14 @@
 """Publishing and the commands on models, in a forked process that is killed before a chosen change to the models."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
-import huggingface_hub  # noqa: F401  imported once, by the fork server
-import matplotlib.figure  # noqa: F401
+import matplotlib.figure  # noqa: F401  imported once, by the fork server
+import pyarrow.dataset
 import pyarrow.parquet  # noqa: F401
+from huggingface_hub import ModelCardData  # noqa: F401
 
 import textgen.__main__
 import textgen.publishing.card
@@ -16,6 +18,10 @@ from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import Sample
 from textgen.storage import Storage
+from textgen.text.overlap import Runs
+
+Runs({"": ()})  # what each character of Unicode is, found here and not by each publication
+gc.freeze()  # as killable does
 
 
 def publish(candidate: Candidate, output: Path, kill_at: int | None) -> None:

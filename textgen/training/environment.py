@@ -1,5 +1,6 @@
 """What a training ran with: the commit of the code, Python, and the packages that figures depend on."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -28,13 +29,17 @@ def read_environment() -> Environment:
 
 
 def _packages() -> dict[str, str]:
-    packages = {}
-    for package in PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:  # a training needs some of them only
-            continue
-    return packages
+    versions = {package: _version(package) for package in PACKAGES}
+    return {package: found for package, found in versions.items() if found is not None}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed: a training needs some of them only."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git_commit() -> str | None:
