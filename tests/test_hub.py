@@ -2,12 +2,7 @@
 
 import errno
 import io
-import json
-import os
 import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,19 +13,20 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from fake_hub import Failure, FakeHub
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State, StateType
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.waiting import PATIENCE_SECONDS
-from textgen.config import TokenizerConfig
+from tasks.fetch import fetch
+from tasks.stage import is_transient
+from tests.fake_hub import Failure, FakeHub
+from tests.hub_clients import ask
 from textgen.errors import Damaged, InputError, SourceUnavailable
 from textgen.hub import ask_hub, pin, pinned
-from textgen.sections import SPLITS, DataConfig
-from textgen.storage import Storage
-from textgen.text import corpus, sources, tokenizer
+from textgen.sections import SPLITS
 from textgen.text.corpus import RawManifest, read_rows
 from textgen.text.sources import CORPUS_WAYS_ON
-from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, fetch_tokenizer_file, load_tokenizer
+from textgen.text.tokenizer import GPT2_REPO, GPT2_WAYS_ON, load_tokenizer
 
 DATASET, MODEL = "owner/tiny", f"models/{GPT2_REPO}"
 ROWS = {"train": ["", " = Heading = \n", "one two three\n"], "validation": ["naïve 塔\n"], "test": ["a b\n", "c\n"]}
@@ -65,55 +61,6 @@ BROKEN = {
 }
 
 
-def ask(hub_url: str, folder: Path, asked: dict[str, dict[str, Any]], **environment: str) -> dict[str, dict[str, Any]]:
-    """Fetch datasets, and GPT-2's tokenizer where `asked` says so, in a new process, and return what came of each.
-
-    A new process, because huggingface_hub reads its environment when it is imported.
-    """
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub_url,
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_ETAG_TIMEOUT": f"{PATIENCE_SECONDS:.0f}",
-        "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE_SECONDS:.0f}",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "NO_PROXY": "*",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        **environment,
-    }
-    child = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(asked), env=environment, capture_output=True, text=True
-    )
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
-
-
-def answer_asked() -> None:
-    """Do what `ask` asks; the waits of the libraries between their own tries, up to 23 seconds each, are only noted."""
-    waits: list[float] = []
-    time.sleep = waits.append
-    sources.ANSWER_SECONDS = tokenizer.ANSWER_SECONDS = PATIENCE_SECONDS
-    answers = {}
-    for name, asked in json.load(sys.stdin).items():
-        root = Path(asked.pop("root"))
-        waits.clear()
-        try:
-            if asked.pop("gpt2", False):
-                answers[name] = {"file": str(fetch_tokenizer_file(TokenizerConfig(kind="gpt2"), Storage.at(root)))}
-            else:
-                answers[name] = {
-                    "manifest": corpus.fetch(DataConfig(**asked), Storage.at(root)).model_dump(mode="json")
-                }
-        except SourceUnavailable as error:
-            answers[name] = {"refused": type(error).__name__, "message": str(error), "transient": error.transient}
-        except InputError as error:
-            answers[name] = {"refused": type(error).__name__, "message": str(error)}
-        answers[name]["waits"] = list(waits)
-    print(json.dumps(answers))
-
-
 def dataset(rows: dict[str, list[str]]) -> dict[str, bytes]:
     """Return the files of a dataset with one configuration, laid out as those of wikitext are."""
     files, listed = {}, ["---", "configs:", "- config_name: small", "  data_files:"]
@@ -137,12 +84,6 @@ def files_under(root: Path) -> list[str]:
 
 def tried_again(error: Exception, started: datetime | None = None) -> bool:
     """Return whether Prefect runs the fetch task again after it raised `error`, if it was started then or just now."""
-    from prefect.client.schemas.objects import TaskRun
-    from prefect.states import State, StateType  # here, not above: the process that `ask` starts does without Prefect
-
-    from tasks.fetch import fetch
-    from tasks.stage import is_transient
-
     run = TaskRun(task_key="fetch", dynamic_key="0", start_time=started or datetime.now(UTC))
     return is_transient(fetch, run, State(type=StateType.FAILED, data=error))
 
@@ -422,7 +363,3 @@ def test_a_pin_that_is_no_commit_is_not_believed(content, tmp_path, caplog):
     (tmp_path / "revisions.json").write_text(content)
     assert pinned(tmp_path, None) is None
     assert "revisions.json is damaged" in caplog.text
-
-
-if __name__ == "__main__":
-    answer_asked()

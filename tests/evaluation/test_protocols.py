@@ -6,8 +6,6 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from textgen.config import EvaluationConfig
 from textgen.evaluation.evaluate import evaluate_rows
@@ -40,8 +38,24 @@ TOKENIZER = train_bpe(ARTICLES, 270)
 
 def lm_eval_windows(ids: list[int], prefix: int, seq_length: int) -> list[tuple[list[int], list[int]]]:
     """Return for each window of lm-eval's what its `hf` backend feeds the model and what it scores."""
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # with it `datasets`, on every worker
+
     windows = map(make_disjoint_window, get_rolling_token_windows(ids, prefix, seq_length, context_len=1))
     return [((context + scored)[-(seq_length + 1) :][:-1], scored) for context, scored in windows]
+
+
+def lm_eval_text(page: str) -> str:
+    """Return what lm-eval has a model read of a page."""
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    return wikitext_detokenizer({"page": page})
+
+
+def lm_eval_counts(page: str) -> dict[str, tuple[float, int]]:
+    """Return the likelihood, here 0, and the count of a page by lm-eval's figures."""
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
+
+    return process_results({"page": page}, (0.0,))
 
 
 @pytest.mark.parametrize("seq_length", [1, 2, 5, 8, 40, 1000])
@@ -51,13 +65,13 @@ def test_a_documents_windows_are_those_of_lm_eval(seq_length):
     for start, inputs, scored in text.windows:
         last = start + inputs
         ours.append((stream[start:last], stream[last + 1 - scored : last + 1]))
-    pages = [TOKENIZER.encode(wikitext_detokenizer({"page": page})).ids for page in ARTICLES]
+    pages = [TOKENIZER.encode(lm_eval_text(page)).ids for page in ARTICLES]
     assert ours == [window for ids in pages for window in lm_eval_windows(ids, end, seq_length)]
 
 
 def test_a_documents_words_and_bytes_are_those_that_lm_eval_counts():
     text = read_as_lm_eval(TOKENIZER, HUB_ROWS, 8)
-    results = [process_results({"page": page}, (0.0,)) for page in ARTICLES]
+    results = [lm_eval_counts(page) for page in ARTICLES]
     assert text.documents["words"].tolist() == [result["word_perplexity"][1] for result in results]
     assert text.documents["bytes"].tolist() == [result["byte_perplexity"][1] for result in results]
     assert (text.counts.words, text.counts.rows) == (sum(text.documents["words"]), 0)
@@ -76,7 +90,7 @@ def test_a_text_may_end_without_a_line_feed():
 
 @pytest.mark.parametrize("page", ARTICLES)
 def test_a_page_is_detokenized_as_lm_eval_does(page):
-    assert detokenize(page) == wikitext_detokenizer({"page": page}) != page
+    assert detokenize(page) == lm_eval_text(page) != page
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not on this machine")
@@ -84,10 +98,10 @@ def test_wikitext_2_is_cut_counted_and_detokenized_as_lm_eval_does():
     file = SHARED / "wikitext" / "wikitext-2-v1" / "test-00000-of-00001.parquet"
     rows = pyarrow.parquet.read_table(file).column("text").to_pylist()
     pages = wikitext_pages(rows)
-    results = [process_results({"page": page}, (0.0,)) for page in pages]
+    results = [lm_eval_counts(page) for page in pages]
     assert len(pages) == len(documents.cut(rows)) == 62
     assert sum(result["word_perplexity"][1] for result in results) == 241_335
-    assert all(detokenize(page) == wikitext_detokenizer({"page": page}) for page in pages)
+    assert all(detokenize(page) == lm_eval_text(page) for page in pages)
 
 
 def test_of_a_text_that_is_no_wikitext_each_row_with_text_is_a_document_as_it_is():

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from prefect.utilities.callables import parameter_schema
-from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
 import flows.form
@@ -35,6 +34,8 @@ def config_file(tmp_path) -> str:
 
 def refusals(schema: dict[str, Any], **parameters: Any) -> list[str]:
     """Return why the API refuses these parameters of a run."""
+    from prefect.utilities.schema_tools.validation import validate  # with it SQLAlchemy, on every worker
+
     return [error.message for error in validate(parameters, schema)]
 
 
