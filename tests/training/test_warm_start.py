@@ -4,8 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainings import ignore
+from textgen.__main__ import main
 from textgen.config import Config
-from textgen.errors import InputError
+from textgen.errors import USER_MISTAKE, InputError
 from textgen.files import sha256_file
 from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
@@ -24,8 +23,6 @@ from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, StateManifest
 from textgen.training.train import train, train_key
 from textgen.training.trunk import Trunk
 from textgen.training.warm_start import find_kept
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +151,14 @@ def test_a_model_that_is_not_there_is_refused(init_from, message, tokens, warm, 
         train(tokens, warm(init_from), tmp_path / "out", ignore)
 
 
-def test_a_model_that_does_not_fit_is_one_line_of_the_command(tokens, warm, tmp_path):
+def test_a_model_that_does_not_fit_is_one_line_of_the_command(tokens, warm, tmp_path, capsys):
     config = warm("base@champion", model={"hidden_size": 48})
     (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     options = ["--config", tmp_path / "config.yaml", "--tokens", tokens.folder, "--out", tmp_path / "out"]
-    run = subprocess.run([sys.executable, "-m", "textgen", "train", *options], cwd=ROOT, capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (2, "")
-    (line,) = run.stderr.splitlines()
+    assert main(["train", *map(str, options)]) == USER_MISTAKE
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
     assert "hidden_size=32 where this one has 48" in line
 
 
