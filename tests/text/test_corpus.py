@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,9 @@ import pytest
 from textgen.errors import InputError
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
-from textgen.text import corpus, documents, freezing, readers, sources
+from textgen.text import corpus, documents, freezing, python_docs, readers, sources
 from textgen.text.corpus import RawManifest, fetch, raw_folder, read_excerpts, read_parts, read_rows
 from textgen.text.documents import Part
-from textgen.text.python_docs import python_docs
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "wikitext"
 
@@ -31,8 +32,12 @@ def text_files(tmp_path) -> DataConfig:
 
 
 @pytest.fixture(scope="module")
-def docs() -> dict[str, list[str]]:
-    return python_docs()
+def docs() -> Iterator[dict[str, list[str]]]:
+    """Yield the embedded corpus; a module of the library that was parsed once is not parsed again."""
+    paragraphs = python_docs._paragraphs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(python_docs, "_paragraphs", cache(lambda path: list(paragraphs(path))))
+        yield python_docs.python_docs()
 
 
 def test_text_files_are_frozen_a_document_a_file_with_nothing_lost(text_files, tmp_path):
@@ -167,9 +172,9 @@ def test_no_paragraph_of_a_held_out_split_occurs_in_train(docs):
 
 
 def test_the_embedded_corpus_is_the_same_every_time(docs, monkeypatch):
-    modules = sources.standard_library()
-    monkeypatch.setattr(sources, "standard_library", lambda: dict(reversed(modules.items())))
-    assert python_docs() == docs, "whichever way round the file system names the modules"
+    modules = python_docs.standard_library()
+    monkeypatch.setattr(python_docs, "standard_library", lambda: dict(reversed(modules.items())))
+    assert python_docs.python_docs() == docs, "whichever way round the file system names the modules"
 
 
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="needs ../shared/wikitext")

@@ -42,7 +42,7 @@ def train_as_tokenizers_does(rows: list[str], size: int) -> Tokenizer:
 def long_document() -> str:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdeé日 .'", k=draw.randint(1, 9))) for _ in range(2000)]
-    return "".join(draw.choices([*words, " ", "  \n", "\n"], k=60_000))
+    return "".join(draw.choices([*words, " ", "  \n", "\n"], k=30_000))
 
 
 def test_a_bpe_is_that_of_the_tokenizers_library():
