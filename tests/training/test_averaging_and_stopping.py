@@ -1,6 +1,5 @@
 """What else decides how a training ends: averaged weights, early stopping, and states saved by the minute."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,9 +191,21 @@ def test_patience_counts_validations_and_not_steps(tokens, make_config, tmp_path
 # States by the minute
 
 
+RARELY = {"checkpoint_every": 1000, "eval_every": 1000, "log_every": 1, "keep_checkpoints": STEPS}
+
+
+@pytest.fixture(scope="module")
+def by_the_step(tokens, make_config, tmp_path_factory) -> CheckpointManifest:
+    return train(tokens, make_config(training=RARELY), tmp_path_factory.mktemp("by-the-step") / "out", ignore)
+
+
+def saved_steps(out: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in sorted((out / STATES_FOLDER).iterdir())]
+
+
 @pytest.mark.parametrize(("minutes", "saved"), [(1.0, [3, 6, 9, 12, 15, 18]), (2.4, [5, 10, 15]), (100.0, [])])
 def test_a_state_is_saved_after_so_many_minutes_and_the_result_is_unchanged(
-    minutes, saved, tokens, make_config, tmp_path, monkeypatch
+    minutes, saved, tokens, make_config, by_the_step, tmp_path, monkeypatch
 ):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(textgen.training.train, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -202,18 +213,13 @@ def test_a_state_is_saved_after_so_many_minutes_and_the_result_is_unchanged(
     def half_a_minute(step: int, figures: dict[str, float]) -> None:
         clock.now += 30.0 if "train/loss_nats" in figures else 0.0
 
-    common = {"checkpoint_every": 1000, "eval_every": 1000, "log_every": 1, "keep_checkpoints": STEPS}
-    for name, more in [("by the minute", {"checkpoint_every_minutes": minutes}), ("by the step", {})]:
-        train(tokens, make_config(training={**common, **more}), tmp_path / name, half_a_minute)
-    steps = {
-        name: [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / name / STATES_FOLDER).iterdir())]
-        for name in ("by the minute", "by the step")
-    }
-    assert steps == {"by the minute": [*saved, STEPS], "by the step": [STEPS]}
-    ours, theirs = (json.loads((tmp_path / name / Manifest.FILE).read_text()) for name in steps)
-    assert (ours["key"], ours["sha256"], ours["curve"]) == (theirs["key"], theirs["sha256"], theirs["curve"])
-    for file in state(tmp_path / "by the step", STEPS).glob("*.safetensors"):
-        assert file.read_bytes() == (state(tmp_path / "by the minute", STEPS) / file.name).read_bytes()
+    config = make_config(training={**RARELY, "checkpoint_every_minutes": minutes})
+    ours = train(tokens, config, tmp_path / "out", half_a_minute)
+    assert saved_steps(tmp_path / "out") == [*saved, STEPS]
+    assert saved_steps(by_the_step.folder) == [STEPS]
+    assert (ours.key, ours.sha256, ours.curve) == (by_the_step.key, by_the_step.sha256, by_the_step.curve)
+    for file in state(by_the_step.folder, STEPS).glob("*.safetensors"):
+        assert file.read_bytes() == (state(tmp_path / "out", STEPS) / file.name).read_bytes()
 
 
 def test_minutes_are_counted_from_the_last_state_whatever_it_was_saved_for(tokens, make_config, tmp_path, monkeypatch):
@@ -228,5 +234,4 @@ def test_minutes_are_counted_from_the_last_state_whatever_it_was_saved_for(token
                   "keep_checkpoints": STEPS}
     )  # fmt: skip
     train(tokens, config, tmp_path / "out", half_a_minute)
-    steps = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "out" / STATES_FOLDER).iterdir())]
-    assert steps == [4, 5, 9, 10, 14, 15, 19, 20]
+    assert saved_steps(tmp_path / "out") == [4, 5, 9, 10, 14, 15, 19, 20]

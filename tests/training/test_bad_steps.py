@@ -1,6 +1,5 @@
 """Steps whose loss or gradient is not finite: refused, counted, named in the log, and the end of it if they go on."""
 
-import copy
 import json
 import logging
 import math
@@ -41,10 +40,11 @@ VARIANTS = {
 }
 
 
-def tensors(run: Run) -> list[dict]:
-    """Return copies of the parameters and of all that the optimizers remember."""
-    moments = [optimizer.state_dict()["state"] for optimizer in run.state.optimizers]
-    return copy.deepcopy([dict(run.state.model.named_parameters()), *moments])
+def tensors(run: Run) -> list[bytes]:
+    """Return the bytes of the parameters and of all that the optimizers remember."""
+    states = [state for optimizer in run.state.optimizers for state in optimizer.state.values()]
+    remembered = [tensor for state in states for tensor in state.values()]
+    return [tensor.detach().numpy().tobytes() for tensor in [*run.state.model.parameters(), *remembered]]
 
 
 def outcome(out: Path) -> list[bytes]:
@@ -102,11 +102,7 @@ def changed_by(monkeypatch) -> dict[int, bool]:
     def watched(run: Run) -> None:
         before, number = tensors(run), run.progress.step
         step(run)
-        try:
-            torch.testing.assert_close(tensors(run), before, atol=0, rtol=0, equal_nan=True)
-            changed[number] = False
-        except AssertionError:
-            changed[number] = True
+        changed[number] = tensors(run) != before
 
     monkeypatch.setattr(Run, "step", watched)
     return changed

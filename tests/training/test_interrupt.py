@@ -36,7 +36,7 @@ from textgen.training.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
-COMMAND_STEPS = 100
+COMMAND_STEPS = 40
 TIMED = re.compile(r"per_second|mfu|memory|seconds/")  # figures that no two runs share
 
 Line = tuple[int, dict[str, float]]
