@@ -1,5 +1,6 @@
 """What several test files share: a corpus of a few thousand characters, its tokens, and tiny models."""
 
+import gc
 import os
 import random
 import shutil
@@ -66,6 +67,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "prefect_server" not in getattr(item, "fixturenames", ()))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the garbage collections, which would look through all of it each time."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_accounts() -> None:
     """Forget the developer's own Weights & Biases and Hugging Face settings."""
@@ -84,6 +92,12 @@ def one_thread() -> None:
     """Keep tiny products on one thread: several that share a busy machine's cores take a hundred times as long."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, and of trainings in this one
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> None:
+    """Leave out of this process what only a loss of power would show, and a quarter of a tiny training waits for."""
+    os.fsync = lambda descriptor: None
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -109,16 +123,22 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Return the folder and the result of one run of the flow, for tests that copy the folder and go on from there."""
+    """Return the folder of one run of the flow, with its text files and its data, and the result."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, run_flow(tiny(folder))
 
 
+@pytest.fixture(scope="session")
+def finished_copy(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("copy") / "finished"))
+
+
 @pytest.fixture
-def folder(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
-    """Return a copy of a finished run's folder: its own text files and its data."""
-    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    return tmp_path
+def folder(finished: tuple[Path, dict[str, Any]], finished_copy: Path) -> Iterator[Path]:
+    """Yield the folder of a finished run, and make it what it was: Prefect's records hold for this place alone."""
+    yield finished[0]
+    shutil.rmtree(finished[0])
+    shutil.copytree(finished_copy, finished[0])
 
 
 @pytest.fixture

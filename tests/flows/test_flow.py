@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,11 @@ def test_the_flow_makes_a_published_model_out_of_text(finished):
     json.dumps(result)
 
 
-def test_a_run_in_a_moved_folder_is_not_led_back_to_the_old_place(finished, folder):
-    config = tiny(folder)
-    result = run_flow(config)
-    assert Path(result["published"]["path"]).is_relative_to(folder)
-    assert Path(result["raw"]["path"]).is_relative_to(folder)
+def test_a_run_in_a_moved_folder_is_not_led_back_to_the_old_place(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    result = run_flow(tiny(tmp_path))
+    assert Path(result["published"]["path"]).is_relative_to(tmp_path)
+    assert Path(result["raw"]["path"]).is_relative_to(tmp_path)
 
 
 def test_a_better_model_takes_over_and_a_worse_one_does_not(folder):

@@ -23,8 +23,8 @@ from textgen.text.corpus import RawManifest
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_a_second_run_does_nothing_and_says_the_same(finished):
-    folder, first = finished
+def test_a_second_run_does_nothing_and_says_the_same(finished, folder):
+    _, first = finished
     used = [Path(first[stage]["path"]) for stage in ("raw", "tokens", "checkpoint", "published")]
     for path in used:
         os.utime(path, (0, 0))
@@ -56,14 +56,13 @@ def test_the_index_says_what_each_stage_made_and_in_which_run(folder, finished):
         ("models/**/model.safetensors", ["publish"]),
     ],
 )
-def test_a_flipped_byte_is_named_set_aside_and_rebuilt(folder, caplog, file, rebuilt):
-    before = run_flow(tiny(folder))
+def test_a_flipped_byte_is_named_set_aside_and_rebuilt(finished, folder, caplog, file, rebuilt):
+    _, before = finished
     (path,) = (folder / "data").glob(file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    caplog.clear()
     after = run_flow(tiny(folder))
     assert str(path) in caplog.text
     assert [path for path in (folder / "data").rglob("*.damaged-1")]
@@ -74,7 +73,6 @@ def test_a_flipped_byte_is_named_set_aside_and_rebuilt(folder, caplog, file, reb
 
 
 def test_a_change_is_a_miss_from_its_stage_on(folder, monkeypatch):
-    run_flow(tiny(folder))
     assert cached(run_flow(tiny(folder, evaluation={"protocol": "blocks"}))) == [
         "fetch",
         "tokenize",
@@ -91,8 +89,8 @@ def test_a_change_is_a_miss_from_its_stage_on(folder, monkeypatch):
     assert cached(run_flow(tiny(folder))) == ["publish"]
 
 
-def test_prefect_forgetting_everything_costs_no_work(folder):
-    before = run_flow(tiny(folder))
+def test_prefect_forgetting_everything_costs_no_work(finished, folder):
+    _, before = finished
     shutil.rmtree(folder / "data" / "cache")
     written = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*") if path.is_file()}
     after = run_flow(tiny(folder))
@@ -102,8 +100,6 @@ def test_prefect_forgetting_everything_costs_no_work(folder):
 
 def test_a_record_that_is_not_ours_is_set_aside_and_loads_nothing(folder, tmp_path, caplog):
     """An older version's class, no JSON at all, a pickle, a library of the record's choice, a class within the data."""
-    shutil.rmtree(folder / "data" / "cache")  # of the run that the folder is a copy of
-    run_flow(tiny(folder))
     loaded = tmp_path / "loaded"
     pickled = base64.encodebytes(pickle.dumps(Loaded(loaded))).decode()
 
@@ -130,7 +126,6 @@ def test_a_record_that_is_not_ours_is_set_aside_and_loads_nothing(folder, tmp_pa
     ]
     (record,) = (folder / "data" / "cache").glob("tokenize-*")
     record.write_bytes(pickle.dumps(Loaded(loaded)))
-    caplog.clear()
     result = run_flow(tiny(folder))
     assert cached(result) == list(STAGES), "what the stages made is still there"
     assert not loaded.exists()
@@ -140,9 +135,9 @@ def test_a_record_that_is_not_ours_is_set_aside_and_loads_nothing(folder, tmp_pa
     assert cached(run_flow(tiny(folder))) == list(STAGES)
 
 
-def test_a_record_that_says_something_else_than_its_folder_is_not_believed(folder, caplog):
-    first = run_flow(tiny(folder))
-    (path,) = [path for path in (folder / "data" / "cache").glob("evaluate-*") if str(folder) in path.read_text()]
+def test_a_record_that_says_something_else_than_its_folder_is_not_believed(finished, folder, caplog):
+    _, first = finished
+    (path,) = (folder / "data" / "cache").glob("evaluate-*")
     content = json.loads(path.read_bytes())
     content["result"] = re.sub(r'"loss_nats": [0-9.]+', '"loss_nats": 0.001', content["result"])
     path.write_text(json.dumps(content))
