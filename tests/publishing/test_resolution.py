@@ -122,6 +122,7 @@ def test_the_next_week_takes_the_champions_weights_and_tokenizer(weeks):
     assert after[: len(before)] == before
     assert len(after) > len(before)
     assert (second.published.version, second.published.promoted) == ("v2", True)
+    assert ", trained on the text of textgen@v1 (" in (second.published.folder / "README.md").read_text()
 
 
 def test_the_same_text_again_takes_what_the_champions_run_took_and_makes_nothing_new(weeks, root):
@@ -204,6 +205,6 @@ def test_a_new_tokenizer_is_advised_where_it_pays():
     words = "that of mine@v1, 4.00 bytes a token, 4.10 on the text that it learned from"
     assert fit_in_words(fit) == f"{words}; a new one would need no fewer tokens"
     assert fit_in_words(fit.model_copy(update={"saving": 0.012})) == f"{words}; a new one would need 1.2% fewer tokens"
-    advice = "; a new tokenizer would need 7% fewer tokens: once, set tokenizer.path=null and training.init_from=null"
+    advice = "; a new one would need 7% fewer tokens: for one run, set tokenizer.path=null training.init_from=null"
     assert fit_in_words(fit.model_copy(update={"saving": 0.07})) == words + advice
     assert fit_in_words(fit.model_copy(update={"saving": None})) == words

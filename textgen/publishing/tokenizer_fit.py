@@ -92,17 +92,22 @@ def count_tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
     return encode_stream(tokenizer, as_parts(texts), torch.int32).counts.tokens
 
 
+def fit_lines(fit: TokenizerFit) -> list[str]:
+    """Return how well the tokenizer fits, and whether a new one would pay."""
+    lines = [f"that of {fit.made_for}, {in_bytes(fit)}"]
+    if fit.saving is not None and fit.saving < PAYS:
+        lines.append(f"a new one would need {'no' if fit.saving < 0.001 else f'{fit.saving:.1%}'} fewer tokens")
+    elif fit.saving is not None:
+        lines.append(
+            f"a new one would need {fit.saving:.0%} fewer tokens: for one run, set tokenizer.path=null "
+            "training.init_from=null"
+        )
+    return lines
+
+
 def fit_in_words(fit: TokenizerFit) -> str:
-    """Return in a line how well the tokenizer fits, and what to do where a new one would pay."""
-    line = f"that of {fit.made_for}, {in_bytes(fit)}"
-    if fit.saving is None:
-        return line
-    if fit.saving < PAYS:
-        return f"{line}; a new one would need {'no' if fit.saving < 0.001 else f'{fit.saving:.1%}'} fewer tokens"
-    return (
-        f"{line}; a new tokenizer would need {fit.saving:.0%} fewer tokens: once, set tokenizer.path=null and "
-        "training.init_from=null"
-    )
+    """Return that in one line."""
+    return "; ".join(fit_lines(fit))
 
 
 def in_bytes(fit: TokenizerFit) -> str:
