@@ -102,23 +102,42 @@ class Shape(NamedTuple):
         return x_NC + self.multiply(F.silu(gate) * up, block.down)
 
 
+class Where(NamedTuple):
+    """Where the tokens of a step are in the caches, and what each sees."""
+
+    rows_B: Tensor
+    places_B: Tensor
+    cos_B1D: Tensor
+    sin_B1D: Tensor
+    seen_T: Tensor  # the places up to that of the longest text
+    mask_B11T: Tensor | None  # of the places of each text, where one is shorter
+
+
+@torch.compiler.nested_compile_region  # once for all blocks
+def advance_block(
+    shape: Shape, block: BlockWeights, keys_SKLD: Tensor, values_SKLD: Tensor, x_BC: Tensor, where: Where
+) -> Tensor:
+    """Return the residual stream of one more token in each of the first B rows of the caches, after a block."""
+    q_BHD, k_BKD, v_BKD = shape.project(block, x_BC, where.cos_B1D, where.sin_B1D)
+    keys_SKLD[where.rows_B, :, where.places_B], values_SKLD[where.rows_B, :, where.places_B] = k_BKD, v_BKD
+    keys_BKTD, values_BKTD = (cache[: len(x_BC), :, : where.seen_T.shape[0]] for cache in (keys_SKLD, values_SKLD))
+    return shape.add(block, x_BC, shape.attend(q_BHD, keys_BKTD, values_BKTD, where.mask_B11T))
+
+
 def advance(
-    shape: Shape, weights: Weights, keys: list[Tensor], values: list[Tensor], ids_B: Tensor, places_B: Tensor,
+    shape: Shape, weights: Weights, caches: tuple[list[Tensor], list[Tensor]], ids_B: Tensor, places_B: Tensor,
     seen_T: Tensor, masked: bool,
 ) -> Tensor:  # fmt: skip
-    """Read one more token in each of the first B rows of caches [S, K, L, D], and return the logits [B, V].
+    """Read one more token in each of the first B rows of the caches, and return the logits [B, V].
 
     `seen_T` are the places up to that of the longest text, and `masked` is whether another one is shorter.
     """
-    B, T = len(ids_B), seen_T.shape[0]
-    rows_B, x_BC = torch.arange(B, device=ids_B.device), weights.embedding_VC[ids_B]
-    cos_B1D, sin_B1D = weights.cos_L1D[places_B], weights.sin_L1D[places_B]
     mask_B11T = (seen_T <= places_B[:, None])[:, None, None] if masked else None
-    for block, keys_SKLD, values_SKLD in zip(weights.blocks, keys, values, strict=True):
-        q_BHD, k_BKD, v_BKD = shape.project(block, x_BC, cos_B1D, sin_B1D)
-        keys_SKLD[rows_B, :, places_B], values_SKLD[rows_B, :, places_B] = k_BKD, v_BKD
-        attended_BC = shape.attend(q_BHD, keys_SKLD[:B, :, :T], values_SKLD[:B, :, :T], mask_B11T)
-        x_BC = shape.add(block, x_BC, attended_BC)
+    rows_B = torch.arange(len(ids_B), device=ids_B.device)
+    where = Where(rows_B, places_B, weights.cos_L1D[places_B], weights.sin_L1D[places_B], seen_T, mask_B11T)
+    x_BC = weights.embedding_VC[ids_B]
+    for block, keys_SKLD, values_SKLD in zip(weights.blocks, *caches, strict=True):
+        x_BC = advance_block(shape, block, keys_SKLD, values_SKLD, x_BC, where)
     return shape.multiply(shape.norm(x_BC, weights.norm_C), weights.head).float()
 
 
@@ -192,7 +211,7 @@ class CachedModel:
             torch._dynamo.mark_dynamic(seen_T, 0)  # one compilation for texts of any length, but of a single token
         ids_B, places_B = torch.tensor(ids, device=self.device), torch.tensor(places, device=self.device)
         masked = min(places) + 1 < longest
-        return run(shape, self.weights, self.keys, self.values, ids_B, places_B, seen_T, masked)[:size]
+        return run(shape, self.weights, (self.keys, self.values), ids_B, places_B, seen_T, masked)[:size]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the logits [N, V], in fp32, of the token after each hidden state."""
@@ -219,7 +238,7 @@ class CachedModel:
     def compile(self) -> bool:
         """Compile the step of a text that is alone, and return whether that makes it faster; if not, it stays as it is.
 
-        To be called before a text is read. It takes ten seconds, and one where the compiler's cache has it.
+        To be called before a text is read. It takes ten seconds, and two where the compiler's cache has it.
         """
         if self.deterministic:
             return False
