@@ -17,7 +17,8 @@ NARROWEST = 40  # columns of a terminal that text is wrapped to
 
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: the verdict, the metrics, samples, how it went, and what to do next."""
-    from textgen.publishing.verdict import decision_of, headline, in_lines  # loads torch, as the flow has by now
+    from textgen.evaluation.scoring import figure_in_words  # loads torch, as the flow has by now
+    from textgen.publishing.verdict import decision_of, headline, in_lines
     from textgen.publishing.version import PublishedManifest
 
     published = PublishedManifest.model_validate(result["published"])
@@ -31,14 +32,20 @@ def summarize(result: dict[str, Any]) -> None:
     for line in beside or ["", *_figure_lines(result)]:
         _show(line)
     if beside and _is_by_words(result):
-        words = (f"{split['word_perplexity']:,.1f} on {name}" for name, split in result["metrics"].items())
-        _show(f"\nWord perplexity: {', '.join(words)}")
+        figures = {name: split["word_perplexity"] for name, split in result["metrics"].items()}
+        words = ", ".join(f"{figure_in_words('word_perplexity', one)} on {name}" for name, one in figures.items())
+        _show(f"\nWord perplexity: {words}")
     _show("\nSamples (the first words of a document ▸ what the model wrote)", bold=True)
     for sample in published.samples:
         _show(f"  {sample.prompt.strip()} ▸ {sample.continuation.strip()}".replace("\n", "\n    "))
     _show("")
     for line in () if did_nothing else _course_lines(result):
         _show(line)
+    stages = (
+        f"{name} {'cached' if stage['cached'] else seconds_in_words(stage['seconds'])}"
+        for name, stage in result["stages"].items()
+    )
+    _show(f"Stages: {', '.join(stages)}\n")
     print(f"Model: {printable(published.path)}")
     print("\n".join(map(printable, _next_lines(result, published.version))))
 
@@ -85,7 +92,7 @@ def _is_by_words(result: dict[str, Any]) -> bool:
 
 
 def _course_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield how a run went: its text beside the champion's, its training, its stages."""
+    """Yield how a run went: its text beside the champion's, its training."""
     from textgen.publishing.drift import Drift, changes_in_words
     from textgen.publishing.tokenizer_fit import TokenizerFit, fit_lines
 
@@ -104,11 +111,6 @@ def _course_lines(result: dict[str, Any]) -> Iterator[str]:
         f"Training: {counted(checkpoint['steps'], 'step')} ({phases}), {speed['tokens_per_second']:,.0f} tokens/s, "
         f"{speed['mfu']:.0%} of the matrix peak, {bytes_in_words(speed['memory_peak_bytes'])} of memory"
     )
-    stages = (
-        f"{name} {'cached' if stage['cached'] else seconds_in_words(stage['seconds'])}"
-        for name, stage in result["stages"].items()
-    )
-    yield f"Stages: {', '.join(stages)}\n"
 
 
 def _next_lines(result: dict[str, Any], version: str) -> Iterator[str]:
