@@ -20,12 +20,13 @@ from types import FrameType
 from typing import Any
 
 from prefect import flow, get_client
+from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.form import ConfigName, DataChoices, Override, RunChoices, TrainingChoices, make_config, run_name
 from flows.summary import summarize
-from tasks.cancel import cancel_children
+from tasks.cancel import cancel_children, interrupted
 from tasks.redact import redacted
 from textgen.bar import Console
 from textgen.errors import Failure, carry_out
@@ -75,7 +76,10 @@ def train_flow(
     from flows.stages import run_stages  # with them comes torch, which loads while the temporary server starts
 
     check_training(made)
-    return run_stages(made, run)
+    try:
+        return run_stages(made, run)
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -88,7 +92,10 @@ def _run(options: argparse.Namespace) -> None:
     with server_started():
         import textgen.training.train  # noqa: F401  with it torch, which takes as long
     run = RunChoices(force=options.force, refresh=options.refresh)
-    result: Any = train_flow(options.config, run=run, overrides=options.overrides)
+    try:
+        result: Any = train_flow(options.config, run=run, overrides=options.overrides)
+    except CancelledRun:
+        raise KeyboardInterrupt from None
     if options.json:
         say(json.dumps(result, indent=2))
     else:
@@ -134,6 +141,12 @@ def terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def leave_once(number: int, frame: FrameType | None) -> None:
+    """Leave on Ctrl-C. A second one is ignored: it would keep the run from being recorded as cancelled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def set_up_console() -> None:
     """Show our own lines on stderr and not Prefect's, which are in the run's log; `main` says what failed."""
     for handler in logging.getLogger().handlers:
@@ -147,4 +160,6 @@ def set_up_console() -> None:
 if __name__ == "__main__":
     set_up_console()
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a shell
+        signal.signal(signal.SIGINT, leave_once)
     sys.exit(main(command))

@@ -1,4 +1,4 @@
-"""Cancellation: passed on to the runs that a run started, and told from a worker that ends.
+"""Cancellation: passed on to the runs that a run started, and told from a worker that ends. Ctrl-C of a command is one.
 
 Without torch: a worker loads the hook in a process of its own, and the runs that cost most are to end at once.
 """
@@ -16,19 +16,27 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.exceptions import TerminationSignal
+from prefect.runtime import deployment as this_deployment
 from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Cancelled, Cancelling, State
+
+SAVED = "cancelled; what was trained is saved, and the next run continues it"
 
 
 def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancel the runs that a cancelled flow run started, at once: the server does so half a minute later."""
+    with get_client(sync_client=True) as client:
+        cancel_started_by(client, flow_run.id)
+
+
+def cancel_started_by(client: SyncPrefectClient, run_id: UUID) -> None:
+    """Cancel the runs that a flow run started and that have not ended."""
     children = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]),
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))),
     )
-    with get_client(sync_client=True) as client:
-        for child in client.read_flow_runs(flow_run_filter=children):
-            cancel(client, child.id)
+    for child in client.read_flow_runs(flow_run_filter=children):
+        cancel(client, child.id)
 
 
 def ended_by(signal: TerminationSignal) -> State[Any]:
@@ -43,7 +51,20 @@ def ended_by(signal: TerminationSignal) -> State[Any]:
         state = client.read_flow_run(UUID(this_flow_run.id)).state
     if state is None or not state.is_cancelling():
         raise signal
-    return Cancelled(message="cancelled; what was trained is saved, and the next run continues it")
+    return Cancelled(message=SAVED)
+
+
+def interrupted(interrupt: KeyboardInterrupt) -> State[Any]:
+    """Return the state of this flow run, if Ctrl-C ended it in the command that is it; cancel the runs that it started.
+
+    Raises:
+        KeyboardInterrupt: a worker runs it, and the worker or the machine ends: another one continues.
+    """
+    if this_deployment.id is not None:
+        raise interrupt
+    with get_client(sync_client=True) as client:
+        cancel_started_by(client, UUID(this_flow_run.id))
+    return Cancelled(message=SAVED)
 
 
 def cancel(client: SyncPrefectClient, run_id: UUID) -> None:

@@ -1,17 +1,22 @@
 """The command `python -m flows.train_flow`: what it prints, and what it refuses once Prefect runs."""
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.command_line import read_command
-from flows.train_flow import main
+from flows.train_flow import leave_once, main
 from tests.flow_runs import STAGES, run_flow, tiny
 from textgen.errors import InputError
 
+CANCELLED = FlowRunFilter(state={"type": {"any_": ["CANCELLED"]}})
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -42,6 +47,30 @@ def test_a_deployed_run_looks_for_its_device_before_it_reads_the_text(folder):
     with pytest.raises(InputError, match="no CUDA GPU"):
         run_flow(config)
     assert not (folder / "new").exists()
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_leaving():
+    previous = signal.signal(signal.SIGINT, leave_once)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_in_a_stage_is_a_cancelled_run_and_exit_code_130(folder, monkeypatch, capsys):
+    """It was Crashed."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textgen.training.train.train", interrupt)
+    with get_client(sync_client=True) as client:
+        before = client.count_flow_runs(flow_run_filter=CANCELLED)
+        assert run_main(folder, "seed=77") == 130
+        assert client.count_flow_runs(flow_run_filter=CANCELLED) == before + 1
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command continues"
 
 
 def test_a_server_that_does_not_answer_is_one_line_and_exit_code_1(folder, capsys):
