@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as this_flow_run
 
 from tasks.cancel import cancel
+from tasks.follow import Followed
 from textgen.config import Config
 from textgen.errors import Damaged, InputError, TrainingCancelled, TrainingLost, from_text
 from textgen.files import content_key
@@ -56,7 +57,7 @@ def train_elsewhere(config: Config, tokens: TokensManifest, out: Path, storage: 
         tag = f"training:{out.name}:{content_key(config.storage.root)}"
         run = find_or_start(client, deployment, tag, parameters)
         log.info("training in the run %s of %s", run.name, deployment)
-        run = wait(client, run, config.compute.timeout_seconds)
+        run = wait(client, run, config.compute.timeout_seconds, Followed(client, config.name).look)
     bring_training(storage, out)
     try:
         return CheckpointManifest.read(out).as_built()  # whatever became of the run after its work was done
@@ -97,14 +98,17 @@ def our_tag() -> str:
     return f"started-by:{this_flow_run.id}"
 
 
-def wait(client: SyncPrefectClient, run: FlowRun, timeout_seconds: float) -> FlowRun:
-    """Return the run as it is when it has ended; where it takes too long, cancel it.
+def wait(
+    client: SyncPrefectClient, run: FlowRun, timeout_seconds: float, look: Callable[[FlowRun], None] = lambda run: None
+) -> FlowRun:
+    """Return the run as it is when it has ended; where it takes too long, cancel it. `look` is given it as it goes.
 
     Raises:
         TrainingCancelled: it took longer than `timeout_seconds`.
     """
     started, mentioned = time.monotonic(), False
     while (run := persist(lambda: client.read_flow_run(run.id))).state_type not in TERMINAL_STATES:
+        look(run)
         waited = time.monotonic() - started
         if waited > timeout_seconds:
             cancel(client, run.id)
@@ -115,6 +119,7 @@ def wait(client: SyncPrefectClient, run: FlowRun, timeout_seconds: float) -> Flo
             log.warning("no worker of the work pool %s has taken the run %s yet", run.work_pool_name, run.name)
             mentioned = True
         time.sleep(POLL_SECONDS)
+    look(run)
     return run
 
 

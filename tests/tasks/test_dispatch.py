@@ -1,10 +1,12 @@
 """A training on another work pool: one live run for a training, waited for, cancelled, and told how it ended."""
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,13 +15,14 @@ import pytest
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact, FlowRun, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
 
 import tasks.dispatch
-from tasks.cancel import cancel_children, ended_by
+from tasks.cancel import cancel_children, ended_by, interrupted
 from tasks.dispatch import (
     POLL_SECONDS,
     QUIET_SECONDS,
@@ -31,6 +34,7 @@ from tasks.dispatch import (
     train_elsewhere,
     wait,
 )
+from tasks.follow import Followed
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import ComputeConfig, Config, StorageConfig
 from textgen.errors import KINDS, Damaged, InputError, OutOfMemory, TrainingCancelled, TrainingLost
@@ -171,6 +175,54 @@ def test_waiting_ends_when_the_run_does(client, start, clock):
     assert (ended.id, ended.state_type, ended.state.message) == (run.id, StateType.FAILED, "no")
 
 
+def test_a_run_shows_how_far_the_one_is_that_it_waits_for_from_its_first_look_on(client, start, clock, caplog):
+    """It was shown in the training's own run alone, and not in the one that a person had started."""
+    caplog.set_level(logging.INFO)
+    shown: list[tuple[float, str]] = []
+
+    def show(step: int) -> None:
+        progress = {"type": "progress", "flow_run_id": str(run.id), "data": step, "description": f"step {step} of 100"}
+        client.request("POST", "/artifacts/", json=progress).raise_for_status()
+
+    def look(run: FlowRun) -> None:
+        followed.look(run)
+        (artifact,) = of_this_run()
+        shown.append((artifact.data, artifact.description))
+
+    def of_this_run() -> list[Artifact]:
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run.id)]))
+        return client.read_artifacts(artifact_filter=own)
+
+    run, followed = start(), Followed(client, "My.Model")
+    clock.at_wake = {
+        1: lambda: end(client, run, Pending(), Running()),
+        2: lambda: show(20),
+        3: lambda: show(60),
+        4: lambda: end(client, run, Crashed()),
+    }
+
+    @flow
+    def waiting() -> str:
+        wait(client, run, 100, look)
+        return of_this_run()[0].key
+
+    assert waiting() == "my-model-training-progress"
+    link = f"[{run.name}](../../runs/flow-run/{run.id})"
+    assert shown == [
+        (0, f"{link}: waiting for a worker of the work pool elsewhere"), (0, f"{link}: starting"),
+        (20, f"{link}: step 20 of 100"), (60, f"{link}: step 60 of 100"), (60, f"{link}: Crashed at step 60 of 100"),
+    ]  # fmt: skip
+    logged = [record.message for record in caplog.records if record.name == "tasks.follow"]
+    assert logged == [f"{run.name}: waiting for a worker of the work pool elsewhere"], "a line every half minute"
+
+
+def test_a_progress_that_cannot_be_shown_is_one_warning(client, start, clock, caplog):
+    run, followed = start().model_copy(update={"start_time": datetime.now(UTC)}), Followed(None, "textgen")
+    for _ in range(3):
+        followed.look(run)
+    assert [record.levelname for record in caplog.records if record.name == "tasks.follow"] == ["WARNING"]
+
+
 @pytest.mark.parametrize(
     ("states", "becomes"), [([], StateType.CANCELLED), ([Pending(), Running()], StateType.CANCELLING)]
 )
@@ -302,6 +354,25 @@ def test_patience_has_an_end(failure, clock, monkeypatch):
 def test_a_training_that_is_finished_here_starts_no_run(checkpoint, tokens, tmp_path):
     config = CONFIG.model_copy(update={"storage": StorageConfig(root=str(tmp_path))})
     assert train_elsewhere(config, tokens, checkpoint.folder, Storage(config.storage)) == checkpoint
+
+
+def test_a_command_that_ctrl_c_ends_is_cancelled_with_its_children(client, tag):
+    """It was Crashed, and the training on the other pool went on."""
+
+    @flow
+    def command() -> Any:
+        child = find_or_start(client, DEPLOYMENT, tag, {}).id
+        state = interrupted(KeyboardInterrupt())
+        return Completed(data=[state.type, client.read_flow_run(child).state_type])
+
+    assert command() == [StateType.CANCELLED, StateType.CANCELLED]
+
+
+def test_a_run_of_a_worker_that_ctrl_c_ends_is_not_cancelled(monkeypatch):
+    """The worker ends: another one continues its run."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(KeyboardInterrupt())
 
 
 def test_a_cancelled_run_cancels_its_children_at_once(client, tag, start):
