@@ -25,9 +25,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.form import ConfigName, DataChoices, Override, RunChoices, TrainingChoices, make_config, run_name
+from flows.server import chosen_server
 from flows.summary import summarize
 from tasks.cancel import cancel_children, interrupted
-from tasks.redact import redacted
+from tasks.redact import redact, redacted
 from textgen.bar import Console
 from textgen.errors import Failure, carry_out
 from textgen.terminal import say
@@ -88,14 +89,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    print("starting Prefect, on a temporary server unless PREFECT_API_URL names one", file=sys.stderr)
-    with server_started():
-        import textgen.training.train  # noqa: F401  with it torch, which takes as long
     run = RunChoices(force=options.force, refresh=options.refresh)
-    try:
-        result: Any = train_flow(options.config, run=run, overrides=options.overrides)
-    except CancelledRun:
-        raise KeyboardInterrupt from None
+    with chosen_server() as server:
+        print(printable(redact(f"Prefect's server: {server}")), file=sys.stderr)
+        with server_started():
+            import textgen.training.train  # noqa: F401  with it torch, which takes as long
+        try:
+            result: Any = train_flow(options.config, run=run, overrides=options.overrides)
+        except CancelledRun:
+            raise KeyboardInterrupt from None
     if options.json:
         say(json.dumps(result, indent=2))
     else:

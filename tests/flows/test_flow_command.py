@@ -1,7 +1,6 @@
 """The command `python -m flows.train_flow`: what it prints, and what it refuses once Prefect runs."""
 
 import json
-import os
 import signal
 import socket
 from pathlib import Path
