@@ -63,8 +63,8 @@ class RedactedRecord(logging.LogRecord):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.exc_info and isinstance(self.exc_info[1], InputError | Failure):
-            self.exc_info = None  # the message says all, and Prefect's own line has it
+        if self.exc_info and _says_all(self.exc_info[1]):
+            self.exc_info = None
         try:
             message = self.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit: the handlers report that
@@ -75,6 +75,11 @@ class RedactedRecord(logging.LogRecord):
             text = "".join(traceback.format_exception(*self.exc_info)).rstrip()
             if (clean := printable(redact(text))) != text:
                 self.exc_text, self.exc_info = clean, None
+
+
+def _says_all(error: BaseException | None) -> bool:
+    """Return whether an error's message is all that a user needs; Prefect raises CancelledRun for a cancelled run."""
+    return isinstance(error, InputError | Failure) or type(error).__name__ == "CancelledRun"
 
 
 def install() -> None:

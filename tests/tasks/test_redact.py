@@ -11,6 +11,7 @@ import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import CancelledRun
 
 from tasks.redact import BLOT, redact, redacted
 from tasks.stage import run_stage, stage
@@ -104,7 +105,7 @@ def test_a_traceback_without_a_secret_stays_an_exception():
         assert record.exc_info[1] is error
 
 
-@pytest.mark.parametrize("kind", [InputError, Failure])
+@pytest.mark.parametrize("kind", [InputError, Failure, CancelledRun])
 def test_an_error_whose_message_says_all_has_no_traceback(kind, logged):
     try:
         raise kind("seed=x: an integer was expected")
