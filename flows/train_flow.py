@@ -31,7 +31,7 @@ from tasks.cancel import cancel_children, interrupted
 from tasks.redact import redact, redacted
 from textgen.bar import Console
 from textgen.errors import Failure, carry_out
-from textgen.terminal import say
+from textgen.terminal import printable, say
 from textgen.text.local_files import NO_TEXT_YET, is_awaited
 
 SERVER_HINT = (
