@@ -5,6 +5,7 @@ It takes llama.cpp's shared libraries as a folder, with the kernels of many proc
 """
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -64,9 +65,14 @@ class LlamaCpp:
         self.context = ctypes.c_void_p(self.library.llama_init_from_model(model, parameters))
         threads = torch.get_num_threads()
         self.library.llama_set_n_threads(self.context, threads, threads)
+        # ggml sets up the processor's tiles once in a thread, and torch's products in bf16 release them.
+        self.thread = ThreadPoolExecutor(1)
 
     def write(self, prompt: list[int], tokens: int) -> list[int]:
         """Return the likeliest tokens after the prompt, one by one."""
+        return self.thread.submit(self._write, prompt, tokens).result()
+
+    def _write(self, prompt: list[int], tokens: int) -> list[int]:
         self.library.llama_memory_clear(ctypes.c_void_p(self.library.llama_get_memory(self.context)), True)
         written, ids = [], prompt
         for _ in range(tokens):
