@@ -462,7 +462,7 @@ def test_a_version_that_cannot_be_noted_is_a_warning(model, caplog, publication)
         ({"files": "notes"}, {"files", "text_column", "document", "validation_fraction", "test_fraction"}),
         ({"files": {"train": "a", "validation": "b", "test": "c"}}, {"files", "text_column", "document"}),
     ],
-    ids=str,
+    ids=["embedded", "hub", "folder", "files", "given splits"],
 )
 def test_the_configuration_there_names_the_source_that_was_used_and_no_null(data, names):
     shown = described(parse_config({"data": data}))
