@@ -6,7 +6,7 @@ from typing import cast
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 
 from tasks.report import Bar
@@ -53,5 +53,6 @@ class Followed:
             limit=1,
         )
         percent, words = (cast(float, found[0].data), found[0].description or "") if found else (0.0, "starting")
-        has_stopped = run.state_type in TERMINAL_STATES and percent < 100
-        return percent, f"{run.state_name} at {words}" if has_stopped else words
+        if run.state_type == StateType.COMPLETED:  # whatever it could send of its end
+            return 100.0, words
+        return percent, f"{run.state_name} at {words}" if run.state_type in TERMINAL_STATES else words

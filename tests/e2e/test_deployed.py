@@ -50,12 +50,14 @@ def test_a_run_from_the_api_trains_on_the_other_pool_and_publishes(first, stack,
     assert (root / "models" / "tiny" / "champion").read_text() == "v1\n"
 
     shown = stack.artifacts(run["id"])
-    rows = json.loads(shown["tiny-metrics"])
+    assert run["state"]["message"] == "tiny v1: promoted (publish.policy=always)"
+    assert shown["tiny-training-progress"] == 100, "of the training on the other pool"
+    rows = json.loads(shown["tiny-evaluation"])
     assert {row["metric"] for row in rows} == {
         "loss (nats a token)", "token perplexity", "word perplexity", "bits a byte",
     }  # fmt: skip
     assert "data:image/png;base64," in shown["tiny-model-card"]
-    until(lambda: stack.artifacts(child["id"])["tiny-training"] == 100, "the end of the progress is shown")
+    until(lambda: stack.artifacts(child["id"])["tiny-training-progress"] == 100, "the end of the progress is shown")
     for run_id, stage in ((run["id"], "publish: "), (child["id"], "train: ")):
         until(lambda: any(line.startswith(stage) for line in stack.logs(run_id)), f"the line of {stage}")  # noqa: B023
     everything = json.dumps([run, child, stack.logs(run["id"]), stack.logs(child["id"]), shown])
@@ -135,8 +137,8 @@ def test_a_run_from_the_form_is_seen_to_its_model_card(stack, corpus, page, tmp_
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     numbers = page.get_by_role("spinbutton")
-    expect(numbers).to_have_count(4)
-    steps, learning_rate, _, seed = numbers.all()
+    expect(numbers).to_have_count(5)
+    steps, learning_rate, _, _, seed = numbers.all()
     learning_rate.fill("0.003")
     seed.fill("7")
     overrides, texts = (corpus, f"storage.root={tmp_path / 'data'}", *TINY), page.get_by_role("textbox")
@@ -172,6 +174,32 @@ def test_a_run_from_the_form_is_seen_to_its_model_card(stack, corpus, page, tmp_
     expect(curve).to_be_visible()
     assert curve.evaluate("image => image.complete && image.naturalWidth") > 400
     page.screenshot(path=SCREENSHOTS / "4-model-card.png", full_page=True)
+
+
+def test_the_pages_of_a_run_are_whole_in_both_themes_and_lead_to_its_training(first, stack, page):
+    """In the UI that people come to, the second one; pictures show what no test sees."""
+    _, run = first
+    (child,) = stack.children(run["id"])
+    on_demand = f"deployments/deployment/{stack.get('deployments/name/train-flow/on-demand')['id']}"
+    of_run, of_child = f"runs/flow-run/{run['id']}", f"runs/flow-run/{child['id']}"
+    places = {
+        "deployment": (on_demand, run["name"]), "form": (f"{on_demand}/run", "Warm-up steps"),
+        "flows": ("flows", "train-model"), "runs": ("runs", child["name"]), "artifacts": ("artifacts", "tiny-text"),
+        "run": (f"{of_run}?tab=Details", "tiny v1: promoted"), "log": (f"{of_run}?tab=Logs", "Beginning flow run"),
+        "run-artifacts": (f"{of_run}?tab=Artifacts", "tiny-evaluation"), "child": (f"{of_child}?tab=Logs", "Beginning"),
+        **{key: (f"artifacts/key/{key}", run["name"]) for key in stack.artifacts(run["id"])},
+    }  # fmt: skip
+    for name, (place, words) in places.items():
+        page.goto(f"{stack.url}/v2/{place}")
+        expect(page.get_by_text(words).first).to_be_visible()
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme)
+            page.screenshot(path=SCREENSHOTS / f"ui-{name}-{theme}.png", full_page=True)
+    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}, "type": {"any_": ["progress"]}}}
+    (progress,) = stack.post("artifacts/filter", body)
+    page.goto(f"{stack.url}/v2/artifacts/artifact/{progress['id']}")
+    page.get_by_role("link", name=child["name"]).click()
+    page.wait_for_url(f"**/v2/{of_child}*")
 
 
 def test_of_two_runs_asked_for_at_once_one_trains_and_one_version_comes_out(stack, parameters, tmp_path):
