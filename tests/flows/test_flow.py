@@ -75,11 +75,11 @@ def test_the_same_text_again_does_nothing_though_its_model_became_the_champion(f
     first = run_flow(config)
     assert (first["published"]["version"], first["champion"]) == ("v2", "v2")
     assert first["config"]["training"]["init_from"] == first["config"]["tokenizer"]["path"] == "textgen@v1"
+    summarize(first)
+    assert "Tokenizer: that of textgen@v1, " in capsys.readouterr().out
     second = run_flow(config)
     assert cached(second) == list(STAGES)
     assert {**second, "run_id": 0, "stages": 0} == {**first, "run_id": 0, "stages": 0}
-    summarize(second)
-    assert "Tokenizer: that of textgen@v1, " in capsys.readouterr().out
 
 
 def test_without_text_yet_a_run_is_completed_and_says_where_it_goes(tmp_path, monkeypatch):
