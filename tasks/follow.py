@@ -1,4 +1,4 @@
-"""What a run shows of the training that another run does: how far it is, and where, from its first minute."""
+"""What a run shows of the training that it waits for: how far that is, with a link to the run that trains."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 
-from tasks.report import Bar
+from tasks.report import ProgressArtifact
 from textgen.publishing.markdown import inline
 
 log = logging.getLogger(__name__)
@@ -19,19 +19,19 @@ RUN_PAGE = "../../runs/flow-run/{id}"  # from every page of the UI that shows an
 
 
 class Followed:
-    """A training in another run, shown in this one. It is never a reason to fail."""
+    """The progress of another run's training, shown in this one. A failure to show it is a warning."""
 
     def __init__(self, client: SyncPrefectClient, name: str) -> None:
-        self.client, self.bar = client, Bar(name)
+        self.client, self.artifact = client, ProgressArtifact(name)
         self._logged_at = -LOG_SECONDS
         self._logged = ""
         self._warned = False
 
     def look(self, run: FlowRun) -> None:
-        """Show how far the run is, as it is now, and log it now and then."""
+        """Show how far the run is, and log it every LOG_SECONDS."""
         try:
             percent, words = self._progress(run)
-            self.bar.show(percent, f"[{inline(run.name)}]({RUN_PAGE.format(id=run.id)}): {inline(words)}")
+            self.artifact.show(percent, f"[{inline(run.name)}]({RUN_PAGE.format(id=run.id)}): {inline(words)}")
         except Exception as error:  # whatever the server or the way to it does: the training goes on
             if not self._warned:
                 log.warning("the progress of the run %s could not be shown: %s", run.name, error)
@@ -42,7 +42,7 @@ class Followed:
             self._logged, self._logged_at = words, time.monotonic()
 
     def _progress(self, run: FlowRun) -> tuple[float, str]:
-        """Return the percentage and the words of the run's own progress, or what it waits for."""
+        """Return the percentage and the text of the run's own progress artifact, or what it waits for."""
         if run.start_time is None:
             return 0.0, f"waiting for a worker of the work pool {run.work_pool_name}"
         found = self.client.read_artifacts(
@@ -52,7 +52,10 @@ class Followed:
             sort=ArtifactSort.CREATED_DESC,
             limit=1,
         )
-        percent, words = (cast(float, found[0].data), found[0].description or "") if found else (0.0, "starting")
-        if run.state_type == StateType.COMPLETED:  # whatever it could send of its end
+        if not found:
+            ended = run.state_type in TERMINAL_STATES
+            return 0.0, f"{run.state_name} before the training began" if ended else "starting"
+        percent, words = cast(float, found[0].data), found[0].description or ""
+        if run.state_type == StateType.COMPLETED:  # its last update may not have been sent
             return 100.0, words
         return percent, f"{run.state_name} at {words}" if run.state_type in TERMINAL_STATES else words

@@ -28,12 +28,12 @@ from textgen.config import Config
 from textgen.evaluation.scoring import FIGURES, Metrics, figure_in_words
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE, without_folded
-from textgen.publishing.comparison_words import duration
 from textgen.publishing.drift import Drift, TextFigures
 from textgen.publishing.markdown import inline, table
 from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
 from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_in_markdown
 from textgen.publishing.version import PublishedManifest
+from textgen.terminal import seconds_in_words
 from textgen.text.report import TextReport
 from textgen.text.tokens import TokensManifest
 from textgen.training.plan import planned_steps
@@ -45,8 +45,8 @@ URL_MARKS = "/:?=&#%@"  # that stay as they are in a link, where brackets, space
 LEAVE_SECONDS = 10.0  # to send the last of it
 
 
-class Bar:
-    """A bar in the UI, an artifact that moves."""
+class ProgressArtifact:
+    """A progress bar in the UI."""
 
     def __init__(self, name: str) -> None:
         self.key = f"{slug(name)}-training-progress"
@@ -54,7 +54,7 @@ class Bar:
         self._shown: tuple[Any, ...] = ()
 
     def show(self, percent: float, text: str) -> None:
-        """Have the server show the bar as it is now, if it moved. `text` is Markdown."""
+        """Send the percentage and the text, which is Markdown, if one of them changed."""
         if self._shown == (percent, text):
             return
         if self._artifact is None:
@@ -66,12 +66,12 @@ class Bar:
 
 
 class Progress:
-    """How far a training is, as an artifact that moves."""
+    """How far the training of this process is, shown in the UI."""
 
     def __init__(self, name: str, steps: int) -> None:
         self.key, self.steps, self.step = f"{slug(name)}-weights-and-biases", steps, 0
         self.figures: dict[str, float] = {}
-        self._bar = Bar(name)
+        self._artifact = ProgressArtifact(name)
         self._seconds_left: float | None = None
         self._url: str | None = None
         self._linked = False
@@ -90,7 +90,7 @@ class Progress:
 
     def send(self) -> None:
         """Have the server show what was noted since the last time."""
-        self._bar.show(100.0 * self.step / self.steps, self.in_words())
+        self._artifact.show(100.0 * self.step / self.steps, self.in_words())
         if self._url is not None and not self._linked:
             link = quote(self._url, safe=URL_MARKS)
             said = "The record of the training at Weights & Biases"
@@ -104,7 +104,7 @@ class Progress:
             "train/tokens_per_second": "{:,.0f} tokens/s", "train/mfu": "{:.0%} of the matrix peak",
         }  # fmt: skip
         known = [text.format(self.figures[name]) for name, text in words.items() if name in self.figures]
-        left = [f"about {duration(self._seconds_left)} left"] if self._seconds_left else []
+        left = [f"about {seconds_in_words(self._seconds_left)} left"] if self._seconds_left else []
         return ", ".join([f"step {self.step:,} of {self.steps:,}", *left, *known])
 
 

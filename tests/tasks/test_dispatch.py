@@ -216,6 +216,16 @@ def test_a_run_shows_how_far_the_one_is_that_it_waits_for_from_its_first_look_on
     assert logged == [f"{run.name}: waiting for a worker of the work pool elsewhere"], "a line every half minute"
 
 
+def test_a_run_that_is_cancelled_before_it_started_is_not_shown_as_starting(client, start, clock, monkeypatch):
+    run, followed, shown = start(), Followed(client, "My.Model"), list[str]()
+    monkeypatch.setattr(followed.artifact, "show", lambda percent, text: shown.append(text))
+    clock.at_wake = {1: lambda: end(client, run, Cancelled())}
+    wait(client, run, 100, followed.look)
+    assert [text.partition(": ")[2] for text in shown] == [
+        "waiting for a worker of the work pool elsewhere", "Cancelled before the training began",
+    ]  # fmt: skip
+
+
 def test_a_progress_that_cannot_be_shown_is_one_warning(client, start, clock, caplog):
     run, followed = start().model_copy(update={"start_time": datetime.now(UTC)}), Followed(None, "textgen")
     for _ in range(3):

@@ -119,7 +119,7 @@ def test_progress_says_the_figures_that_there_are():
 def test_progress_says_how_long_the_rest_takes():
     progress = Progress("tiny", 2000)
     progress.log(500, {"train/tokens": 500.0 * 64, "train/tokens_per_second": 200.0})
-    assert progress.in_words() == "step 500 of 2,000, about 8 min left, 200 tokens/s"
+    assert progress.in_words() == "step 500 of 2,000, about 8.0 minutes left, 200 tokens/s"
     progress.log(2000, {"train/tokens": 2000.0 * 64, "train/tokens_per_second": 200.0})
     assert progress.in_words() == "step 2,000 of 2,000, 200 tokens/s"
 
