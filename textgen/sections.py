@@ -182,7 +182,7 @@ class TrainingConfig(Section):
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """The share of the steps, the last ones, in which wsd lowers the learning rate. A cosine does not use it."""
     warmup_steps: int | None = Field(None, ge=0)
-    """The number of steps in which the learning rate rises to its peak. null: a tenth of the steps, at most 100."""
+    """Over how many steps the learning rate rises. null: a tenth of the steps, at most 100 (0 from a kept state)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How a step moves the weights: by AdamW, or by Muon those of the blocks' matrices and by AdamW the rest."""
     muon_momentum: Fraction = 0.95
@@ -205,7 +205,6 @@ class TrainingConfig(Section):
     """Whether the blocks of each epoch are cut at another place of the text."""
     init_from: str | None = None
     """The model to start from: NAME@champion, NAME@v3 or a folder. null: random weights."""
-    # From a state that a training kept before its decay, a null warm-up is none: see `plan`.
     max_bad_steps: int = Field(10, ge=1)
     """How many steps in a row may have a loss or a gradient that is not finite before the training ends."""
     early_stopping_patience: int | None = Field(None, ge=1)

@@ -115,7 +115,7 @@ def test_a_field_says_what_its_key_means_and_its_value_in_each_configuration(sch
     steps = {name: load_config(path, []).training.max_steps for name, path in shipped_configs().items()}
     assert said == {name: str(number) for name, number in steps.items()}
     assert fields["steps"]["description"].startswith(meaning.partition(" null: ")[0])
-    assert "a tenth of the steps, at most 100 in default" in fields["warmup_steps"]["description"]
+    assert "a tenth of the steps, at most 100 (0 from a kept state) in default" in fields["warmup_steps"]["description"]
     assert "null" not in json.dumps(schema["definitions"])
 
 
