@@ -1,6 +1,6 @@
 """Which Prefect server a command uses: one that is named, one that runs already, or a temporary one of its own.
 
-Two servers that write one SQLite file find it locked by each other.
+Two servers on one SQLite file fail with "database is locked".
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from prefect.settings import (
 )
 from sqlalchemy.engine import make_url
 
-PATIENCE = httpx.Timeout(30, connect=2)  # seconds: nobody is told at once, and a busy server takes its time
+PATIENCE = httpx.Timeout(30, connect=2)  # seconds: a closed port refuses at once, a busy server is slow to answer
 HELD_BYTE = 128  # of a database's -shm file: each connection in WAL mode holds a lock on it (SQLite's UNIX_SHM_DMS)
 
 
@@ -41,7 +41,7 @@ def chosen_server() -> Iterator[str]:
 def find_live_server() -> str | None:
     """Return the address of the server that runs in this PREFECT_HOME, if it is where servers are by default.
 
-    One of another home is not used: its runs are somebody else's.
+    A server of another PREFECT_HOME is not used: its runs are somebody else's.
     """
     settings = get_current_settings()
     url = f"http://{settings.server.api.host}:{settings.server.api.port}/api"
@@ -50,7 +50,7 @@ def find_live_server() -> str | None:
         auth = httpx.BasicAuth(*secret.get_secret_value().split(":", 1)) if secret is not None else None
         answer = httpx.get(f"{url}/admin/settings", auth=auth, timeout=PATIENCE, trust_env=False)
         home = answer.raise_for_status().json()["home"]
-    except (httpx.HTTPError, ValueError, TypeError, KeyError):  # nobody is there, or something else
+    except (httpx.HTTPError, ValueError, TypeError, KeyError):  # no server, or one that is not Prefect's
         return None
     return url if Path(home).resolve() == settings.home.resolve() else None
 

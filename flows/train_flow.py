@@ -36,7 +36,7 @@ from textgen.text.local_files import NO_TEXT_YET, is_awaited
 
 SERVER_HINT = (
     "PREFECT_SERVER_LOGGING_LEVEL=ERROR shows what a temporary one says; "
-    "PREFECT_API_URL says where it is; without it the command starts one of its own"
+    "PREFECT_API_URL says where it is; without it the command uses one that runs here, or starts a temporary one"
 )
 
 
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
 def server_started() -> Iterator[None]:
     """Start Prefect's temporary server, if one is needed, while the block runs; at its end it answers.
 
-    It is deaf to Ctrl-C: it is told how the run ended.
+    The server ignores Ctrl-C: the end of the run is still recorded in it.
 
     Raises:
         Failure: no server answers.
