@@ -9,10 +9,10 @@ from tasks import redact
 # prefect.yaml sets what counts there.
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "textgen,tasks")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow first start is no failure
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server calls nobody,
-os.environ.setdefault("DO_NOT_TRACK", "1")  # and the client says nothing of calling somebody
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the temporary server sends no telemetry,
+os.environ.setdefault("DO_NOT_TRACK", "1")  # nor does the client, which prints a notice where it would
 
-# It prints its own errors and those of its end, if it is busy then, into the command's terminal
+# Otherwise the temporary server prints its errors, as of being stopped while it is busy, into the command's terminal.
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
 redact.install()

@@ -1,6 +1,6 @@
-"""Cancellation: passed on to the runs that a run started, and told from a worker that ends. Ctrl-C of a command is one.
+"""Cancellation: a cancelled run cancels the runs that it started. Ctrl-C cancels a run, the end of a worker does not.
 
-Without torch: a worker loads the hook in a process of its own, and the runs that cost most are to end at once.
+It does not import torch: a worker loads the hook in a process of its own, and trainings are to end at once.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ def ended_by(signal: TerminationSignal) -> State[Any]:
 
 
 def interrupted(interrupt: KeyboardInterrupt) -> State[Any]:
-    """Return the state of this flow run, if Ctrl-C ended it in the command that is it; cancel the runs that it started.
+    """Cancel the runs that this flow run started, and return its state, if Ctrl-C ended the command that runs it.
 
     Raises:
         KeyboardInterrupt: a worker runs it, and the worker or the machine ends: another one continues.

@@ -22,7 +22,7 @@ DECIDED = (
     "promoted", "opponent", "unit", "documents", "challenger", "champion", "difference", "low", "high", "confidence",
     "required_confidence", "protocol", "reason",
 )  # fmt: skip
-LONGEST_TAG = 64  # characters, that W&B takes
+LONGEST_TAG = 64  # characters
 NOT_OF_THE_MODEL = {"compute", "storage", "tracking"}  # sections that say where a run is, not what it makes
 
 
@@ -59,7 +59,7 @@ def tags_of(config: Config) -> list[str]:
 
 
 def tag(text: str) -> str:
-    """Return a text as a tag may be."""
+    """Return a text as a tag, which W&B limits in length."""
     return text[:LONGEST_TAG]
 
 
@@ -91,7 +91,7 @@ def training_figures(checkpoint: CheckpointManifest) -> dict[str, Any]:
 
 
 def evaluation_figures(metrics: Metrics) -> dict[str, Any]:
-    """Return what the weights that were kept make of each whole split, apart from the validations on the way."""
+    """Return the final metrics of each whole split. The validations during the training have other names."""
     return {
         f"{split}/final_{name}": getattr(figures, name)
         for split, figures in metrics.splits.items()
@@ -117,7 +117,7 @@ def decision_figures(published: PublishedManifest) -> dict[str, Any]:
 
 
 def tables_of(published: PublishedManifest) -> dict[str, Table]:
-    """Return what the model wrote, both models as the gate compared them, the documents that moved most, the checks."""
+    """Return tables of samples, of both models as the gate compared them, of documents that moved most, of checks."""
     decision = decision_of(published)
     tables: dict[str, Table] = {
         "samples": (("prompt", "continuation"), [(one.prompt, one.continuation) for one in published.samples])

@@ -1,4 +1,4 @@
-"""The thread that writes the W&B run of a training: no stage waits for W&B, and none fails with it. Without wandb."""
+"""The thread that writes the W&B run of a training, so that no stage waits for W&B or fails with it. No wandb here."""
 
 import contextvars
 import logging
@@ -36,7 +36,7 @@ def warn(message: str) -> None:
 class Tracker:
     """The W&B run of a training. It opens with the first figure: a stage that does nothing leaves no run behind.
 
-    What is handed over returns at once; a thread records it. After a failure nothing more is recorded.
+    `log`, `summarize` and `do` return at once; a thread does the work. After a failure it records nothing more.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Tracker:
     ) -> None:
         """Record in the run that `open_run` opens, first the `earlier` lines of the log; None: nothing is recorded."""
         self.url: str | None = None  # of the run on the server
-        self.failed = False  # the stage that used it last
+        self.failed = False  # whether the stage that used it last did
         self._open_run, self._earlier, self._tokens_per_step = open_run, earlier, tokens_per_step
         self._run: Any = None
-        self._wishes = queue.SimpleQueue[Callable[[Any], object] | None]()
+        self._actions = queue.SimpleQueue[Callable[[Any], object] | None]()
         context = contextvars.copy_context()  # by which a warning reaches the log of the flow's run
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="wandb", daemon=True)
 
@@ -60,27 +60,27 @@ class Tracker:
         known = {name: value for name, value in figures.items() if value is not None}
         self.do(lambda run: run.summary.update(known))
 
-    def do(self, wish: Callable[[Any], object]) -> None:
-        """Have something done with the run, after what was handed over before."""
+    def do(self, action: Callable[[Any], object]) -> None:
+        """Call `action` with the run, in the thread, after the actions before it."""
         if self._open_run is None:
             return
         if not self._thread.ident:
             self._thread.start()
-        self._wishes.put(wish)
+        self._actions.put(action)
 
     def close(self) -> None:
-        """End the run, if there is one, when all is recorded, or it takes too long."""
+        """End the run, if there is one, when all is recorded. Wait CLOSE_SECONDS for that at most."""
         if not self._thread.ident:
             return
-        self._wishes.put(None)
+        self._actions.put(None)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             warn(f"the record was not complete after {CLOSE_SECONDS:g} seconds; the run goes on without it")
 
     def _work(self) -> None:
         with forgiving("the run is not recorded further"):
-            for wish in iter(self._wishes.get, None):
-                wish(self._opened())
+            for action in iter(self._actions.get, None):
+                action(self._opened())
         if self._run is not None:
             with forgiving("the end of the run is not recorded"):
                 self._run.finish(exit_code=int(self.failed))

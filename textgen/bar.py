@@ -1,4 +1,4 @@
-"""How far a piece of work is: one bar on a terminal; elsewhere a line of the log every half minute."""
+"""The progress of a piece of work: one bar on a terminal; elsewhere a line of the log every half minute."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ BYTE = "B"  # the unit of work that is counted in bytes
 
 
 class Bar:
-    """How far a piece of work is. On a terminal it is gone when the work is done."""
+    """The progress of a piece of work. On a terminal the bar is removed when the work is done."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
-        """Begin at `done` of `total` units, as `step` or BYTE."""
+        """Begin at `done` of `total` units; `unit` is their name, such as `step`, or BYTE."""
         self.label, self.total, self.unit, self.done, self.words = label, total, unit, done, ""
         self._first, self._started = done, time.monotonic()
         has_bar = shown and is_terminal(sys.stderr)
@@ -65,7 +65,7 @@ class Bar:
 
 
 class Console(logging.StreamHandler[TextIO]):
-    """Writes the log on stderr for people: above a bar that is there, and no character of it acts."""
+    """Writes the log on stderr, above a bar if there is one. No character of it acts on the terminal."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)

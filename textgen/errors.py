@@ -119,7 +119,7 @@ def carry_out(command: Callable[[], None]) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Return whether the reader of stdout is gone. What is left to print is dropped then: Python prints it at exit."""
+    """Return whether the reader of stdout is gone. If so, drop what is left to print: Python would print it at exit."""
     poll = select.poll()
     try:
         poll.register(stdout := sys.stdout.fileno(), 0)  # errors alone

@@ -25,7 +25,7 @@ PAYS = 0.05
 class TokenizerFit(Manifest):
     """A tokenizer that a run took from a version, on the text of the run."""
 
-    made_for: str  # the version whose text the tokenizer learned from, as NAME@v1
+    made_for: str  # the version that the tokenizer was made for, as NAME@v1
     raw_key: str
     bytes_per_token: float  # of train
     bytes_per_token_then: float | None  # of the train split that it learned from; None of versions that record none
@@ -88,7 +88,7 @@ def measure_saving(raw: RawManifest, tokens: TokensManifest) -> float:
 
 
 def count_tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
-    """Return how many tokens texts are."""
+    """Return the number of tokens of texts."""
     return encode_stream(tokenizer, as_parts(texts), torch.int32).counts.tokens
 
 
@@ -106,12 +106,12 @@ def fit_lines(fit: TokenizerFit) -> list[str]:
 
 
 def fit_in_words(fit: TokenizerFit) -> str:
-    """Return that in one line."""
+    """Return the lines of `fit_lines` as one."""
     return "; ".join(fit_lines(fit))
 
 
 def in_bytes(fit: TokenizerFit) -> str:
-    """Return the bytes a token, now and then."""
+    """Return the bytes a token of this text, and of the one that the tokenizer learned from."""
     now = f"{fit.bytes_per_token:.2f} bytes a token"
     if (then := fit.bytes_per_token_then) is None:
         return now

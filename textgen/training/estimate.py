@@ -1,4 +1,4 @@
-"""What the rest of a training will take: minutes from its first steps, memory as measured, disk from the shapes."""
+"""What the rest of a training will take: time, estimated from its first steps, memory as measured, and disk."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ FLOAT_BYTES = 4  # whatever the matrices are multiplied in, weights and moments 
 
 
 class Timer:
-    """The pace of the first steps that this process takes, but for the very first, which warms the device up."""
+    """Times the first steps of this process, except the very first, in which the device warms up."""
 
     def __init__(self, progress: Progress) -> None:
         self._begun = progress.step, progress.seconds.get("train", 0.0)
@@ -26,7 +26,7 @@ class Timer:
         self._is_done = False
 
     def look(self, progress: Progress, is_waited_for: bool) -> float | None:
-        """Return the seconds of a step, once: as soon as enough of them were taken, and the device is waited for."""
+        """Return the seconds a step, once, when the device has finished (`is_waited_for`) enough steps."""
         step, seconds = progress.step, progress.seconds["train"]
         if self._warm is None:
             self._warm = step, seconds
