@@ -79,8 +79,11 @@ def test_a_disk_without_room_is_noticed_before_the_first_step(tokens, make_confi
     assert not list(Path(tmp_path / "out").glob("states/*"))
 
 
-def test_a_training_says_what_it_takes_and_one_that_goes_on_what_the_rest_takes(tokens, make_config, tmp_path, caplog):
+def test_a_training_says_what_it_takes_and_one_that_goes_on_what_the_rest_takes(
+    tokens, make_config, tmp_path, caplog, monkeypatch
+):
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(estimate, "PATIENCE_SECONDS", float("inf"))  # on a slow machine ten steps take longer
 
     def said() -> list[str]:
         return [line for line in caplog.messages if " left, about " in line]
