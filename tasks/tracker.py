@@ -14,6 +14,7 @@ from textgen.terminal import one_line
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 90.0  # that the end of a record may take
+LEAVE_SECONDS = 5.0  # the same, where a person who pressed Ctrl-C waits for it
 _warned: set[str] = set()  # what this process has said already
 
 
@@ -68,14 +69,14 @@ class Tracker:
             self._thread.start()
         self._actions.put(action)
 
-    def close(self) -> None:
-        """End the run, if there is one, when all is recorded. Wait CLOSE_SECONDS for that at most."""
+    def close(self, interrupted: bool = False) -> None:
+        """End the run, if there is one, when all is recorded. Wait some seconds for that at most."""
         if not self._thread.ident:
             return
         self._actions.put(None)
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(seconds := LEAVE_SECONDS if interrupted else CLOSE_SECONDS)
         if self._thread.is_alive():
-            warn(f"the record was not complete after {CLOSE_SECONDS:g} seconds; the run goes on without it")
+            warn(f"the record was not complete after {seconds:g} seconds; the run goes on without it")
 
     def _work(self) -> None:
         with forgiving("the run is not recorded further"):

@@ -46,12 +46,16 @@ def one_run() -> Iterator[None]:
     global _kept
     kept: dict[str, Tracker] = {}
     _kept = kept
+    interrupted = False
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
         _kept = None
         for tracker in kept.values():
-            tracker.close()
+            tracker.close(interrupted)
 
 
 @contextmanager

@@ -508,3 +508,15 @@ def test_a_server_that_never_answers_holds_nothing_up(tmp_path, monkeypatch, cap
     answered.set()
     (warning,) = warnings_in(caplog)
     assert "goes on without it" in warning
+
+
+def test_ctrl_c_does_not_wait_long_for_a_server_that_never_answers(tmp_path, monkeypatch, caplog):
+    answered = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **options: answered.wait(PATIENCE_SECONDS))
+    monkeypatch.setattr(tracker, "LEAVE_SECONDS", 0.01)
+    with pytest.raises(KeyboardInterrupt), one_run(), track(config(tmp_path, "offline"), Path("k9")) as run:
+        run.log(1, {"train/loss_nats": 1.0})
+        raise KeyboardInterrupt
+    answered.set()
+    (warning,) = warnings_in(caplog)
+    assert "after 0.01 seconds" in warning

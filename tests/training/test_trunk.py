@@ -22,6 +22,7 @@ from textgen.training.figures import LOG_FILE, read_log
 from textgen.training.handover import bring_training, bring_trunk, mirrored
 from textgen.training.optim import decay_start, lr_at
 from textgen.training.plan import plan_training, train_key
+from textgen.training.start import find_state
 from textgen.training.state import BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER
 from textgen.training.trunk import Trunk, find_trunk
 
@@ -166,6 +167,14 @@ def test_epochs_and_another_decay_go_on_too(tokens, wsd, home, begun, tmp_path):
 def test_other_settings_do_not_go_on(other, tokens, wsd, home):
     assert find_trunk(home, plan_training(tokens, wsd(max_steps=LONG), home).fits) is not None
     assert find_trunk(home, plan_training(tokens, wsd(max_steps=LONG, **other), home).fits) is None
+
+
+def test_a_longer_training_that_does_not_go_on_says_which_setting_differs(tokens, wsd, home, caplog):
+    caplog.set_level(logging.INFO)
+    plan = plan_training(tokens, wsd(max_steps=LONG, warmup_steps=5), home)
+    assert find_state(plan, home / "longer") is None
+    (line,) = [line for line in caplog.messages if "not going on" in line]
+    assert line.endswith("training.warmup_steps is 4 there and 5 here")
 
 
 def test_a_training_that_is_forced_does_not_go_on_from_another(tokens, wsd, home, begun):

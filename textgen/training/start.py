@@ -12,7 +12,7 @@ from textgen.text.tokens import TokensManifest
 from textgen.training.optim import build_optimizers
 from textgen.training.plan import Plan
 from textgen.training.state import StateManifest, TrainingState, is_finished, newest_state, restore_moments
-from textgen.training.trunk import INHERITED, find_trunk_state, make_way
+from textgen.training.trunk import INHERITED, find_trunk, find_trunk_state, make_way
 from textgen.training.warm_start import in_words, start_from
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,29 @@ def find_state(plan: Plan, out: Path) -> StateManifest | None:
     if trunk is None:
         if own is not None:
             log.info("continuing from step %d", step)
-        elif plan.config.training.init_from is not None:
+            return own
+        if not alone:
+            _say_what_differs(plan, out)
+        if plan.config.training.init_from is not None:
             log.info("%s", in_words(plan.config, plan.other))
-        return own
+        return None
     inherited = ", ".join(f"training.{name}={getattr(plan.config.training, name)}" for name in INHERITED)
     source = trunk.folder.parents[1]
     log.info("going on from step %d of %s, where its decay began, with %s", trunk.progress.step, source, inherited)
     return trunk
+
+
+def _say_what_differs(plan: Plan, out: Path) -> None:
+    """Log why the training does not go on from a shorter one whose length is not all that differs."""
+    training = plan.config.training
+    if (trunk := find_trunk(out.parent, lambda trunk: trunk.key == plan.trunk_key)) is None:
+        return
+    differing = [
+        f"training.{name} is {getattr(trunk, name)} there and {getattr(training, name)} here"
+        for name in trunk.set_otherwise(training)
+    ]
+    if differing:
+        log.info("not going on from step %d of %s: %s", trunk.step, trunk.folder, ", ".join(differing))
 
 
 def new_state(plan: Plan, tokens: TokensManifest, device: torch.device) -> TrainingState:

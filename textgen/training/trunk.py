@@ -59,10 +59,13 @@ class Trunk(Manifest):
 
     def fits(self, key: str, training: TrainingConfig, steps: int) -> bool:
         """Return whether a training of so many steps passes through the state before its decay."""
-        mine = self.inherited()
-        if self.key != key or any(getattr(training, name) not in (None, mine[name]) for name in INHERITED):
+        if self.key != key or self.set_otherwise(training):
             return False
-        return self.step <= decay_start(steps, training.model_copy(update=mine))
+        return self.step <= decay_start(steps, training.model_copy(update=self.inherited()))
+
+    def set_otherwise(self, training: TrainingConfig) -> list[str]:
+        """Return the names of the settings that it would take over and that are set to something else."""
+        return [name for name, value in self.inherited().items() if getattr(training, name) not in (None, value)]
 
 
 def trunk_step(training: TrainingConfig, steps: int) -> int | None:
