@@ -38,6 +38,9 @@ def no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DISABLE_WEAVE", "true")  # it greets the openai client, which other tests load
     monkeypatch.setenv("WANDB__SERVICE_WAIT", str(PATIENCE_SECONDS))  # for its own process to start
     yield
+    for thread in threading.enumerate():
+        if thread.name == "wandb":  # what it says belongs to this test
+            thread.join(PATIENCE_SECONDS)
     wandb.teardown()
 
 
