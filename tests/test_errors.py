@@ -74,3 +74,17 @@ def test_a_name_that_no_file_can_have_is_one_line(arguments, capsys, tmp_path, m
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert list(Path().iterdir()) == []
+
+
+def test_a_command_with_closed_streams_works(monkeypatch):
+    """As after `<&-` and `>&-` in a shell: there was a traceback, as Python has no stdin or stdout then."""
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+
+    def ask() -> None:
+        assert not sys.stdin.isatty() and not sys.stdin.read()
+        say("a line")
+
+    assert carry_out(ask) == 0
+    sys.stdin.close()
+    sys.stdout.close()

@@ -5,6 +5,7 @@ import re
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 USER_MISTAKE = 2  # the exit code of an InputError, as argparse's
 FAILURE = 1
@@ -98,6 +99,7 @@ def carry_out(command: Callable[[], None]) -> int:
     """
     from textgen.terminal import printable
 
+    _open_closed_streams()
     try:
         command()
         sys.stdout.flush()
@@ -116,6 +118,13 @@ def carry_out(command: Callable[[], None]) -> int:
         print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that were closed, as by `<&-` in a shell: nothing is read there, and none kept."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  for as long as the process runs
 
 
 def _nobody_reads() -> bool:
