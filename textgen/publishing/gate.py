@@ -323,7 +323,7 @@ def gate_warnings(report: TextReport, config: Config) -> list[str]:
     if documents < needed:
         lines.append(
             f"the gate cannot decide: test has {counted(documents, 'document')}, and {needed} are needed for "
-            f" publish.confidence={config.publish.confidence:g}; add text, raise data.test_fraction, or cut "
+            f"publish.confidence={config.publish.confidence:g}; add text, raise data.test_fraction, or cut "
             "documents smaller with data.document"
         )
     for split in HELD_OUT:
