@@ -56,6 +56,16 @@ def test_a_run_that_is_not_there_is_one_line(runs):
     assert runs("compare", "v1")[0] == 2
 
 
+def test_a_run_is_not_compared_with_itself(runs):
+    code, out, err = runs("compare", "v2", "v1", "textgen@v2")
+    assert (code, out) == (2, "") and "v2 and textgen@v2 are the same run" in err
+
+
+def test_a_page_in_place_of_a_folder_is_a_mistake(runs, tmp_path):
+    code, out, err = runs("compare", "v1", "v2", "--html", str(tmp_path))
+    assert (code, out, err) == (2, "", f"--html {tmp_path}: it is a folder; name a file\n")
+
+
 def test_a_root_without_a_run_says_so(runs, tmp_path, capsys):
     assert main(["runs", "list", "--root", str(tmp_path / "nothing")]) == 2
     assert "no training" in capsys.readouterr().err

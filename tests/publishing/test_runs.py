@@ -28,6 +28,12 @@ def test_the_list_says_what_differs_from_the_run_before(storage):
     assert all(row.evaluated and row.test for row in (first, second, third))
 
 
+def test_a_key_that_two_sections_have_is_listed_with_its_section(storage, monkeypatch):
+    defaults = {"training.max_steps": 1, "data.max_steps": 1}  # as batch_size and path are in two sections
+    monkeypatch.setattr("textgen.publishing.runs.default_values", lambda: defaults)
+    assert list_runs(storage)[1].changes == ["training.max_steps 20 to 40"]
+
+
 def test_a_training_that_was_not_evaluated_has_its_loss_on_validation(storage, rivals):
     second, _ = rivals
     training = storage.training(second.checkpoint.folder.name)
@@ -46,9 +52,19 @@ def test_a_version_whose_training_is_gone_is_still_listed(storage, rivals):
 def test_a_run_is_found_by_each_of_its_names(storage, rivals):
     training = storage.training(rivals[0].checkpoint.folder.name)
     expected = Run("textgen v2", training, storage.models("textgen") / "v2")
-    names = ["v2", "textgen@v2", str(expected.version), str(training), training.name, training.name[:6], "run-2"]
+    folders = [str(expected.version), str(training)]
+    names = ["v2", "textgen@v2", "textgen v2", *folders, training.name, training.name[:6], "run-2"]
     for name in names:
         assert find_run(name, storage, "textgen") == expected, name
+
+
+def test_a_training_by_force_is_found_by_its_name_in_the_list(storage, rivals):
+    """It had the beginning of its key alone, which another training has too."""
+    training = storage.training(rivals[0].checkpoint.folder.name)
+    forced = shutil.copytree(training, training.parent / f"{training.name}-4c7a8f0e-0000-4000-8000-000000000000")
+    name = next(row.name for row in list_runs(storage) if row.folder == storage.name(forced))
+    assert name == f"{training.name}-4c7a8f0e"
+    assert find_run(name, storage, "textgen") == Run(name, forced, None)
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id_in_the_index(storage, rivals):

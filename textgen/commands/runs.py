@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from textgen.errors import InputError
 from textgen.terminal import columns, say
 
 if TYPE_CHECKING:
-    from textgen.publishing.runs import Row
+    from textgen.publishing.runs import Row, Run
 
 RUN_HELP = "NAME@v3, v3, champion, a training's folder or key, or the id of a flow run"
 SHOWN_CHANGES = 4  # of a run in the list
@@ -70,6 +71,21 @@ def _cells(row: "Row") -> tuple[str, ...]:
     )
 
 
+def _check_different(names: Sequence[str], runs: "Sequence[Run]") -> None:
+    """Check that no two names are of the same run.
+
+    Raises:
+        InputError: two are.
+    """
+    seen: dict[Path, str] = {}
+    for name, run in zip(names, runs, strict=True):
+        folder = run.version or run.training
+        assert folder is not None
+        if (place := folder.resolve()) in seen:
+            raise InputError(f"{seen[place]} and {name} are the same run, {run.name}; name another")
+        seen[place] = name
+
+
 def _compare(options: argparse.Namespace) -> None:
     from textgen.publishing.comparison import compare_runs
     from textgen.publishing.comparison_page import write_page
@@ -79,8 +95,11 @@ def _compare(options: argparse.Namespace) -> None:
 
     if len(options.runs) < 2:
         raise InputError(f"{options.runs[0]}: one run is not compared with itself; name another")
+    if options.html is not None and options.html.is_dir():
+        raise InputError(f"--html {options.html}: it is a folder; name a file")
     storage = Storage.at(options.root)
     found = [find_run(name, storage, options.name) for name in options.runs]
+    _check_different(options.runs, found)
     comparison = compare_runs(found, storage)
     if options.html is not None:
         write_page(comparison, options.html)

@@ -20,6 +20,7 @@ from textgen.terminal import brief
 from textgen.training.environment import Environment
 from textgen.training.progress import Validation
 
+LISTED = re.compile(rf"(\S+) ({VERSION.pattern})")  # as the list has a version
 KEY_DIGITS = 8  # of a training that was not published, where it is named for people
 FEWEST_DIGITS = 4  # of a key or of a flow run's id that name it
 
@@ -118,8 +119,8 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     """Return the run of a version, of a training or of a flow run.
 
     Args:
-        name: `NAME@v3`, `NAME@champion`, `v3` or `champion` of `model`, a folder, or the beginning of a training's key
-            or of a flow run's id.
+        name: `NAME@v3`, `NAME v3` as in the list, `NAME@champion`, `v3` or `champion` of `model`, a folder, or the
+            beginning of a training's key or of a flow run's id.
         storage: Where the runs are.
         model: The name of the model that a version without a name is of.
 
@@ -130,6 +131,8 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     """
     if name == "champion" or VERSION.fullmatch(name):
         name = f"{model}@{name}"
+    if listed := LISTED.fullmatch(name):
+        name = f"{listed[1]}@{listed[2]}"
     base, at, version = name.rpartition("@")
     if (folder := Path(name)).is_dir():
         return _run_in(folder, storage)
@@ -229,7 +232,9 @@ def _changes(before: Entry, entry: Entry) -> list[str]:
     for key in sorted({*before.settings, *entry.settings}):
         last, new = (one.settings.get(key, defaults.get(key)) for one in (before, entry))
         if last != new:
-            changes.append(f"{key.split('.')[-1]} {_shown(last)} to {_shown(new)}")
+            word = key.split(".")[-1]
+            is_clear = sum(other.split(".")[-1] == word for other in defaults) == 1  # data and tokenizer have a path
+            changes.append(f"{word if is_clear else key} {_shown(last)} to {_shown(new)}")
     return changes
 
 
@@ -242,5 +247,11 @@ def _version_name(path: str) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a training's key, or the name of its folder, shortened if it is a key."""
-    return name[:KEY_DIGITS] if re.fullmatch(r"[0-9a-f]{16}(-.*)?", name) else name
+    """Return a training's key, or the name of its folder, shortened if it is a key.
+
+    That of a training by `--force` keeps its key, which another one has too, and the beginning of its run's id.
+    """
+    key, dash, run = name.partition("-")
+    if not re.fullmatch(r"[0-9a-f]{16}", key):
+        return name
+    return f"{key}-{run[:KEY_DIGITS]}" if dash else key[:KEY_DIGITS]
