@@ -182,7 +182,8 @@ def run_name(parameters: dict[str, Any]) -> str:
         for name, value in dict(parameters.get(group) or {}).items()
         if value is not None and value is not False and name != "gpu_deployment"
     ]
-    overrides = sorted(parameters.get("overrides") or [], key=lambda override: override.startswith(PLACES))
+    last = {override.partition("=")[0]: override for override in parameters.get("overrides") or []}  # which is used
+    overrides = sorted(last.values(), key=lambda override: override.startswith(PLACES))
     whole = redact(" ".join([Path(parameters.get("config") or "default").stem, *chosen, *overrides]))
     short = " ".join(map(_short, whole.split()))
     if short == whole and len(whole) <= NAME_LENGTH:

@@ -214,14 +214,23 @@ def test_a_run_is_named_by_what_was_chosen(parameters, name):
 
 
 def test_no_two_names_are_cut_to_the_same_text():
-    many = [f"training.batch_size={number}" for number in range(100)]
-    names = [run_name({"training": {"steps": 60}, "overrides": [*many, f"seed={seed}"]}) for seed in range(3)]
+    keys = [
+        f"training.{key}=1" for key in ("batch_size", "log_every", "eval_every", "checkpoint_every", "warmup_steps")
+    ]
+    names = [run_name({"training": {"steps": 60}, "overrides": [*keys, f"seed={seed}"]}) for seed in range(3)]
     folders = [run_name({"overrides": [f"data.files=/a/folder/of/{one}/with/many/notes"]}) for one in "ab"]
     assert len({*names, *folders}) == 5
-    assert all(name.startswith("default steps=60 training.batch_size=0 … ") for name in names)
+    assert all(name.startswith("default steps=60 training.batch_size=1 … ") for name in names)
     assert all(name.startswith("default data.files=…h/many/notes … ") for name in folders)
     assert all(len(name) <= NAME_LENGTH for name in [*names, *folders])
 
 
 def test_what_says_where_things_are_is_last_in_a_name():
     assert run_name({"overrides": ["storage.root=here", "seed=3"]}) == "default seed=3 storage.root=here"
+
+
+def test_a_run_is_named_by_the_last_value_of_a_key_that_is_set_twice():
+    """A run of 600 steps was named by the 20 that they took the place of."""
+    assert run_name({"overrides": ["training.max_steps=20", "seed=1", "training.max_steps=600"]}) == (
+        "default training.max_steps=600 seed=1"
+    )
