@@ -69,9 +69,12 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 def _place(result: dict[str, Any]) -> str:
     """Return who is the champion now, as a version's line ends."""
-    if (champion := result["champion"]) is None:
-        return "there is no champion yet"
-    return "the champion" if champion == result["published"]["version"] else f"the champion is {champion}"
+    champion, published = result["champion"], result["published"]
+    if champion is None:
+        return "there is no champion"
+    if champion == published["version"]:
+        return "the champion"
+    return f"the champion is {champion}{' now' if published['promoted'] else ''}"  # as after a rollback
 
 
 def _figure_lines(result: dict[str, Any]) -> Iterator[str]:
