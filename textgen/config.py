@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from textgen.errors import InputError
 from textgen.files import expand_home
 from textgen.plain_yaml import MAX_CHARACTERS, NotPlain, read_yaml
-from textgen.sections import DataConfig, ModelConfig, Pace, Section, TrainingConfig, rule
+from textgen.sections import DataConfig, ModelConfig, Section, TrainingConfig, rule
 from textgen.terminal import brief, counted
 
 log = logging.getLogger(__name__)
@@ -230,10 +230,14 @@ def _follow_length(training: dict[str, Any], of_file: dict[str, Any], steps_of_f
     steps = training["max_steps"]
     if type(steps) is not int or steps < 1 or (type(steps_of_file) is int and steps_of_file <= steps):
         return
-    longest = Pace(warmup_steps=steps // 10, log_every=steps // 2, eval_every=steps // 2, checkpoint_every=steps // 2)
+    half = steps // 2
+    longest = {"warmup_steps": steps // 10, "log_every": half, "eval_every": half, "checkpoint_every": half}
+    if training.get("schedule") == "wsd":  # a longer training goes on from this one only if these two are the same
+        longest["warmup_steps"] = steps - 1
+        del longest["eval_every"]
     follows, changed = TrainingConfig().pace(steps)._asdict(), []
     for name, value in of_file.items():
-        if name in follows and type(value) is int and value > getattr(longest, name):
+        if name in longest and type(value) is int and value > longest[name]:
             del training[name]
             changed.append(f"training.{name} is {follows[name]} in place of {value}")
     if changed:

@@ -344,14 +344,19 @@ def test_a_state_that_finds_the_disk_full_is_refused_and_the_training_continues_
         pytest.skip("mounting a tmpfs is not permitted here")
     command = " ".join(everything.command(disk / "out"))
     state_bytes = sum(path.stat().st_size for path in (stopped / STATES_FOLDER / NEWEST).iterdir())
-    # the filler leaves room for half a state; what the disk holds is gone with the mount, so it is copied out
+    # The disk is filled after the look at its room: that says that there is room. Half a state fits.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil\nfrom types import SimpleNamespace\n"
+        "shutil.disk_usage = lambda path: SimpleNamespace(free=1 << 40)\n"
+    )
+    # what the disk holds is gone with the mount, so it is copied out
     script = f"""
         set -e
         {mount}
         cp -r {stopped} {disk}/out
         fill=$(( $(df --output=avail -B1 {disk} | tail -1) - {state_bytes} / 2 ))
         head -c $fill /dev/zero > {disk}/filler
-        {command} 2> {tmp_path}/error && exit 99 || echo $? > {tmp_path}/code
+        PYTHONPATH={tmp_path} {command} 2> {tmp_path}/error && exit 99 || echo $? > {tmp_path}/code
         cp -r {disk}/out {full}
         rm {disk}/filler
         {command}

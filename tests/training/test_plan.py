@@ -44,6 +44,12 @@ TOO_LONG = "training.warmup_steps is 20 in place of 30, training.eval_every is 2
         (["training.max_steps=500"], (30, 10, 250, 20), ""),
         (["training.max_steps=2000"], (30, 10, 250, 20), ""),
         (["training.max_steps=200", "training.eval_every=250"], (20, 10, 250, 20), TOO_LONG[: TOO_LONG.index(", ")]),
+        (["training.max_steps=200", "training.schedule=wsd"], (30, 10, 250, 20), ""),
+        (
+            ["training.max_steps=20", "training.schedule=wsd"],
+            (2, 1, 250, 2),
+            "training.warmup_steps is 2 in place of 30, training.checkpoint_every is 2 in place of 20",
+        ),
         (["training={max_steps: 200, warmup_steps: 30, eval_every: 250}"], (30, 10, 250, 20), ""),
     ],
     ids=str,
