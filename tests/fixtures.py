@@ -82,6 +82,13 @@ def no_accounts() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def terminals_are_able() -> None:
+    """Have the terminals of tests show bars and bold type, whatever the one is that the tests run in."""
+    os.environ["TERM"] = "xterm"
+    os.environ.pop("NO_COLOR", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def ctrl_c_is_heard() -> None:
     """Handle SIGINT, here and in the processes that tests start, where a shell in the background had it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
