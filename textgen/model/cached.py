@@ -167,7 +167,8 @@ class CachedModel:
             *rotary_tables(config, length, self.device, dtype),
         )
         self.places_L = torch.arange(length, device=self.device)
-        cache = (rows, config.resolved_num_key_value_heads, length, config.resolved_head_dim)
+        # One place more than texts have: compiled for a part of the cache, a step cannot take the whole.
+        cache = (rows, config.resolved_num_key_value_heads, length + 1, config.resolved_head_dim)
         self.keys, self.values = (
             [torch.zeros(cache, device=self.device, dtype=dtype) for _ in self.weights.blocks] for _ in range(2)
         )
