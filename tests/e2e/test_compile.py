@@ -48,7 +48,7 @@ def test_the_losses_of_a_compiled_training_are_those_of_one_that_is_not(tokens, 
 def test_a_compiled_step_gives_what_one_that_is_not_compiled_does(opinionated, monkeypatch):
     """Nor does one model run what was compiled for another one: nothing else tells their tensors apart.
 
-    At the last place of the context the second model of a process failed: its step was compiled for a part of the cache.
+    At the last place of the context a process's second model failed: its step was compiled for a part of the cache.
     """
     text, pairs = list(range(20)), []
     for int8, close in ((False, CLOSE), (True, CLOSE_INT8)):
