@@ -14,14 +14,14 @@ from tasks.redact import redact
 from textgen.config import Config, find_config, known_keys, load_config, shipped_configs
 from textgen.errors import InputError
 from textgen.files import content_key
-from textgen.settings import Setting, as_typed, list_settings
+from textgen.settings import Setting, as_typed, list_settings, properties
 
 NAME_LENGTH = 48  # the narrowest list of the UI cuts a name a little later
 WORD_LENGTH, VALUE_LENGTH = 28, 12
 PLACES = ("storage.", "tracking.", "compute.")
 
 NULL = " null: "  # in the meaning of a key, before what a null stands for
-NAME = Config.model_json_schema()["properties"]["name"]
+NAME = properties(Config)["name"]
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def kinds() -> dict[str, type[Section]]:
     return {TOP_LEVEL: Config, **sections()}
 
 
+@cache
+def properties(kind: type[Section]) -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of each key of a section."""
+    found: dict[str, dict[str, Any]] = kind.model_json_schema()["properties"]
+    return found
+
+
 def list_settings(path: Path | None, overrides: list[str]) -> list[Setting]:
     """Return every key of the configuration that the file at `path` and the overrides make, in order.
 
@@ -57,7 +65,7 @@ def list_settings(path: Path | None, overrides: list[str]) -> list[Setting]:
     for section, kind in kinds().items():
         made, given = (getattr(config, section), values.get(section, {})) if section else (config, values)
         shown, defaults = made.model_dump(mode="json"), kind().model_dump(mode="json")
-        for name, schema in kind.model_json_schema()["properties"].items():
+        for name, schema in properties(kind).items():
             if section == TOP_LEVEL and name in sections():
                 continue
             key = f"{section}.{name}" if section else name
