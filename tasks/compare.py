@@ -6,8 +6,7 @@ import logging
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.report import slug
-from textgen.config import Config
-from textgen.model.find import VERSION
+from textgen.config import VERSION, Config
 from textgen.publishing.comparison import compare_runs
 from textgen.publishing.comparison_plot import plot_curves
 from textgen.publishing.comparison_words import in_markdown, title_of

@@ -21,7 +21,8 @@ MAX_VOCAB_SIZE = 2**31  # ids are stored as int32 at the widest
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "r2")  # kinds of URL whose first part is a bucket
 MAX_MISTAKES = 20  # lines of an error
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a model
-VERSION_NAME = re.compile(rf"({NAME})@(champion|v[1-9][0-9]{{0,8}})")
+VERSION = re.compile(r"v([1-9][0-9]{0,8})")  # of a model; no more digits than a file's name may have
+VERSION_NAME = re.compile(rf"({NAME})@(champion|{VERSION.pattern})")
 
 NOT_A_KEY = re.compile(r"\[key\]|bool|int|constrained-int|literal\[.*")  # what pydantic puts into an error's location
 

@@ -156,7 +156,8 @@ class Registry:
         return None if version is None else f"{self.name}@{version}"
 
     def load(self, version: str) -> "Version":
-        from textgen.model.find import VERSION, resolve
+        from textgen.config import VERSION
+        from textgen.model.find import resolve
 
         if not VERSION.fullmatch(version.removeprefix(f"{self.name}@")):
             raise InputError(f"{version!r}: a version is named as {self.name}@v3")

@@ -1,11 +1,10 @@
 """Where a model is, by its name: a folder, NAME@champion or NAME@v3."""
 
-import re
 from pathlib import Path
 
 from pydantic import ConfigDict
 
-from textgen.config import Config
+from textgen.config import VERSION, Config
 from textgen.errors import Damaged, InputError
 from textgen.files import Manifest
 from textgen.storage import Storage
@@ -14,7 +13,6 @@ from textgen.terminal import brief
 CHAMPION_FILE = "champion"
 LINEAGE_FILE = "lineage.json"
 NO_CHAMPION = "none"  # in that file, after the champion was withdrawn and there was none before it
-VERSION = re.compile(r"v([1-9][0-9]{0,8})")  # no more digits than a file's name may have
 LONGEST_VERSION = 100  # bytes
 
 

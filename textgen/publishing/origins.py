@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from textgen.config import VERSION
 from textgen.errors import Damaged
 from textgen.files import Manifest, all_held, lock_file, read_json, sha256_file
-from textgen.model.find import VERSION
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
 from textgen.text.tokenizer import GPT2_FOLDER, TOKENIZER_FILE

@@ -10,9 +10,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from textgen.config import VERSION
 from textgen.errors import Damaged, InputError
 from textgen.files import locked, remove, set_aside, write_atomic
-from textgen.model.find import CHAMPION_FILE, NO_CHAMPION, VERSION, find_version, number_of, numbers, read_champion
+from textgen.model.find import CHAMPION_FILE, NO_CHAMPION, find_version, number_of, numbers, read_champion
 from textgen.publishing.version import CLAIM_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from textgen.config import VERSION
 from textgen.errors import InputError
 from textgen.files import Manifest, read_json
-from textgen.model.find import VERSION, ModelManifest, bring_champion, bring_version, number_of
+from textgen.model.find import ModelManifest, bring_champion, bring_version, number_of
 from textgen.publishing.index import Entry, Index, read_index
 from textgen.publishing.version import PublishedManifest, read_lineage
 from textgen.settings import default_values

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from textgen.config import VERSION
 from textgen.errors import Damaged
 from textgen.files import Manifest, read_json
-from textgen.model.find import LINEAGE_FILE, VERSION
+from textgen.model.find import LINEAGE_FILE
 from textgen.terminal import brief
 
 METRICS_FILE = "metrics.json"
