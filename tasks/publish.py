@@ -17,14 +17,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.handover import bring_training
 
 
-def key(
-    config: Config,
-    checkpoint: CheckpointManifest,
-    metrics: Metrics,
-    tokens: TokensManifest,
-    raw: RawManifest,
-    resolution: Resolution | None = None,
-) -> str:
+def key(config: Config, checkpoint: CheckpointManifest, *others: object, **named: object) -> str:
     return content_key(publishing.PUBLISH_VERSION, config.name, config.publish.policy, checkpoint.weights_sha256)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textgen.config import Config
-from textgen.evaluation.scoring import Metrics
+from textgen.evaluation.scoring import FIGURES, Metrics
 from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_rows
 from textgen.publishing.version import PublishedManifest
 from textgen.sections import DataConfig
@@ -17,7 +17,6 @@ Table = tuple[Sequence[str], list[Sequence[Any]]]  # the titles and the rows
 AXES = ("tokens", "step", "seconds")
 SECTIONS = ("train", "validation", "speed")
 RENAMED = {"train/tokens_per_second": "speed/tokens_per_second", "train/mfu": "speed/mfu"}
-MEASURED = ("loss_nats", "token_perplexity", "word_perplexity", "bits_per_byte")
 DECIDED = (
     "promoted", "opponent", "unit", "documents", "challenger", "champion", "difference", "low", "high", "confidence",
     "required_confidence", "protocol", "reason",
@@ -93,9 +92,7 @@ def training_figures(checkpoint: CheckpointManifest) -> dict[str, Any]:
 def evaluation_figures(metrics: Metrics) -> dict[str, Any]:
     """Return the final metrics of each whole split. The validations during the training have other names."""
     return {
-        f"{split}/final_{name}": getattr(figures, name)
-        for split, figures in metrics.splits.items()
-        for name in MEASURED
+        f"{split}/final_{name}": getattr(figures, name) for split, figures in metrics.splits.items() for name in FIGURES
     }
 
 
