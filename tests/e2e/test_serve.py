@@ -22,6 +22,7 @@ from textgen.model.pretrained import WEIGHTS_FILE
 
 ROOT = Path(__file__).parents[2]
 NAME = "old"
+ENDLESS = {"prompt": "the", "temperature": 0, "n": 4, "stream": True}  # drawn, its texts end within half a second
 
 
 class Served:
@@ -103,7 +104,7 @@ def test_the_champion_is_followed_and_what_was_begun_is_ended(served):
 def test_a_stream_ends_before_the_server_does(served):
     served.promote("v1")
     wait_until(lambda: served.ready()["ready"])
-    asked = {"prompt": "the", "max_tokens": 1000, "n": 16, "stream": True}
+    asked = {**ENDLESS, "max_tokens": 2000}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=PATIENCE) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -113,7 +114,7 @@ def test_a_stream_ends_before_the_server_does(served):
     ended = [
         choice["index"] for event in events[:-1] for choice in json.loads(event)["choices"] if choice["finish_reason"]
     ]
-    assert sorted(ended) == list(range(16))
+    assert sorted(ended) == list(range(ENDLESS["n"]))
     assert served.process.wait(PATIENCE) == 0
     log = served.log.read_text()
     assert log.index("Shutting down") < log.index("POST /v1/completions 200"), "the text ended before the signal came"
@@ -122,7 +123,7 @@ def test_a_stream_ends_before_the_server_does(served):
 def test_a_second_signal_ends_it_at_once(served):
     served.promote("v1")
     wait_until(lambda: served.ready()["ready"])
-    asked = {"prompt": "the", "max_tokens": 4096, "n": 16, "stream": True}
+    asked = {**ENDLESS, "max_tokens": 4096}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=PATIENCE) as stream:
         next(stream.iter_lines())
         served.process.send_signal(signal.SIGTERM)
