@@ -1,0 +1,84 @@
+"""The baseline: a 5-gram model with modified Kneser-Ney smoothing, by KenLM, of the tokens of a configuration.
+
+Run: python -m tests.benchmarks.kenlm --config wikitext2-cpu --bin FOLDER [--json FILE] [key=value …]
+
+FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013), which are built from the sdist `kenlm` of PyPI:
+`cmake DIR && make lmplz query`, with Debian's libboost-{dev,program-options-dev,thread-dev,system-dev,test-dev}.
+A split is one line of ids, as the Transformer reads it: no row or document cuts the context.
+"""
+
+import argparse
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.search import tokens_of
+from tests.benchmarks.training_step import hardware, write_report
+from textgen.config import find_config, load_config
+from textgen.evaluation.scoring import summarize
+from textgen.model.device import choose_device
+from textgen.text.tokens import TokensManifest, load_stream
+
+ORDER = 5
+PERPLEXITY = re.compile(rb"Perplexity including OOVs:\s*(\S+)")
+
+
+def write_ids(tokens: TokensManifest, split: str, path: Path) -> None:
+    """Write a split's ids as one line of words."""
+    path.write_text(" ".join(map(str, load_stream(tokens, split).tolist())) + "\n")
+
+
+def perplexity(query: Path, arpa: Path, text: Path) -> float:
+    """Return the perplexity of a token of `text`, each after the tokens before it."""
+    with text.open("rb") as ids:
+        command = [query, "-n", "-v", "summary", arpa]  # -n: without the ends of a sentence
+        printed = subprocess.run(command, stdin=ids, capture_output=True, check=True).stdout
+    found = PERPLEXITY.search(printed)
+    assert found is not None, printed
+    return float(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--bin", type=Path, required=True, help="the folder of lmplz and query")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args()
+    config = load_config(find_config(options.config), options.overrides)
+    tokens = tokens_of(config)
+    splits = {}
+    with tempfile.TemporaryDirectory() as folder:
+        arpa = Path(folder) / "model.arpa"
+        for split in tokens.splits:
+            write_ids(tokens, split, Path(folder) / split)
+        started = time.monotonic()
+        with (Path(folder) / "train").open("rb") as ids:
+            # The counts of small vocabularies have no singletons to take a discount from
+            lmplz = [options.bin / "lmplz", "-o", str(ORDER), "--discount_fallback", "-T", folder, "--arpa", arpa]
+            subprocess.run(lmplz, stdin=ids, check=True)
+        seconds = time.monotonic() - started
+        for split in ("validation", "test"):
+            counts = tokens.splits[split]
+            nats = math.log(perplexity(options.bin / "query", arpa, Path(folder) / split)) * counts.tokens
+            splits[split] = json.loads(summarize(nats, counts.tokens, counts).model_dump_json())
+    report = {
+        "command": shlex.join(["python", "-m", "tests.benchmarks.kenlm", *sys.argv[1:]]),
+        "hardware": hardware(choose_device("cpu")),
+        "order": ORDER,
+        "vocab_size": tokens.vocab_size,
+        "train_tokens": tokens.splits["train"].tokens,
+        "train_seconds": round(seconds, 1),
+        "splits": splits,
+    }
+    write_report(report, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A row of the README's table of results: run the flow on a configuration, and keep its figures.
+
+Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [key=value …]
+
+The flow runs in a folder of its own, which is removed afterwards, and adds a row to the file. `seconds` are those of
+the whole command by the clock, `train_seconds` those of its training with its validations and saved states. `curve` has
+the seconds of the training, the tokens trained on and the loss of the validation blocks, in nats a token.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.search import add_row
+from tests.benchmarks.training_step import hardware
+from textgen.model.device import choose_device
+from textgen.training.figures import read_log
+
+KEPT = ("precision", "parameters", "steps", "best_step", "tokens_trained", "train_seconds", "sha256")
+
+
+def curve_of(training: Path) -> list[dict[str, float]]:
+    """Return the validations of a training: seconds, tokens, loss in nats."""
+    curve, figures = [], {}
+    for line in read_log(training):  # a validation's line follows that of its step, which has the seconds
+        figures.update(line)
+        if "validation/loss_nats" in line:
+            seconds = sum(value for name, value in figures.items() if name.startswith("seconds/"))
+            curve.append({
+                "seconds": seconds, "tokens": figures["train/tokens"], "loss_nats": line["validation/loss_nats"],
+            })  # fmt: skip
+    return curve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["flows.train_flow", "--config", options.config, *options.overrides, f"storage.root={folder}/data"]
+        started = time.monotonic()
+        printed = subprocess.run(
+            [sys.executable, "-m", *command, "--json"],
+            env={**os.environ, "PREFECT_HOME": f"{folder}/prefect"}, stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+        seconds = time.monotonic() - started
+        result = json.loads(printed)
+        checkpoint, tokens = result["checkpoint"], result["tokens"]
+        row = {
+            "command": shlex.join(["python", "-m", "tests.benchmarks.record", *sys.argv[1:]]),
+            "commit": checkpoint["environment"]["git_commit"],
+            "hardware": hardware(choose_device("auto")),
+            "seed": result["config"]["seed"],
+            "seconds": round(seconds, 1),
+            "vocab_size": tokens["vocab_size"],
+            "train_tokens": tokens["splits"]["train"]["tokens"],
+            **{name: checkpoint[name] for name in KEPT},
+            "curve": curve_of(Path(checkpoint["path"])),
+            "splits": result["metrics"],
+        }
+    add_row(options.json, row)
+
+
+if __name__ == "__main__":
+    main()

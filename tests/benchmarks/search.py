@@ -1,0 +1,89 @@
+"""One row of a search: train a configuration, and measure it on validation. Test is never opened.
+
+Run: python -m tests.benchmarks.search --config default --json FILE [key=value …]
+
+Each run adds its row to the file. `settings` are those that differ from the defaults of the code. `validation` is
+measured by the `sliding` protocol, over the whole split, with the weights that the training kept. `train_seconds` are
+those of the training by the clock, `cpu_seconds` those of all cores; on a machine that other work uses too, the second
+are the figure to trust.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.training_step import hardware
+from textgen.config import Config, find_config, load_config
+from textgen.evaluation.protocols import read_tokens_split
+from textgen.evaluation.scoring import measure
+from textgen.model.device import choose_device
+from textgen.model.pretrained import load_model
+from textgen.storage import Storage
+from textgen.text.corpus import fetch
+from textgen.text.tokens import TokensManifest, tokenize
+from textgen.training.train import train
+
+FIGURES = ("loss_nats", "token_perplexity", "word_perplexity", "bits_per_byte")
+
+
+def tokens_of(config: Config) -> TokensManifest:
+    """Return the tokens of a configuration, made where they are not there yet."""
+    storage = Storage(config.storage)
+    return tokenize(fetch(config.data, storage), config.tokenizer, storage, config.data.end_of_document)
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a file of rows, and print it."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*rows, row], indent=2) + "\n")
+    print(json.dumps(row))
+
+
+def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
+    """Train a model in a folder that is removed afterwards, and return what it cost and its figures on validation."""
+    with tempfile.TemporaryDirectory() as folder:
+        cpu_started = time.process_time()
+        checkpoint = train(tokens, config, Path(folder), on_metrics=lambda step, figures: None)
+        cpu_seconds = time.process_time() - cpu_started
+        loaded = load_model(checkpoint.folder, choose_device(config.training.device))
+        text = read_tokens_split(tokens, "validation", "sliding", loaded.seq_length, config.stride)
+        metrics = measure(loaded.model, text, config.evaluation.batch_size).metrics
+    return {
+        "parameters": checkpoint.parameters,
+        "steps": checkpoint.steps,
+        "best_step": checkpoint.best_step,
+        "tokens_trained": checkpoint.tokens_trained,
+        "train_tokens": tokens.splits["train"].tokens,
+        "train_seconds": round(checkpoint.train_seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "last_train_loss_nats": checkpoint.curve[-1].train_loss_nats,
+        "validation": {name: getattr(metrics, name) for name in FIGURES},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--json", type=Path, required=True, help="the file of the search, which gets one row more")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args()
+    config = load_config(find_config(options.config), options.overrides)
+    row = {
+        "command": shlex.join(["python", "-m", "tests.benchmarks.search", *sys.argv[1:]]),
+        "hardware": hardware(choose_device(config.training.device)),
+        "threads": torch.get_num_threads(),
+        "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"storage"}),
+        **row_of(config, tokens_of(config)),
+    }
+    add_row(options.json, row)
+
+
+if __name__ == "__main__":
+    main()
