@@ -34,8 +34,10 @@ def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[Optimiz
     )
     if not matrices:
         return [adamw]
+    on_cpu_in_fp32 = matrices[0].device.type == "cpu" and training.precision != "bf16"
     muon = BatchedMuon(
         matrices,
+        torch.float32 if on_cpu_in_fp32 else torch.bfloat16,
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
         momentum=training.muon_momentum,
@@ -110,10 +112,14 @@ class BatchedMuon(Muon):
     """torch's Muon, with the matrices of a shape in one product, and `found_inf` as fused AdamW has it.
 
     torch orthogonalizes in bf16, one matrix after the other, which on a CPU without bf16 units takes ten times as long
-    as the rest of a step. On a CPU it is done in fp32.
+    as the rest of a step. Here it is done in `dtype`.
     """
 
     found_inf = torch.zeros(())
+
+    def __init__(self, matrices: Iterable[Tensor], dtype: torch.dtype, **settings: Any) -> None:
+        super().__init__(matrices, **settings)
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -134,8 +140,9 @@ class BatchedMuon(Muon):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         average_NRC = torch.stack(buffers).lerp_(grad_NRC, 1 - group["momentum"])
         update_NRC = orthogonalize(
-            grad_NRC.lerp_(average_NRC, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"]
-        )
+            grad_NRC.lerp_(average_NRC, group["momentum"]).to(self.dtype),
+            group["ns_coefficients"], group["ns_steps"], group["eps"],
+        ).float()  # fmt: skip
         learning_rate = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))  # match_rms_adamw
         for parameter, buffer, average, update in zip(parameters, buffers, average_NRC, update_NRC, strict=True):
             moved = (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(update, alpha=learning_rate)
@@ -146,10 +153,9 @@ class BatchedMuon(Muon):
 def orthogonalize(matrices_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Return the matrices with their singular values near 1: a quintic Newton-Schulz iteration (Jordan et al. 2024)."""
     a, b, c = coefficients
-    x = matrices_NRC if matrices_NRC.device.type == "cpu" else matrices_NRC.bfloat16()
-    x = x if (wide := x.shape[-2] <= x.shape[-1]) else x.mT
+    x = matrices_NRC if (wide := matrices_NRC.shape[-2] <= matrices_NRC.shape[-1]) else matrices_NRC.mT
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).to(matrices_NRC.dtype)
+    return x if wide else x.mT
