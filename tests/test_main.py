@@ -23,7 +23,7 @@ def test_options_may_stand_between_overrides(monkeypatch, command, arguments):
 
 @pytest.mark.parametrize(
     "arguments", [["data", "a=1", "--jsn", "b=2"], ["data", "a=1", "--json", "b=2", "-x"], ["models", "list", "a=1"],
-                  ["evaluate", "a", "b"]],
+                  ["gguf", "a", "b", "c"]],
 )  # fmt: skip
 def test_an_argument_that_is_not_known_is_refused(monkeypatch, capsys, arguments):
     monkeypatch.setattr(__main__, "carry_out", None)

@@ -13,7 +13,8 @@ from textgen.terminal import say
 def add_evaluate(commands: Commands) -> None:
     """Add `evaluate` to the commands."""
     parser = commands.add_parser("evaluate", help="measure a model's perplexity")
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    together = "of several the mean of their probabilities is measured"
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL_HELP}; {together}")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
@@ -32,24 +33,28 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.scoring import figure_in_words
     from textgen.model.cached import CachedModel
     from textgen.model.device import choose_device
+    from textgen.model.ensemble import join
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_finite_model
     from textgen.publishing.version import published_stride
     from textgen.storage import Storage
 
     storage = Storage.at(options.root)
-    folder = resolve(options.model, storage)
-    loaded = load_finite_model(folder, choose_device("auto"))
+    folders, device = [resolve(name, storage) for name in options.models], choose_device("auto")
+    models = [load_finite_model(folder, device) for folder in folders]
     if options.weights == "int8":
         rows = EvaluationConfig().batch_size
-        loaded = replace(loaded, int8=CachedModel(loaded.model, loaded.seq_length, rows, int8=True))
+        models = [
+            replace(model, scorer=CachedModel(model.model, model.seq_length, rows, int8=True)) for model in models
+        ]
+    folder, loaded = folders[0], join(models, options.models, device)
     half = max(1, loaded.seq_length // 2)
     stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
     evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)
     if options.text is not None:
         measured = {"text": evaluate_text(loaded, options.text, evaluation)}
     else:
-        measured = evaluate_splits(loaded, read_tokens(folder, storage), evaluation, stride)
+        measured = evaluate_splits(loaded, read_tokens(folders, storage), evaluation, stride)
     splits = {name: split.metrics for name, split in measured.items()}
     if options.json:
         measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}

@@ -1,6 +1,7 @@
 """Perplexity: of a token, of a word, and bits a byte, each with its text, context and denominator stated."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,27 +66,37 @@ def evaluate_splits(
             text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:
             text = read_tokens_split(tokens, name, evaluation.protocol, loaded.seq_length, stride)
-        measured[name] = measure(loaded.int8 or loaded.model, text, evaluation.batch_size, f"evaluate {name}")
+        measured[name] = measure(loaded.scorer or loaded.model, text, evaluation.batch_size, f"evaluate {name}")
     return measured
 
 
-def read_tokens(folder: Path, storage: Storage) -> TokensManifest:
-    """Return the tokens that the model of a published or a training folder was trained on.
+def read_tokens(folders: Sequence[Path], storage: Storage) -> TokensManifest:
+    """Return the tokens that the models of published or training folders were trained on.
 
     Raises:
-        InputError: the folder does not say, or the tokens are no longer there.
+        InputError: a folder does not say, two say otherwise, or the tokens are no longer there.
         Damaged: the tokens are not what they were.
     """
+    keys = [_tokens_key(folder) for folder in folders]
+    for folder, key in zip(folders, keys, strict=True):
+        if key != keys[0]:
+            raise InputError(
+                f"{folders[0]} and {folder} were trained on different tokens; --text=FILE measures them on a text"
+            )
+    home = storage.processed(keys[0])
+    storage.bring(home, TokensManifest)
+    if not home.is_dir():
+        raise InputError(f"{folders[0]}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
+    return TokensManifest.read(home)
+
+
+def _tokens_key(folder: Path) -> str:
     try:
-        home = storage.processed(ModelManifest.read(folder).tokens_key)
+        return ModelManifest.read(folder).tokens_key
     except Damaged:
         raise InputError(
             f"{folder}: no sound manifest says what it was trained on; --text=FILE measures it on a text"
         ) from None
-    storage.bring(home, TokensManifest)
-    if not home.is_dir():
-        raise InputError(f"{folder}: its tokens are not at {home}; --root=FOLDER or --text=FILE")
-    return TokensManifest.read(home)
 
 
 def evaluation_key(checkpoint_sha256: str, tokens: TokensManifest, config: Config) -> str:
@@ -118,7 +129,7 @@ def evaluate_split(
 ) -> Measured:
     """Measure a model on a split; `ends`: whether it was trained with an end of text after each document."""
     text = read_split(loaded.tokenizer, raw, split, ends, evaluation, loaded.seq_length)
-    return measure(loaded.int8 or loaded.model, text, evaluation.batch_size, f"evaluate {split}")
+    return measure(loaded.scorer or loaded.model, text, evaluation.batch_size, f"evaluate {split}")
 
 
 def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationConfig) -> Measured:
@@ -135,4 +146,4 @@ def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationCo
         )
     if text.counts.tokens < 2:
         raise InputError(f"{text.counts.tokens} tokens; perplexity needs two")
-    return measure(loaded.int8 or loaded.model, text, evaluation.batch_size, "evaluate text")
+    return measure(loaded.scorer or loaded.model, text, evaluation.batch_size, "evaluate text")

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from textgen.bar import Bar
 from textgen.files import Manifest, write_atomic
-from textgen.model.cached import CachedModel
-from textgen.model.loss import next_token_nats
+from textgen.model.loss import Scorer, next_token_nats
 from textgen.model.transformer import LanguageModel
 from textgen.text.stream import TextCounts
 
@@ -129,7 +128,7 @@ def read_documents(metrics: Metrics, split: str) -> Documents:
     return Documents(**{name: arrays[f"document_{name}"] for name in Documents._fields})
 
 
-def measure(model: LanguageModel | CachedModel, text: Text, batch_size: int, label: str | None = None) -> Measured:
+def measure(model: LanguageModel | Scorer, text: Text, batch_size: int, label: str | None = None) -> Measured:
     """Score a text; `label` names a progress bar."""
     nats_S = score_tokens(model, text.ids_N, text.windows, batch_size, label)
     tokens_D = torch.zeros_like(text.documents["tokens"])
@@ -176,7 +175,7 @@ def score(
 
 @torch.no_grad()
 def score_tokens(
-    model: LanguageModel | CachedModel,
+    model: LanguageModel | Scorer,
     stream_N: Tensor,
     windows: list[Window],
     batch_size: int,
@@ -188,8 +187,8 @@ def score_tokens(
     Windows are batched with those of about their length, and read on to the length of the longest: a token's logits do
     not depend on what comes after it. `label` names a progress bar.
     """
-    nats_of = model.nats if isinstance(model, CachedModel) else partial(next_token_nats, model)
-    device = model.device if isinstance(model, CachedModel) else next(model.parameters()).device
+    nats_of = partial(next_token_nats, model) if isinstance(model, LanguageModel) else model.nats
+    device = next(model.parameters()).device if isinstance(model, LanguageModel) else model.device
     last = len(stream_N) - 1
     windows_W3 = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
     scored_W = windows_W3[:, 2]

@@ -4,7 +4,7 @@ Dimensions: N rows (batch times time), C channels, V vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,15 @@ from textgen.model.transformer import LanguageModel
 LOGITS_IN_MEMORY = {"cpu": 9 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
 SAFE_LOGIT = 60.0  # e^60, and e^-60, summed over any vocabulary and divided by such a sum, are far from fp32's limits
 ROWS_ALIGNED = 32  # a chunk has a multiple of so many rows, or matrix products are slower by up to a third
+
+
+class Scorer(Protocol):
+    """What scores a text in a model's place, as `next_token_nats` does: the model in eight bits, or an ensemble."""
+
+    device: torch.device
+
+    def nats(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`."""
 
 
 class NextTokenLoss(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from textgen.config import MAX_VOCAB_SIZE
 from textgen.errors import Damaged, InputError, Refused
 from textgen.files import read_json, write_atomic
-from textgen.model.cached import CachedModel
+from textgen.model.loss import Scorer
 from textgen.model.transformer import LanguageModel, weight_shapes
 from textgen.sections import ModelConfig
 from textgen.terminal import brief, one_line
@@ -40,7 +40,7 @@ class LoadedModel:
     model: LanguageModel
     tokenizer: Tokenizer
     seq_length: int
-    int8: CachedModel | None = None  # the model in eight bits, where it is to be evaluated so
+    scorer: Scorer | None = None  # what scores a text in place of `model`
 
 
 def qwen3_config(model: ModelConfig, vocab_size: int, seq_length: int, end_id: int) -> dict[str, Any]:
