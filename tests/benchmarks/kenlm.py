@@ -2,8 +2,8 @@
 
 Run: python -m tests.benchmarks.kenlm --config wikitext2-cpu --bin FOLDER [--json FILE] [key=value …]
 
-FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013), which are built from the sdist `kenlm` of PyPI:
-`cmake DIR && make lmplz query`, with Debian's libboost-{dev,program-options-dev,thread-dev,system-dev,test-dev}.
+FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013). They are built from the sdist `kenlm` of PyPI, with
+Debian's libboost-{dev,program-options-dev,thread-dev,system-dev,test-dev}: `cmake SDIST && make lmplz query`.
 A split is one line of ids, as the Transformer reads it: no row or document cuts the context.
 """
 

@@ -2,16 +2,14 @@
 
 Run: python -m tests.benchmarks.search --config default --json FILE [key=value …]
 
-Each run adds its row to the file. `settings` are those that differ from the defaults of the code. `validation` is
-measured by the `sliding` protocol, over the whole split, with the weights that the training kept. `train_seconds` are
-those of the training by the clock, `cpu_seconds` those of all cores; on a machine that other work uses too, the second
-are the figure to trust.
+Each run adds its row to the file. `settings` are those that differ from the defaults of the code: in a YAML file they
+are the configuration that was trained. `validation` is measured by the `sliding` protocol, over the whole split, with
+the weights that the training kept. `train_seconds` are those of the training by the clock, `cpu_seconds` those of all
+cores; on a machine that other work uses too, the second are the figure to trust.
 """
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -56,6 +54,7 @@ def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
         text = read_tokens_split(tokens, "validation", "sliding", loaded.seq_length, config.stride)
         metrics = measure(loaded.model, text, config.evaluation.batch_size).metrics
     return {
+        "commit": checkpoint.environment and checkpoint.environment.git_commit,
         "parameters": checkpoint.parameters,
         "steps": checkpoint.steps,
         "best_step": checkpoint.best_step,
@@ -76,7 +75,6 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(find_config(options.config), options.overrides)
     row = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.search", *sys.argv[1:]]),
         "hardware": hardware(choose_device(config.training.device)),
         "threads": torch.get_num_threads(),
         "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"storage"}),

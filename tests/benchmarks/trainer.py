@@ -82,6 +82,7 @@ def train(config: Config, tokens: TokensManifest, learning_rate: float, steps: i
     every = max(1, steps // VALIDATIONS) if steps > TRIED_STEPS else steps
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=training.sequences_per_step,
+        per_device_eval_batch_size=config.evaluation.batch_size,
         learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=steps // 20, weight_decay=0.1,
         adam_beta2=training.adam_beta2, max_grad_norm=1.0, bf16=training.precision == "bf16",
         torch_compile=training.compile is True, seed=config.seed, use_cpu=not torch.cuda.is_available(),
