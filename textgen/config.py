@@ -194,7 +194,7 @@ def shipped_configs() -> dict[str, Path]:
     """Return the shipped configurations by name: those of the checkout, or of the installed package."""
     packaged = Path(__file__).with_name("configs")  # of an installed package; a checkout has them beside textgen/
     folder = packaged if packaged.is_dir() else packaged.parents[1] / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_config(path: Path | None, overrides: list[str]) -> Config:

@@ -8,7 +8,6 @@ A split is one line of ids, as the Transformer reads it: no row or document cuts
 """
 
 import argparse
-import json
 import math
 import re
 import shlex
@@ -24,8 +23,10 @@ from textgen.config import find_config, load_config
 from textgen.evaluation.scoring import summarize
 from textgen.model.device import choose_device
 from textgen.text.tokens import TokensManifest, load_stream
+from textgen.training.environment import read_environment
 
 ORDER = 5
+FALLBACK = re.compile(rb"Substituting fallback discounts for order (\d+)")  # counted from 0
 PERPLEXITY = re.compile(rb"Perplexity including OOVs:\s*(\S+)")
 
 
@@ -35,7 +36,7 @@ def write_ids(tokens: TokensManifest, split: str, path: Path) -> None:
 
 
 def perplexity(query: Path, arpa: Path, text: Path) -> float:
-    """Return the perplexity of a token of `text`, each after the tokens before it."""
+    """Return the perplexity of a token of `text`, each after up to four tokens before it."""
     with text.open("rb") as ids:
         command = [query, "-n", "-v", "summary", arpa]  # -n: without the ends of a sentence
         printed = subprocess.run(command, stdin=ids, capture_output=True, check=True).stdout
@@ -62,16 +63,18 @@ def main() -> None:
         with (Path(folder) / "train").open("rb") as ids:
             # The counts of small vocabularies have no singletons to take a discount from
             lmplz = [options.bin / "lmplz", "-o", str(ORDER), "--discount_fallback", "-T", folder, "--arpa", arpa]
-            subprocess.run(lmplz, stdin=ids, check=True)
+            printed = subprocess.run(lmplz, stdin=ids, stderr=subprocess.PIPE, check=True).stderr
         seconds = time.monotonic() - started
         for split in ("validation", "test"):
             counts = tokens.splits[split]
             nats = math.log(perplexity(options.bin / "query", arpa, Path(folder) / split)) * counts.tokens
-            splits[split] = json.loads(summarize(nats, counts.tokens, counts).model_dump_json())
+            splits[split] = summarize(nats, counts.tokens, counts).model_dump(mode="json")
     report = {
         "command": shlex.join(["python", "-m", "tests.benchmarks.kenlm", *sys.argv[1:]]),
         "hardware": hardware(choose_device("cpu")),
+        "environment": read_environment().model_dump(),
         "order": ORDER,
+        "orders_with_fallback_discounts": [1 + int(order) for order in FALLBACK.findall(printed)],
         "vocab_size": tokens.vocab_size,
         "train_tokens": tokens.splits["train"].tokens,
         "train_seconds": round(seconds, 1),

@@ -3,7 +3,7 @@
 Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [key=value …]
 
 The flow runs in a folder of its own, which is removed afterwards, and adds a row to the file. `seconds` are those of
-the whole command by the clock, `train_seconds` those of its training with its validations and saved states. `curve` has
+the whole command by the clock, `train_seconds` those of training, validation and saving. `curve` has
 the seconds of the training, the tokens trained on and the loss of the validation blocks, in nats a token.
 """
 
@@ -27,11 +27,11 @@ KEPT = ("precision", "parameters", "steps", "best_step", "tokens_trained", "trai
 
 def curve_of(training: Path) -> list[dict[str, float]]:
     """Return the validations of a training: seconds, tokens, loss in nats."""
-    curve, figures = [], {}
+    curve, figures = [], {"train/tokens": 0.0}
     for line in read_log(training):  # a validation's line follows that of its step, which has the seconds
         figures.update(line)
         if "validation/loss_nats" in line:
-            seconds = sum(value for name, value in figures.items() if name.startswith("seconds/"))
+            seconds = sum((value for name, value in figures.items() if name.startswith("seconds/")), 0.0)
             curve.append({
                 "seconds": seconds, "tokens": figures["train/tokens"], "loss_nats": line["validation/loss_nats"],
             })  # fmt: skip

@@ -1,11 +1,12 @@
-"""One row of a search: train a configuration, and measure it on validation. Test is never opened.
+"""One row of a search: train a configuration, and score it on validation. Test is never scored.
 
 Run: python -m tests.benchmarks.search --config default --json FILE [key=value …]
 
 Each run adds its row to the file. `settings` are those that differ from the defaults of the code: in a YAML file they
 are the configuration that was trained. `validation` is measured by the `sliding` protocol, over the whole split, with
 the weights that the training kept. `train_seconds` are those of the training by the clock, `cpu_seconds` those of all
-cores; on a machine that other work uses too, the second are the figure to trust.
+cores; on a machine that other work uses too, the second are the figure to trust. Two runs at once, each with
+OMP_NUM_THREADS=1, use two cores better than one run after the other.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from tests.benchmarks.training_step import hardware
 from textgen.config import Config, find_config, load_config
 from textgen.evaluation.protocols import read_tokens_split
 from textgen.evaluation.scoring import measure
-from textgen.model.device import choose_device
+from textgen.model.device import autocast, choose_device
 from textgen.model.pretrained import load_model
+from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
 from textgen.text.corpus import fetch
 from textgen.text.tokens import TokensManifest, tokenize
@@ -44,16 +46,23 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row))
 
 
+def score_split(model: LanguageModel, tokens: TokensManifest, split: str, config: Config) -> dict[str, Any]:
+    """Return the figures of a split by the `sliding` protocol, in the precision of the training as the flow has it."""
+    text = read_tokens_split(tokens, split, "sliding", config.data.seq_length, config.stride)
+    with autocast(next(model.parameters()).device, config.training.precision):
+        return measure(model, text, config.evaluation.batch_size).metrics.model_dump(mode="json")
+
+
 def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
     """Train a model in a folder that is removed afterwards, and return what it cost and its figures on validation."""
     with tempfile.TemporaryDirectory() as folder:
         cpu_started = time.process_time()
         checkpoint = train(tokens, config, Path(folder), on_metrics=lambda step, figures: None)
         cpu_seconds = time.process_time() - cpu_started
-        loaded = load_model(checkpoint.folder, choose_device(config.training.device))
-        text = read_tokens_split(tokens, "validation", "sliding", loaded.seq_length, config.stride)
-        metrics = measure(loaded.model, text, config.evaluation.batch_size).metrics
+        model = load_model(checkpoint.folder, choose_device(config.training.device)).model
+        scores = score_split(model, tokens, "validation", config)
     return {
+        "threads": torch.get_num_threads(),
         "commit": checkpoint.environment and checkpoint.environment.git_commit,
         "parameters": checkpoint.parameters,
         "steps": checkpoint.steps,
@@ -63,7 +72,7 @@ def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
         "train_seconds": round(checkpoint.train_seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "last_train_loss_nats": checkpoint.curve[-1].train_loss_nats,
-        "validation": {name: getattr(metrics, name) for name in FIGURES},
+        "validation": {name: scores[name] for name in FIGURES},
     }
 
 
@@ -76,7 +85,6 @@ def main() -> None:
     config = load_config(find_config(options.config), options.overrides)
     row = {
         "hardware": hardware(choose_device(config.training.device)),
-        "threads": torch.get_num_threads(),
         "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"storage"}),
         **row_of(config, tokens_of(config)),
     }

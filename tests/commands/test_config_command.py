@@ -59,7 +59,7 @@ def test_the_text_fits_the_terminal_and_is_aligned(monkeypatch, capsys, columns)
     assert len({found.start("value") for found in rows}) == len({found.start("origin") for found in rows}) == 1
     origins = {found["key"]: found["origin"] for found in rows}
     assert origins["training.max_steps"] == origins["data.files"] == "command line"
-    assert (origins["training.optimizer"], origins["training.weight_decay"]) == ("default.yaml", "default")
+    assert (origins["training.optimizer"], origins["training.adam_beta2"]) == ("default.yaml", "default")
 
 
 def test_a_narrow_terminal_gets_everything(monkeypatch, capsys):

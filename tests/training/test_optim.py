@@ -95,13 +95,19 @@ def test_fused_steps_are_those_of_plain_adamw():
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's rounding, which ours has on a GPU only
+@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("fp32", 5, 1e-6), ("bf16", 1, 2e-5)])
+def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(
+    precision, steps, tolerance, monkeypatch
+):
+    if precision == "fp32":  # torch always rounds to bf16, ours on a CPU only where the training is in bf16
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     torch.manual_seed(0)
     config = ModelConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, tie_word_embeddings=False)
     ours, theirs = LanguageModel(config, 50), LanguageModel(config, 50)
     theirs.load_state_dict(ours.state_dict())
-    training = TrainingConfig(optimizer="muon", learning_rate=1e-2, muon_momentum=0.9, weight_decay=0.2)
+    training = TrainingConfig(
+        optimizer="muon", learning_rate=1e-2, muon_momentum=0.9, weight_decay=0.2, precision=precision
+    )
     matrices, others, norms = [], [], []
     for name, parameter in theirs.named_parameters():
         in_blocks = "layers" in name and parameter.dim() == 2
@@ -115,13 +121,14 @@ def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest
     ]  # fmt: skip
     ids_BT = torch.randint(50, (4, 9))
     for model, optimizers in [(ours, build_optimizers(ours, training)), (theirs, oracles)]:
-        for _ in range(5):
+        for _ in range(steps):
             logits_BTV = model(ids_BT[:, :-1])
             nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()), atol=1e-6, rtol=1e-5)
+    expected = dict(theirs.named_parameters())
+    torch.testing.assert_close(dict(ours.named_parameters()), expected, atol=tolerance, rtol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -13,7 +13,7 @@ from textgen.terminal import say
 def add_evaluate(commands: Commands) -> None:
     """Add `evaluate` to the commands."""
     parser = commands.add_parser("evaluate", help="measure a model's perplexity")
-    together = "of several the mean of their probabilities is measured"
+    together = "several: the mean of their probabilities"
     parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL_HELP}; {together}")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
@@ -40,16 +40,18 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.storage import Storage
 
     storage = Storage.at(options.root)
-    folders, device = [resolve(name, storage) for name in options.models], choose_device("auto")
-    models = [load_finite_model(folder, device) for folder in folders]
+    folders = [resolve(name, storage) for name in options.models]
+    models = [load_finite_model(folder, choose_device("auto")) for folder in folders]
     if options.weights == "int8":
         rows = EvaluationConfig().batch_size
         models = [
             replace(model, scorer=CachedModel(model.model, model.seq_length, rows, int8=True)) for model in models
         ]
-    folder, loaded = folders[0], join(models, options.models, device)
+    loaded = join(models, options.models)
+    strides = {published_stride(folder) for folder in folders}
     half = max(1, loaded.seq_length // 2)
-    stride = (published_stride(folder) or half) if options.protocol == "sliding" else loaded.seq_length
+    published = strides.pop() if len(strides) == 1 else None
+    stride = (published or half) if options.protocol == "sliding" else loaded.seq_length
     evaluation = EvaluationConfig(protocol=options.protocol, stride=stride)
     if options.text is not None:
         measured = {"text": evaluate_text(loaded, options.text, evaluation)}
@@ -59,8 +61,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         measured_by = {"protocol": options.protocol, "seq_length": loaded.seq_length, "stride": stride}
         by_split = {name: metrics.model_dump(mode="json") for name, metrics in splits.items()}
-        say(json.dumps({**by_split, **measured_by}, indent=2))
+        together = {"models": options.models} if len(models) > 1 else {}
+        say(json.dumps({**by_split, **measured_by, **together}, indent=2))
         return
+    if len(models) > 1:
+        say(f"the mean of the probabilities of {len(models)} models")
     say(f"{options.protocol}: context {loaded.seq_length}, stride {stride}")
     for part, description in DEFINITIONS[options.protocol].model_dump().items():
         say(f"  {part:18} {description}")

@@ -66,7 +66,7 @@ def evaluate_splits(
             text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:
             text = read_tokens_split(tokens, name, evaluation.protocol, loaded.seq_length, stride)
-        measured[name] = measure(loaded.scorer or loaded.model, text, evaluation.batch_size, f"evaluate {name}")
+        measured[name] = measure(loaded.scored_by, text, evaluation.batch_size, f"evaluate {name}")
     return measured
 
 
@@ -74,7 +74,7 @@ def read_tokens(folders: Sequence[Path], storage: Storage) -> TokensManifest:
     """Return the tokens that the models of published or training folders were trained on.
 
     Raises:
-        InputError: a folder does not say, two say otherwise, or the tokens are no longer there.
+        InputError: a folder does not say, two were trained on different tokens, or the tokens are no longer there.
         Damaged: the tokens are not what they were.
     """
     keys = [_tokens_key(folder) for folder in folders]
@@ -129,7 +129,7 @@ def evaluate_split(
 ) -> Measured:
     """Measure a model on a split; `ends`: whether it was trained with an end of text after each document."""
     text = read_split(loaded.tokenizer, raw, split, ends, evaluation, loaded.seq_length)
-    return measure(loaded.scorer or loaded.model, text, evaluation.batch_size, f"evaluate {split}")
+    return measure(loaded.scored_by, text, evaluation.batch_size, f"evaluate {split}")
 
 
 def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationConfig) -> Measured:
@@ -146,4 +146,4 @@ def evaluate_rows(loaded: LoadedModel, rows: list[str], evaluation: EvaluationCo
         )
     if text.counts.tokens < 2:
         raise InputError(f"{text.counts.tokens} tokens; perplexity needs two")
-    return measure(loaded.scorer or loaded.model, text, evaluation.batch_size, "evaluate text")
+    return measure(loaded.scored_by, text, evaluation.batch_size, "evaluate text")

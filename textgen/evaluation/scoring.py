@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from textgen.bar import Bar
 from textgen.files import Manifest, write_atomic
-from textgen.model.loss import Scorer, next_token_nats
+from textgen.model.loss import Scorer, device_of, score_batch
 from textgen.model.transformer import LanguageModel
 from textgen.text.stream import TextCounts
 
@@ -187,8 +186,7 @@ def score_tokens(
     Windows are batched with those of about their length, and read on to the length of the longest: a token's logits do
     not depend on what comes after it. `label` names a progress bar.
     """
-    nats_of = partial(next_token_nats, model) if isinstance(model, LanguageModel) else model.nats
-    device = next(model.parameters()).device if isinstance(model, LanguageModel) else model.device
+    device = device_of(model)
     last = len(stream_N) - 1
     windows_W3 = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
     scored_W = windows_W3[:, 2]
@@ -201,7 +199,7 @@ def score_tokens(
             starts_B1, inputs_B1, scored_B1 = windows_W3[batch_B].T[:, :, None]
             reach_S = torch.arange(int(inputs_B1.max()) + 1)
             ids_BS = stream_N[(starts_B1 + reach_S).clamp(max=last)].long().to(device)
-            nats = nats_of(ids_BS[:, :-1], ids_BS[:, 1:]).flatten()
+            nats = score_batch(model, ids_BS[:, :-1], ids_BS[:, 1:]).flatten()
             input_T = reach_S[:-1]
             is_scored = ((input_T < inputs_B1) & (input_T >= inputs_B1 - scored_B1)).flatten()
             waiting.append((nats, is_scored, _ranges(first_W[batch_B], scored_W[batch_B])))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from textgen.errors import InputError
-from textgen.model.loss import Scorer, next_token_nats
+from textgen.model.loss import Scorer, device_of, score_batch
 from textgen.model.pretrained import LoadedModel
 from textgen.model.transformer import LanguageModel
 
@@ -16,20 +16,17 @@ from textgen.model.transformer import LanguageModel
 class Ensemble:
     """Models of one tokenizer and one context, which score a text together."""
 
-    def __init__(self, models: Sequence[LanguageModel | Scorer], device: torch.device) -> None:
-        self.models, self.device = models, device
+    def __init__(self, models: Sequence[LanguageModel | Scorer]) -> None:
+        self.models, self.device = models, device_of(models[0])
 
     def nats(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         """Return -ln of the mean of the models' probabilities, in nats [B, T], of each of `y_BT` given `x_BT`."""
-        nats_MBT = torch.stack([
-            next_token_nats(model, x_BT, y_BT) if isinstance(model, LanguageModel) else model.nats(x_BT, y_BT)
-            for model in self.models
-        ])  # fmt: skip
+        nats_MBT = torch.stack([score_batch(model, x_BT, y_BT) for model in self.models])
         return math.log(len(self.models)) - torch.logsumexp(-nats_MBT, 0)
 
 
-def join(loaded: Sequence[LoadedModel], names: Sequence[str], device: torch.device) -> LoadedModel:
-    """Return the first of the models, scored by all of them together; a model alone as it is.
+def join(loaded: Sequence[LoadedModel], names: Sequence[str]) -> LoadedModel:
+    """Return the first of the models, scored by all of them together; with one model, that model unchanged.
 
     Raises:
         InputError: two of them differ in their tokenizer or their context.
@@ -43,6 +40,4 @@ def join(loaded: Sequence[LoadedModel], names: Sequence[str], device: torch.devi
                 f"the context of {names[0]} is {first.seq_length:,} tokens, that of {name} {other.seq_length:,}; "
                 "an ensemble needs one"
             )
-    if not others:
-        return first
-    return replace(first, scorer=Ensemble([model.scorer or model.model for model in loaded], device))
+    return replace(first, scorer=Ensemble([model.scored_by for model in loaded])) if others else first

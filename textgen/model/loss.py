@@ -19,12 +19,22 @@ ROWS_ALIGNED = 32  # a chunk has a multiple of so many rows, or matrix products 
 
 
 class Scorer(Protocol):
-    """What scores a text in a model's place, as `next_token_nats` does: the model in eight bits, or an ensemble."""
+    """What scores a text instead of a `LanguageModel`: the model in eight bits, or several together."""
 
     device: torch.device
 
     def nats(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`."""
+
+
+def score_batch(model: LanguageModel | Scorer, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+    """Return the cross-entropy in nats [B, T] of each of the targets `y_BT` given `x_BT`."""
+    return next_token_nats(model, x_BT, y_BT) if isinstance(model, LanguageModel) else model.nats(x_BT, y_BT)
+
+
+def device_of(model: LanguageModel | Scorer) -> torch.device:
+    """Return the device of what scores."""
+    return next(model.parameters()).device if isinstance(model, LanguageModel) else model.device
 
 
 class NextTokenLoss(nn.Module):

@@ -40,7 +40,12 @@ class LoadedModel:
     model: LanguageModel
     tokenizer: Tokenizer
     seq_length: int
-    scorer: Scorer | None = None  # what scores a text in place of `model`
+    scorer: Scorer | None = None  # scores a text instead of `model`: in eight bits, or several together
+
+    @property
+    def scored_by(self) -> LanguageModel | Scorer:
+        """What scores a text: the scorer, or the model itself."""
+        return self.scorer or self.model
 
 
 def qwen3_config(model: ModelConfig, vocab_size: int, seq_length: int, end_id: int) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[Optimiz
     )
     if not matrices:
         return [adamw]
-    on_cpu_in_fp32 = matrices[0].device.type == "cpu" and training.precision != "bf16"
+    in_bf16 = matrices[0].device.type == "cuda" or training.precision == "bf16"
     muon = BatchedMuon(
         matrices,
-        torch.float32 if on_cpu_in_fp32 else torch.bfloat16,
+        torch.bfloat16 if in_bf16 else torch.float32,
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
         momentum=training.muon_momentum,
@@ -112,7 +112,7 @@ class BatchedMuon(Muon):
     """torch's Muon, with the matrices of a shape in one product, and `found_inf` as fused AdamW has it.
 
     torch orthogonalizes in bf16, one matrix after the other, which on a CPU without bf16 units takes ten times as long
-    as the rest of a step. Here it is done in `dtype`.
+    as the rest of a step. This does it in `dtype`: bf16 on a GPU or where the training is in bf16, else fp32.
     """
 
     found_inf = torch.zeros(())
