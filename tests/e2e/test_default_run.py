@@ -1,4 +1,4 @@
-"""The run that the README begins with: better than a trigram model, and cached after."""
+"""The run that the README begins with: far better than a trigram model, and cached after."""
 
 import resource
 import time
@@ -11,10 +11,11 @@ from tests.e2e.runs import succeed
 from textgen.text.tokens import TokensManifest, load_stream
 
 MEMORY_LIMIT_GB = 3
+OF_THE_TRIGRAM = 0.75  # its perplexity; a 5-gram model of KenLM has 0.87 of it
 
 
 @pytest.mark.slow  # trains for minutes: the run that the README begins with
-def test_the_default_run_is_better_than_a_kneser_ney_trigram_and_is_cached_after(home, tmp_path, record_property):
+def test_the_default_run_is_far_better_than_a_kneser_ney_trigram_and_is_cached_after(home, tmp_path, record_property):
     root = f"storage.root={tmp_path / 'data'}"
     started = time.monotonic()
     result = succeed(home, root)
@@ -34,4 +35,4 @@ def test_the_default_run_is_better_than_a_kneser_ney_trigram_and_is_cached_after
     trigram = KneserNeyTrigram(load_stream(tokens, "train").tolist(), tokens.vocab_size)
     baseline = trigram.perplexity(load_stream(tokens, "test").tolist())
     record_property("kneser_ney", baseline)
-    assert result["metrics"]["test"]["token_perplexity"] < baseline
+    assert result["metrics"]["test"]["token_perplexity"] < OF_THE_TRIGRAM * baseline
