@@ -130,8 +130,8 @@ MOMENTS = {
     "the first micro-step of a step": ("batch", 2 * 4 + 1, 4),
     "the second micro-step of a step": ("batch", 2 * 4 + 2, 4),
     "the save before a validation": ("save_state", 1, 6),
-    "a batch of a validation": ("next_token_nats", 0, 6),
-    "the last validation": ("next_token_nats", -1, STEPS),
+    "a batch of a validation": ("score_batch", 0, 6),
+    "the last validation": ("score_batch", -1, STEPS),
 }
 
 
@@ -143,9 +143,9 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
     owner = {
         "batch": Stepper,
         "take_step": textgen.training.step,
-        "next_token_nats": textgen.evaluation.scoring,
+        "score_batch": textgen.evaluation.scoring,
     }.get(name, textgen.training.train)
-    if name == "next_token_nats":  # called as often in each of the three validations
+    if name == "score_batch":  # called as often in each of the three validations
         batches = -(-min(config.training.eval_blocks, (tokens.splits["validation"].tokens - 1) // 16) // 4)
         assert batches > 2
         call = batches + 2 if call == 0 else 3 * batches
@@ -169,15 +169,15 @@ def test_a_signal_ends_the_training_after_its_step_and_it_continues_to_the_same_
 
 def test_a_signal_does_not_wait_for_the_end_of_a_validation(number, tokens, config, tmp_path, monkeypatch):
     calls: list[int] = []
-    next_token_nats = textgen.evaluation.scoring.next_token_nats
+    score_batch = textgen.evaluation.scoring.score_batch
 
     def signalled(*arguments) -> Tensor:
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(number)
-        return next_token_nats(*arguments)
+        return score_batch(*arguments)
 
-    monkeypatch.setattr(textgen.evaluation.scoring, "next_token_nats", signalled)
+    monkeypatch.setattr(textgen.evaluation.scoring, "score_batch", signalled)
     with pytest.raises(Termination):
         train(tokens, config, tmp_path / "out", ignore)
     assert len(calls) == 2
