@@ -21,16 +21,15 @@ import torch
 from tests.benchmarks.training_step import hardware
 from textgen.config import Config, find_config, load_config
 from textgen.evaluation.protocols import read_tokens_split
-from textgen.evaluation.scoring import measure
+from textgen.evaluation.scoring import FIGURES, measure
 from textgen.model.device import autocast, choose_device
+from textgen.model.loss import device_of
 from textgen.model.pretrained import load_model
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
 from textgen.text.corpus import fetch
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.train import train
-
-FIGURES = ("loss_nats", "token_perplexity", "word_perplexity", "bits_per_byte")
 
 
 def tokens_of(config: Config) -> TokensManifest:
@@ -49,7 +48,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 def score_split(model: LanguageModel, tokens: TokensManifest, split: str, config: Config) -> dict[str, Any]:
     """Return the figures of a split by the `sliding` protocol, in the precision of the training as the flow has it."""
     text = read_tokens_split(tokens, split, "sliding", config.data.seq_length, config.stride)
-    with autocast(next(model.parameters()).device, config.training.precision):
+    with autocast(device_of(model), config.training.precision):
         return measure(model, text, config.evaluation.batch_size).metrics.model_dump(mode="json")
 
 
