@@ -64,7 +64,7 @@ def check_files(config: Config) -> None:
 
 
 def check_training(config: Config) -> None:
-    """Check that the models and the devices that are named are there, where no network is needed.
+    """Check that the models, the devices and the compiler that are named are there, where no network is needed.
 
     Raises:
         InputError: one of them is absent or unusable.
@@ -78,7 +78,10 @@ def check_training(config: Config) -> None:
         from textgen.training.warm_start import initial_sha256  # loads torch
 
         initial_sha256(config)
-    if config.compute.gpu_deployment is None and (training.device == "cuda" or training.devices != "auto"):
-        from textgen.training.launch import processes_to_start  # loads torch
+    asked_for = training.device == "cuda" or training.devices != "auto" or training.compile is True
+    if config.compute.gpu_deployment is None and asked_for:
+        from textgen.model.device import choose_device, compiles  # loads torch
+        from textgen.training.launch import processes_to_start
 
         processes_to_start(training)
+        compiles(choose_device(training.device), training.compile)

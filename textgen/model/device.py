@@ -5,6 +5,8 @@ import hashlib
 import os
 import platform
 import random
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +20,7 @@ from textgen.errors import InputError
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that torch.compile writes for
+COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile starts, unless CXX names another
 SUMMED, SUMS = 2**28, 5  # floats, a gibibyte, and how often they are summed
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -66,7 +69,12 @@ def compiles(device: torch.device, setting: bool | str) -> bool:
     """Return whether to use torch.compile: as `training.compile` says, or on a GPU that its compiler knows.
 
     On a CPU it was 5 to 15% faster, after 20 seconds or more of compiling.
+
+    Raises:
+        InputError: it is asked for on a CPU, and there is no C++ compiler.
     """
+    if setting is True and device.type == "cpu" and not shutil.which(compiler := os.environ.get("CXX", COMPILER)):
+        raise InputError(f"training.compile=true needs a C++ compiler on a CPU, and there is no {compiler!r}")
     if setting != "auto":
         return setting is True
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRITON_CAPABILITY
