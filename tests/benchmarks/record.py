@@ -7,7 +7,6 @@ the whole command by the clock, `train_seconds` those of training, validation an
 the seconds of the training, the tokens trained on and the loss of the validation blocks, in nats a token.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.search import add_row
+from tests.benchmarks.search import add_row, row_parser
 from tests.benchmarks.training_step import hardware
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
@@ -39,11 +38,7 @@ def curve_of(training: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
-    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args()
+    options = row_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = ["flows.train_flow", "--config", options.config, *options.overrides, f"storage.root={folder}/data"]
         started = time.monotonic()

@@ -32,6 +32,15 @@ from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.train import train
 
 
+def row_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command that adds a row to a file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
 def tokens_of(config: Config) -> TokensManifest:
     """Return the tokens of a configuration, made where they are not there yet."""
     storage = Storage(config.storage)
@@ -76,11 +85,7 @@ def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
-    parser.add_argument("--json", type=Path, required=True, help="the file of the search, which gets one row more")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args()
+    options = row_parser(__doc__).parse_args()
     config = load_config(find_config(options.config), options.overrides)
     row = {
         "hardware": hardware(choose_device(config.training.device)),

@@ -9,7 +9,6 @@ saving and compiling come on top of them and are in `train_seconds`. Both splits
 offset: the stock class and the Trainer have neither.
 """
 
-import argparse
 import shlex
 import statistics
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from tests.benchmarks.search import add_row, score_split, tokens_of
+from tests.benchmarks.search import add_row, row_parser, score_split, tokens_of
 from tests.benchmarks.training_step import hardware
 from textgen.config import Config, find_config, load_config
 from textgen.evaluation.protocols import blocks
@@ -99,13 +98,10 @@ def build_trainer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser = row_parser(__doc__)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seconds", type=float, default=3600, help="of steps, by the clock")
-    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
     config = load_config(find_config(options.config), options.overrides)
     settings = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
