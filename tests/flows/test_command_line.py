@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 ABSENT = [
     ("--config=nowhere", "--config nowhere: no such file"),
     ("training.device=cuda", "no CUDA GPU"),
-    ("training.compile=true", "needs a C++ compiler on a CPU, and there is no 'nowhere'"),
+    ("training={compile: true, device: cpu}", "needs a C++ compiler on a CPU, and there is no 'nowhere'"),
     ("training.devices=1000", "cannot be shared by 1000 processes"),
     ("training.init_from=nowhere", "training.init_from: 'nowhere': no such folder"),
     ("training.init_from=other@champion", "training.init_from: other@champion: no version was promoted yet"),
@@ -36,7 +36,7 @@ def command(tmp_path, monkeypatch) -> list[str]:
     """Return the options of a command that can run, in a folder of its own."""
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny(tmp_path).model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CXX", "nowhere")
+    monkeypatch.setenv("CXX", "nowhere")  # a machine without a C++ compiler
     return ["--config", "tiny.yaml"]
 
 

@@ -208,9 +208,17 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(tokens, config, tmp_
         train(tokens, config, tmp_path / "file", refuse)
 
 
-def test_a_mistake_that_is_found_late_leaves_nothing(tokens, make_config, tmp_path):
-    config = make_config(training={"max_steps": None, "epochs": 0.01, "warmup_steps": 100})
-    with pytest.raises(InputError, match="warmup_steps"):
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"max_steps": None, "epochs": 0.01, "warmup_steps": 100}, "warmup_steps"),
+        ({"compile": True, "device": "cpu"}, r"needs a C\+\+ compiler"),
+    ],
+)
+def test_a_mistake_that_is_found_late_leaves_nothing(training, words, tokens, make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "nowhere")  # a machine without a C++ compiler
+    config = make_config(training=training)
+    with pytest.raises(InputError, match=words):
         train(tokens, config, tmp_path / "out", refuse)
     assert not (tmp_path / "out").exists()
 

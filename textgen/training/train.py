@@ -53,8 +53,8 @@ def train(tokens: TokensManifest, config: Config, out: Path, on_metrics: OnMetri
     before the next backward pass or during a validation. The state is saved by then.
 
     Raises:
-        InputError: a split is shorter than `data.seq_length`, the devices are absent, `out` holds another training, or
-            the model to start from does not fit.
+        InputError: a split is shorter than `data.seq_length`, the devices or the compiler are absent, `out` holds
+            another training, or the model to start from does not fit.
         Diverged: `max_bad_steps` steps in a row were not finite.
         OutOfMemory: a step or a validation does not fit in memory.
         StateNotSaved: the disk did not take the state.
@@ -110,6 +110,7 @@ class Run:
         check_share(group.size, config.training)
         self.plan, self.tokens, self.config, self.training = plan, tokens, config, config.training
         self.out, self.device, self.group = out, device, group
+        compiled = compiles(device, self.training.compile)  # or refuses, before the folder is made
         order = BatchOrder(
             config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
         )
@@ -126,7 +127,6 @@ class Run:
         if group.is_main:
             self.disk_bytes -= (there := bytes_there(out))
             check_room(out, at_most - there)
-        compiled = compiles(device, self.training.compile)
         self.stepper = Stepper(config, self.state, order, device, group, compiled)
         self.validator = Validator(tokens, config, device, group, compiled)
         self.outcomes = Outcomes(self.training, order, out)
