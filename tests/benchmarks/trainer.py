@@ -5,7 +5,8 @@ Run: python -m tests.benchmarks.trainer --config wikitext2-cpu --learning-rate 1
 One setting a run, which adds its row to the file: AdamW, a cosine after a warm-up of a twentieth, and the weights that
 are best in twenty validations. It has as many steps as fit in `--seconds` at the speed of its first steps; validations,
 saving and compiling come on top of them and are in `train_seconds`. Both splits are scored as ours are, by the
-`sliding` protocol; the setting is chosen on validation. Ours alone has a random offset: the Trainer has none.
+`sliding` protocol; the setting is chosen on validation. Of a configuration's settings,
+dropout outside of attention and the random offset are for ours alone: the stock class and the Trainer have neither.
 """
 
 import shlex
