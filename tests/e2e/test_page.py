@@ -242,9 +242,9 @@ def test_before_the_first_promotion_the_reason_is_shown(page, loaded):
         wait_until(lambda: "no version was promoted" in (running.state.reason or ""))
         page.clock.install()
         page.goto(running.url)
-        expect(page.locator("#version")).to_have_text("Not ready: tiny@champion: no version was promoted yet")
+        expect(page.locator("#version")).to_have_text("Not ready: tiny@champion: there is no champion")
         write(page)
-        expect(page.get_by_role("alert")).to_contain_text("no version was promoted yet")
+        expect(page.get_by_role("alert")).to_contain_text("there is no champion")
         shelf.versions["tiny@v1"], shelf.champion = loaded, "v1"
         running.wait_until_served("v1")
         page.clock.fast_forward(POLL)

@@ -22,7 +22,7 @@ from textgen.errors import Damaged, InputError, Refused
 from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_split
 from textgen.evaluation.scoring import read_documents
 from textgen.files import sha256_file, write_atomic
-from textgen.model.find import read_champion, resolve
+from textgen.model.find import NO_CHAMPION, read_champion, resolve
 from textgen.model.pretrained import WEIGHTS_FILE, load_model
 from textgen.publishing.contenders import expected_tokens, score_challenger, score_champion, score_unigram
 from textgen.publishing.publish import publish
@@ -199,9 +199,13 @@ def test_a_machine_finds_the_models_of_a_shared_root(remote):
         resolve("base@v9", second)
 
 
-def test_a_champion_before_the_first_promotion_is_said_not_to_be_there(home, tmp_path, capsys):
-    (home / "champion").unlink()
-    said = f"base@champion: no version was promoted yet; {home} has v1, v2, v3, v4"
+@pytest.mark.parametrize("named", [None, NO_CHAMPION], ids=["before the first", "after the last"])
+def test_a_champion_is_said_not_to_be_there(named, home, tmp_path, capsys):
+    if named is None:
+        (home / "champion").unlink()
+    else:
+        (home / "champion").write_text(f"{named}\n")
+    said = f"base@champion: there is no champion; {home} has v1, v2, v3, v4"
     with pytest.raises(InputError) as caught:
         resolve("base@champion", Storage.at(tmp_path))
     assert str(caught.value) == said

@@ -108,8 +108,8 @@ def test_the_first_week_starts_from_zero_with_a_tokenizer_of_its_own(publication
     shutil.copytree(publication.config.root.parent / "text", tmp_path / "text")
     assert versions(tmp_path) == both(None)
     assert keys(tmp_path) == (publication.tokens.key, publication.checkpoint.key)
-    assert f"tokenizer.path='{OWN}': no version was promoted yet; this run makes its own" in caplog.messages
-    assert f"training.init_from='{OWN}': no version was promoted yet; starting from zero" in caplog.messages
+    assert f"tokenizer.path='{OWN}': there is no champion; this run makes its own" in caplog.messages
+    assert f"training.init_from='{OWN}': there is no champion; starting from zero" in caplog.messages
 
 
 def test_the_next_week_takes_the_champions_weights_and_tokenizer(weeks):
@@ -176,7 +176,7 @@ def test_the_champion_of_another_name_is_its_champion_now(root):
     config, _, resolution = resolve(root, name="other", tokenizer={"kind": "word"})
     assert resolution.versions == both("textgen@v2")
     assert config.tokenizer.kind == "bpe", "the kind comes with the tokenizer"
-    with pytest.raises(InputError, match=r"^tokenizer\.path: nobody@champion: no version was promoted yet"):
+    with pytest.raises(InputError, match=r"^tokenizer\.path: nobody@champion: there is no champion"):
         resolve(root, tokenizer={"path": "nobody@champion"})
 
 

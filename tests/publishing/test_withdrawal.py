@@ -140,7 +140,7 @@ def test_a_clean_version_that_never_was_the_champion_is_named_and_not_promoted(f
     home = home_of(storage)
     (home / "history.json").write_text(json.dumps({"champions": ["v2"]}))
     withdrawal = find()
-    assert "`textgen models promote v1`" in withdrawal.champions[0].in_words()
+    assert f"`textgen models promote v1 --name {home.name}`" in withdrawal.champions[0].in_words()
     carry_out_withdrawal(withdrawal, storage)
     assert read_champion(home) is None
     assert promote(home, "v1", storage).version == "v1"

@@ -313,7 +313,7 @@ def test_before_its_first_champion_a_model_starts_from_zero_and_says_so(tokens, 
     )
     manifest = train(tokens, first, tmp_path / "out", ignore)
     assert manifest.initial_sha256 is None
-    assert "training.init_from='textgen@champion': no version was promoted yet; starting from zero" in caplog.messages
+    assert "training.init_from='textgen@champion': there is no champion; starting from zero" in caplog.messages
     assert train_key(tokens, first) == train_key(tokens, cold) == manifest.key
 
 

@@ -287,7 +287,7 @@ class Follower:
             self._refuse(str(error))
             return
         if current is None:
-            self._refuse(f"{self.source.name}@champion: no version was promoted yet")
+            self._refuse(f"{self.source.name}@champion: there is no champion")
             return
         if current == self.worker.current_name:
             self.refused = None

@@ -45,7 +45,8 @@ def read_champion(home: Path) -> str | None:
     if version == NO_CHAMPION:
         return None
     if not VERSION.fullmatch(version):
-        raise Damaged(f"{file} is damaged: {brief(version)} is no version; `textgen models promote VERSION` mends it")
+        mends = f"`textgen models promote VERSION --name {file.parent.name}` mends it"
+        raise Damaged(f"{file} is damaged: {brief(version)} is no version; {mends}")
     return version
 
 
@@ -72,14 +73,14 @@ def number_of(version: str) -> int:
 
 
 def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version. None stands for a champion that does not exist yet.
+    """Return the folder of a version. None stands for the champion of models that have none.
 
     Raises:
         InputError: there is no such version.
     """
     there = ", ".join(f"v{number}" for number in numbers(home)) or "no version"
     if version is None:
-        raise InputError(f"{home.name}@champion: no version was promoted yet; {home} has {there}")
+        raise InputError(f"{home.name}@champion: there is no champion; {home} has {there}")
     if not VERSION.fullmatch(version) or not (home / version).is_dir():
         raise InputError(f"{home.name}@{version}: no such model; {home} has {there}")
     return home / version

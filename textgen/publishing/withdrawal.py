@@ -54,8 +54,8 @@ class Succession(NamedTuple):
         goes = f"{self.name}@champion is {self.champion}, which goes"
         if self.successor is not None:
             return f"{goes}: {self.successor}, the champion before it, becomes the champion again"
-        choice = f"promotes one, or `textgen models promote {self.others[-1]}`" if self.others else "promotes one"
-        return f"{goes}, and no champion before it stays: {self.name} has no champion until a run {choice}"
+        by_hand = f", or `textgen models promote {self.others[-1]} --name {self.name}`" if self.others else ""
+        return f"{goes}, and no champion before it stays: {self.name} has no champion until a run promotes one{by_hand}"
 
 
 @dataclass

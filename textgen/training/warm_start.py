@@ -85,7 +85,7 @@ def in_words(config: Config, other: OtherModel | None) -> str:
     """Return what a training with an `init_from` starts from."""
     name = f"training.init_from={config.training.init_from!r}"
     if other is None:
-        return f"{name}: no version was promoted yet; starting from zero"
+        return f"{name}: there is no champion; starting from zero"
     if other.kept is not None:
         step = other.kept.progress.step
         return f"{name}: starting from the weights and the optimizer of its training at step {step}, before its decay"
