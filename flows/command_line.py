@@ -80,8 +80,8 @@ def check_training(config: Config) -> None:
         initial_sha256(config)
     asked_for = training.device == "cuda" or training.devices != "auto" or training.compile is True
     if config.compute.gpu_deployment is None and asked_for:
-        from textgen.model.device import choose_device, compiles  # loads torch
+        from textgen.model.device import check_compiler, choose_device  # loads torch
         from textgen.training.launch import processes_to_start
 
         processes_to_start(training)
-        compiles(choose_device(training.device), training.compile)
+        check_compiler(choose_device(training.device), training.compile)

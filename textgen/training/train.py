@@ -11,7 +11,7 @@ import torch
 from textgen.bar import Bar
 from textgen.config import Config
 from textgen.files import sha256_file, write_atomic
-from textgen.model.device import choose_device, compiles, device_name, prepare_cpu, uses_bf16
+from textgen.model.device import check_compiler, choose_device, compiles, device_name, prepare_cpu, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
 from textgen.terminal import bytes_in_words, counted, seconds_in_words
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
@@ -108,9 +108,9 @@ class Run:
     ) -> None:
         config = plan.config
         check_share(group.size, config.training)
+        check_compiler(device, config.training.compile)
         self.plan, self.tokens, self.config, self.training = plan, tokens, config, config.training
         self.out, self.device, self.group = out, device, group
-        compiled = compiles(device, self.training.compile)  # or refuses, before the folder is made
         order = BatchOrder(
             config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
         )
@@ -127,6 +127,7 @@ class Run:
         if group.is_main:
             self.disk_bytes -= (there := bytes_there(out))
             check_room(out, at_most - there)
+        compiled = compiles(device, self.training.compile)
         self.stepper = Stepper(config, self.state, order, device, group, compiled)
         self.validator = Validator(tokens, config, device, group, compiled)
         self.outcomes = Outcomes(self.training, order, out)
