@@ -11,7 +11,7 @@ from tests.e2e.runs import succeed
 from textgen.text.tokens import TokensManifest, load_stream
 
 MEMORY_LIMIT_GB = 3
-OF_THE_TRIGRAM = 0.75  # its perplexity; a 5-gram model of KenLM has 0.87 of it
+OF_THE_TRIGRAM = 0.75  # the share of its perplexity that is allowed; a 5-gram model of KenLM has 0.87
 
 
 @pytest.mark.slow  # trains for minutes: the run that the README begins with

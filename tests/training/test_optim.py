@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+import textgen.training.optim
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig, TrainingConfig
-from textgen.training.optim import build_optimizers, lr_at, set_schedule, take_step, weight_decay_at
+from textgen.training.optim import build_optimizers, lr_at, orthogonalize, set_schedule, take_step, weight_decay_at
 
 PEAK, FLOOR = 3e-3, 2e-4
 
@@ -95,16 +96,25 @@ def test_fused_steps_are_those_of_plain_adamw():
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("fp32", 5, 1e-6), ("bf16", 1, 2e-5)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "steps", "tolerance"),
+    [("fp32", torch.float32, 5, 1e-4), ("bf16", torch.bfloat16, 1, 0.03)],  # kernels round bf16 each in their way
+)
 def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(
-    precision, steps, tolerance, monkeypatch
+    precision, dtype, steps, tolerance, monkeypatch
 ):
     if precision == "fp32":  # torch always rounds to bf16, ours on a CPU only where the training is in bf16
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    orthogonalized = []
+    monkeypatch.setattr(
+        textgen.training.optim, "orthogonalize",
+        lambda matrices, *settings: orthogonalized.append(matrices.dtype) or orthogonalize(matrices, *settings),
+    )  # fmt: skip
     torch.manual_seed(0)
     config = ModelConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, tie_word_embeddings=False)
     ours, theirs = LanguageModel(config, 50), LanguageModel(config, 50)
     theirs.load_state_dict(ours.state_dict())
+    before = copy.deepcopy(ours.state_dict())
     training = TrainingConfig(
         optimizer="muon", learning_rate=1e-2, muon_momentum=0.9, weight_decay=0.2, precision=precision
     )
@@ -127,8 +137,10 @@ def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    expected = dict(theirs.named_parameters())
-    torch.testing.assert_close(dict(ours.named_parameters()), expected, atol=tolerance, rtol=1e-5)
+    assert set(orthogonalized) == {dtype}
+    for name, parameter in theirs.named_parameters():
+        error = (ours.get_parameter(name) - parameter).norm() / (parameter - before[name]).norm()
+        assert error < tolerance, name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
