@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.training_step import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.config import Config, parse_config
 from textgen.evaluation import evaluate
 from textgen.evaluation.scoring import Metrics

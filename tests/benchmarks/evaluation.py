@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.benchmarks.training_step import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.evaluation.protocols import blocks
 from textgen.evaluation.scoring import Window, score
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores

@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.benchmarks.llama_cpp import LlamaCpp, quantize
-from tests.benchmarks.training_step import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.inference.engine import Engine, Mode, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.device import prepare_cpu, read_bandwidth, seed_everything

@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.search import tokens_of
-from tests.benchmarks.training_step import hardware, write_report
+from tests.benchmarks.rows import hardware, tokens_of, write_report
 from textgen.config import find_config, load_config
 from textgen.evaluation.scoring import summarize
 from textgen.model.device import choose_device

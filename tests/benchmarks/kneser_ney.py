@@ -1,17 +1,11 @@
 """The baseline: an interpolated Kneser-Ney trigram model of a token stream, and its perplexity on another.
 
-Run: python -m tests.benchmarks.kneser_ney data/processed/KEY
 Kneser & Ney 1995, in the interpolated form of Chen & Goodman 1999 (section 3), one discount n1 / (n1 + 2 n2) an order.
 """
 
-import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-
-from textgen.text.tokens import TokensManifest, load_stream
 
 DISCOUNT_WITHOUT_SINGLETONS = 0.5  # the estimate is undefined there; any in (0, 1) leaves unseen tokens some mass
 
@@ -57,16 +51,3 @@ class KneserNeyTrigram:
         for position in range(1, len(stream)):
             nats -= math.log(self.probability(stream[position], tuple(stream[max(0, position - 2) : position])))
         return math.exp(nats / (len(stream) - 1))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tokens", type=Path, help="a folder of data/processed")
-    manifest = TokensManifest.read(parser.parse_args().tokens)
-    model = KneserNeyTrigram(load_stream(manifest, "train").tolist(), manifest.vocab_size)
-    perplexities = {split: model.perplexity(load_stream(manifest, split).tolist()) for split in ("validation", "test")}
-    print(json.dumps({"tokens_key": manifest.key, "vocab_size": manifest.vocab_size, "perplexity": perplexities}))
-
-
-if __name__ == "__main__":
-    main()

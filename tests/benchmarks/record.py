@@ -2,9 +2,10 @@
 
 Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [key=value …]
 
-The flow runs in a folder of its own, which is removed afterwards, and adds a row to the file. `seconds` are those of
-the whole command by the clock, `train_seconds` those of training, validation and saving. `curve` has
-the seconds of the training, the tokens trained on and the loss of the validation blocks, in nats a token.
+The flow runs in a folder of its own and adds a row to the file. The folder is removed afterwards, unless `--keep` names
+it: `textgen evaluate` then scores several models together. `seconds` are those of the whole command by the clock,
+`train_seconds` those of training, validation and saving. `curve` has the seconds of the training, the tokens trained on
+and the loss of the validation blocks, in nats a token.
 """
 
 import json
@@ -16,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.search import add_row, row_parser
-from tests.benchmarks.training_step import hardware
+from tests.benchmarks.rows import add_row, hardware, row_parser
+from textgen.config import parse_config
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
 
@@ -38,9 +39,14 @@ def curve_of(training: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    options = row_parser(__doc__).parse_args()
+    parser = row_parser(__doc__)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="the storage root, a new folder that stays")
+    options = parser.parse_args()
+    if options.keep is not None and options.keep.exists():
+        parser.error(f"--keep {options.keep}: it is there already; name a new folder")
     with tempfile.TemporaryDirectory() as folder:
-        command = ["flows.train_flow", "--config", options.config, *options.overrides, f"storage.root={folder}/data"]
+        root = options.keep or Path(folder, "data")
+        command = ["flows.train_flow", "--config", options.config, *options.overrides, f"storage.root={root}"]
         started = time.monotonic()
         printed = subprocess.run(
             [sys.executable, "-m", *command, "--json"],
@@ -48,13 +54,14 @@ def main() -> None:
         ).stdout  # fmt: skip
         seconds = time.monotonic() - started
         result = json.loads(printed)
-        checkpoint, tokens = result["checkpoint"], result["tokens"]
+        config, checkpoint, tokens = parse_config(result["config"]), result["checkpoint"], result["tokens"]
         row = {
             "command": shlex.join(["python", "-m", "tests.benchmarks.record", *sys.argv[1:]]),
-            "commit": checkpoint["environment"]["git_commit"],
-            "hardware": hardware(choose_device("auto")),
-            "seed": result["config"]["seed"],
+            "hardware": hardware(choose_device(config.training.device)),
+            "environment": checkpoint["environment"],
+            "seed": config.seed,
             "seconds": round(seconds, 1),
+            "raw_sha256": tokens["raw_sha256"],
             "vocab_size": tokens["vocab_size"],
             "train_tokens": tokens["splits"]["train"]["tokens"],
             **{name: checkpoint[name] for name in KEPT},

@@ -38,7 +38,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.benchmarks.generation import CONTEXT, MANY, MODEL, PROMPT, VOCAB_SIZE
-from tests.benchmarks.training_step import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.device import prepare_cpu, seed_everything

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet
 
 from tests.benchmarks.corpus_size import MB
-from tests.benchmarks.training_step import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.model.device import choose_device
 from textgen.text.documents import by_document, mark_rows, parts_of
 from textgen.text.encoding import END_OF_TEXT, encode_documents

@@ -1,12 +1,12 @@
 """The baseline: transformers' Trainer on Qwen3's shape, with a configuration's model, tokens, batches and precision.
 
-Run: python -m tests.benchmarks.trainer --config wikitext2-cpu --learning-rate 1e-3 --json FILE [key=value …]
+Run: python -m tests.benchmarks.trainer --config wikitext2-cpu --learning-rate 1e-3 --steps N --json FILE [key=value …]
 
 One setting a run, which adds its row to the file: AdamW, a cosine after a warm-up of a twentieth, and the weights that
-are best in twenty validations. It has as many steps as fit in `--seconds` at the speed of its first steps; validations,
-saving and compiling come on top of them and are in `train_seconds`. Both splits are scored as ours are, by the
-`sliding` protocol; the setting is chosen on validation. Of a configuration's settings,
-dropout outside of attention and the random offset are for ours alone: the stock class and the Trainer have neither.
+are best in twenty validations. A run of a few steps says how long a step takes (`step_seconds`), and so how many steps
+ours had the time for; `train_seconds` has validations, saving and compiling too. Both splits are scored as ours are, by
+the `sliding` protocol; the setting is chosen on validation. `training.random_offset` moves the blocks as it moves ours.
+Dropout outside of attention is not applied: the stock class has none.
 """
 
 import shlex
@@ -14,16 +14,25 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
-from tests.benchmarks.search import add_row, row_parser, score_split, tokens_of
-from tests.benchmarks.training_step import hardware
+from tests.benchmarks.rows import add_row, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
 from textgen.evaluation.protocols import blocks
 from textgen.model.device import choose_device, compiles, prepare_cpu, uses_bf16
@@ -31,36 +40,54 @@ from textgen.model.pretrained import qwen3_config
 from textgen.model.transformer import LanguageModel
 from textgen.text.encoding import end_id
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer, load_stream
+from textgen.training.batches import blocks_an_epoch
 from textgen.training.environment import read_environment
 
-TRIED_STEPS, UNSTEADY_STEPS = 25, 10  # of a first training that says how long a step takes; the first ones compile
+UNSTEADY_STEPS = 10  # the first ones compile
 VALIDATIONS = 20
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
-    """The blocks of a stream: `seq_length` ids and the id after each of them."""
+    """Blocks of a stream, all moved by `offset`: `seq_length` ids and the id after each of them."""
 
-    def __init__(self, stream_N: Tensor, seq_length: int, limit: int | None = None) -> None:
-        self.stream_N, self.seq_length = stream_N, seq_length
-        self.starts = [start for start, _, _ in blocks(len(stream_N), seq_length, limit=limit)]
+    def __init__(self, stream_N: Tensor, seq_length: int, starts: Sequence[int]) -> None:
+        self.stream_N, self.seq_length, self.starts, self.offset = stream_N, seq_length, starts, 0
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        start = self.starts[number]
+        start = self.starts[number] + self.offset
         ids = self.stream_N[start : start + self.seq_length + 1].long()
         return {"input_ids": ids[:-1], "labels": ids[1:], "shift_labels": ids[1:]}
 
 
-class StepTimes(TrainerCallback):
-    """When each step ended."""
+class RandomOffset(TrainerCallback):
+    """Cuts the blocks of each epoch at another place of the stream."""
+
+    def __init__(self, blocks: Blocks, seed: int) -> None:
+        self.blocks, self.generator = blocks, torch.Generator().manual_seed(seed)
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.blocks.offset = int(torch.randint(self.blocks.seq_length, (), generator=self.generator))
+
+
+class Clock(TrainerCallback):
+    """When each step ended, and the loss of each validation with the seconds of the training until then."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.ends.append(time.perf_counter())
+
+    def on_evaluate(self, _: Any, state: TrainerState, __: Any, metrics: dict[str, float], **___: Any) -> None:
+        seconds = time.perf_counter() - self.started
+        self.curve.append({"seconds": seconds, "steps": state.global_step, "loss_nats": metrics["eval_loss"]})
 
     @property
     def step_seconds(self) -> float:
@@ -68,13 +95,11 @@ class StepTimes(TrainerCallback):
         return statistics.median(end - start for start, end in pairwise(self.ends[UNSTEADY_STEPS:]))
 
 
-def build_trainer(
-    config: Config, tokens: TokensManifest, settings: dict[str, float], steps: int, validations: int, out: Path
-) -> Trainer:
+def build_trainer(config: Config, tokens: TokensManifest, settings: dict[str, float], steps: int, out: Path) -> Trainer:
     """Return a Trainer of a new model; `settings` are `learning_rate` and `weight_decay`."""
     training, seq_length, device = config.training, config.data.seq_length, choose_device(config.training.device)
     set_seed(config.seed)
-    end, every = end_id(load_manifest_tokenizer(tokens)), max(1, steps // validations)
+    end, every = end_id(load_manifest_tokenizer(tokens)), max(1, steps // VALIDATIONS)
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=steps, seed=config.seed, **settings,
         per_device_train_batch_size=training.batch_size,
@@ -89,11 +114,16 @@ def build_trainer(
         load_best_model_at_end=True, metric_for_best_model="eval_loss", prediction_loss_only=True,
         logging_steps=every, report_to="none", disable_tqdm=True,
     )  # fmt: skip
+    train_N, validation_N = load_stream(tokens, "train"), load_stream(tokens, "validation")
+    count = blocks_an_epoch(len(train_N), seq_length, training.random_offset)
+    train = Blocks(train_N, seq_length, range(0, count * seq_length, seq_length))
+    scored = [start for start, _, _ in blocks(len(validation_N), seq_length, limit=training.eval_blocks)]
     return Trainer(
         model=Qwen3ForCausalLM(Qwen3Config(**qwen3_config(config.model, tokens.vocab_size, seq_length, end))),
         args=arguments,
-        train_dataset=Blocks(load_stream(tokens, "train"), seq_length),
-        eval_dataset=Blocks(load_stream(tokens, "validation"), seq_length, training.eval_blocks),
+        train_dataset=train,
+        eval_dataset=Blocks(validation_N, seq_length, scored),
+        callbacks=[RandomOffset(train, config.seed)] if training.random_offset else [],
     )
 
 
@@ -101,19 +131,15 @@ def main() -> None:
     parser = row_parser(__doc__)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--seconds", type=float, default=3600, help="of steps, by the clock")
+    parser.add_argument("--steps", type=int, required=True)
     options = parser.parse_args()
     config = load_config(find_config(options.config), options.overrides)
     settings = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
-    tokens, tried, trained = tokens_of(config), StepTimes(), StepTimes()
+    tokens, clock = tokens_of(config), Clock()
     prepare_cpu(local_processes=1)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(config, tokens, settings, TRIED_STEPS, 1, Path(folder) / "tried")
-        trainer.add_callback(tried)
-        trainer.train()
-        steps = int(options.seconds / tried.step_seconds)
-        trainer = build_trainer(config, tokens, settings, steps, VALIDATIONS, Path(folder) / "trained")
-        trainer.add_callback(trained)
+        trainer = build_trainer(config, tokens, settings, options.steps, Path(folder))
+        trainer.add_callback(clock)
         started = time.monotonic()
         trainer.train()
         train_seconds = time.monotonic() - started
@@ -128,11 +154,12 @@ def main() -> None:
         "environment": read_environment().model_dump(),
         "seed": config.seed,
         "settings": settings,
-        "steps": steps,
-        "step_seconds": {"tried": tried.step_seconds, "trained": trained.step_seconds},
+        "compiled": trainer.args.torch_compile,
+        "steps": options.steps,
+        "step_seconds": clock.step_seconds,
         "train_seconds": round(train_seconds, 1),
-        "tokens_trained": steps * config.training.sequences_per_step * config.data.seq_length,
-        "curve": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+        "tokens_trained": options.steps * config.training.sequences_per_step * config.data.seq_length,
+        "curve": clock.curve,
         "splits": {split: score_split(model, tokens, split, config) for split in ("validation", "test")},
     }
     add_row(options.json, row)

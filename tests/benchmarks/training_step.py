@@ -11,9 +11,7 @@ that a training states: the best of five products, or the data sheet's.
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
 import shlex
 import statistics
 import sys
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from tests.benchmarks.rows import SEED, hardware, write_report
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.model.loss import NextTokenLoss
 from textgen.model.transformer import LanguageModel
@@ -35,7 +34,6 @@ from textgen.sections import ModelConfig, TrainingConfig
 from textgen.training.meters import MEASURED_SIZE, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.training.optim import build_optimizers, take_step
 
-SEED = 1234
 PRODUCTS_BETWEEN_LOOKS = 10
 ADAMW = {"learning_rate": 1e-3, "weight_decay": 0.0, "max_grad_norm": 1.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -210,23 +208,6 @@ def compare(shape: dict[str, Any], vocab_size: int, rounds: int, device: torch.d
             abs(ours - theirs) for ours, theirs in zip(losses["textgen"], losses["transformers"], strict=True)
         ),
     }
-
-
-def write_report(report: dict[str, Any], path: Path | None) -> None:
-    """Print a benchmark's figures as JSON, and write them to `path` if there is one."""
-    text = json.dumps(report, indent=2)
-    print(text)
-    if path is not None:
-        path.write_text(text + "\n")
-
-
-def hardware(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor with its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {usable_cores()} cores"
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow.parquet
 import torch
 
-from tests.benchmarks.training_step import hardware, write_report
+from tests.benchmarks.rows import hardware, write_report
 from textgen.config import Config, parse_config
 from textgen.model.device import choose_device
 from textgen.publishing.tokenizer_fit import measure_saving

@@ -1,0 +1,68 @@
+"""What the benchmarks share: the seed, the name of the machine, files of figures, and scores as the flow has them."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textgen.config import Config
+from textgen.evaluation.protocols import read_tokens_split
+from textgen.evaluation.scoring import measure
+from textgen.model.device import autocast, usable_cores
+from textgen.model.loss import device_of
+from textgen.model.transformer import LanguageModel
+from textgen.storage import Storage
+from textgen.text.corpus import fetch
+from textgen.text.tokens import TokensManifest, tokenize
+
+SEED = 1234
+
+
+def write_report(report: dict[str, Any], path: Path | None) -> None:
+    """Print a benchmark's figures as JSON, and write them to `path` if there is one."""
+    text = json.dumps(report, indent=2)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with its cores and whether they multiply in bf16 (AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    has_amx = any(line.startswith("flags") and " amx_bf16" in line for line in lines)
+    return f"{name}, {usable_cores()} cores{', AMX' if has_amx else ''}"
+
+
+def row_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command that adds a row to a file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
+def tokens_of(config: Config) -> TokensManifest:
+    """Return the tokens of a configuration, made where they are not there yet."""
+    storage = Storage(config.storage)
+    return tokenize(fetch(config.data, storage), config.tokenizer, storage, config.data.end_of_document)
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a file of rows, and print it."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*rows, row], indent=2) + "\n")
+    print(json.dumps(row))
+
+
+def score_split(model: LanguageModel, tokens: TokensManifest, split: str, config: Config) -> dict[str, Any]:
+    """Return the figures of a split by the `sliding` protocol, in the precision of the training as the flow has it."""
+    text = read_tokens_split(tokens, split, "sliding", config.data.seq_length, config.stride)
+    with autocast(device_of(model), config.training.precision):
+        return measure(model, text, config.evaluation.batch_size).metrics.model_dump(mode="json")
