@@ -239,7 +239,7 @@ def test_a_key_is_asked_for_where_one_is_needed(page, running, loaded):
 def test_before_the_first_promotion_the_reason_is_shown(page, loaded):
     shelf = MeasuredShelf()
     with serve(shelf) as running:
-        wait_until(lambda: "no version was promoted" in (running.state.reason or ""))
+        wait_until(lambda: "there is no champion" in (running.state.reason or ""))
         page.clock.install()
         page.goto(running.url)
         expect(page.locator("#version")).to_have_text("Not ready: tiny@champion: there is no champion")

@@ -72,7 +72,7 @@ def served(tmp_path) -> Iterator[Served]:
 
 def test_the_champion_is_followed_and_what_was_begun_is_ended(served):
     assert httpx.get(f"{served.url}/health").status_code == 200
-    wait_until(lambda: "no version was promoted" in (served.ready()["reason"] or ""))
+    wait_until(lambda: "there is no champion" in (served.ready()["reason"] or ""))
     served.promote("v1")
     wait_until(lambda: served.ready()["ready"])
     asked, stop = [[] for _ in range(4)], threading.Event()  # the versions that each asker was answered by, in order

@@ -250,11 +250,11 @@ def test_before_the_first_promotion_it_says_why_and_then_serves_it(loaded):
     shelf = Shelf()
     with serve(shelf) as running:
         assert httpx.get(f"{running.url}/health").status_code == 200
-        wait_until(lambda: "no version was promoted" in (running.state.reason or ""))
+        wait_until(lambda: "there is no champion" in (running.state.reason or ""))
         ready = httpx.get(f"{running.url}/ready")
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
         for reply in (post(running, '{"prompt": "a"}'), httpx.get(f"{running.url}/v1/models")):
-            assert reply.status_code == 503 and "no version was promoted" in reply.json()["error"]["message"]
+            assert reply.status_code == 503 and "there is no champion" in reply.json()["error"]["message"]
         shelf.versions["tiny@v1"], shelf.champion = loaded, "v1"
         running.wait_until_served("v1")
         assert post(running, '{"prompt": "a"}').json()["model"] == "tiny@v1"
