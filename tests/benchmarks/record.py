@@ -1,6 +1,6 @@
 """A row of the README's table of results: run the flow on a configuration, and keep its figures.
 
-Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [key=value …]
+Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [--keep FOLDER] [key=value …]
 
 The flow runs in a folder of its own and adds a row to the file. The folder is removed afterwards, unless `--keep` names
 it: `textgen evaluate` then scores several models together. `seconds` are those of the whole command by the clock,
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.rows import add_row, hardware, row_parser
-from textgen.config import parse_config
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
 
@@ -54,12 +53,12 @@ def main() -> None:
         ).stdout  # fmt: skip
         seconds = time.monotonic() - started
         result = json.loads(printed)
-        config, checkpoint, tokens = parse_config(result["config"]), result["checkpoint"], result["tokens"]
+        config, checkpoint, tokens = result["config"], result["checkpoint"], result["tokens"]
         row = {
             "command": shlex.join(["python", "-m", "tests.benchmarks.record", *sys.argv[1:]]),
-            "hardware": hardware(choose_device(config.training.device)),
+            "hardware": hardware(choose_device(config["training"]["device"])),
             "environment": checkpoint["environment"],
-            "seed": config.seed,
+            "seed": config["seed"],
             "seconds": round(seconds, 1),
             "raw_sha256": tokens["raw_sha256"],
             "vocab_size": tokens["vocab_size"],

@@ -3,10 +3,10 @@
 Run: python -m tests.benchmarks.trainer --config wikitext2-cpu --learning-rate 1e-3 --steps N --json FILE [key=value …]
 
 One setting a run, which adds its row to the file: AdamW, a cosine after a warm-up of a twentieth, and the weights that
-are best in twenty validations. A run of a few steps says how long a step takes (`step_seconds`), and so how many steps
-ours had the time for; `train_seconds` has validations, saving and compiling too. Both splits are scored as ours are, by
-the `sliding` protocol; the setting is chosen on validation. `training.random_offset` moves the blocks as it moves ours.
-Dropout outside of attention is not applied: the stock class has none.
+are best in twenty validations. A run of a few steps says how long a step takes (`step_seconds`), and so how many fit in
+the time that ours took; `train_seconds` has validations, saving and compiling too. Both splits are scored as ours are,
+by the `sliding` protocol; the setting is chosen on validation. `training.random_offset` moves the blocks as it moves
+ours. Dropout outside of attention is not applied: the stock class has none.
 """
 
 import shlex

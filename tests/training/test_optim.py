@@ -96,13 +96,8 @@ def test_fused_steps_are_those_of_plain_adamw():
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype", "steps", "tolerance"),
-    [("fp32", torch.float32, 5, 1e-4), ("bf16", torch.bfloat16, 1, 0.03)],  # kernels round bf16 each in their way
-)
-def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(
-    precision, dtype, steps, tolerance, monkeypatch
-):
+@pytest.mark.parametrize(("precision", "dtype", "steps"), [("fp32", torch.float32, 5), ("bf16", torch.bfloat16, 1)])
+def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest(precision, dtype, steps, monkeypatch):
     if precision == "fp32":  # torch always rounds to bf16, ours on a CPU only where the training is in bf16
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     orthogonalized = []
@@ -138,9 +133,13 @@ def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest
                 optimizer.step()
                 optimizer.zero_grad()
     assert set(orthogonalized) == {dtype}
-    for name, parameter in theirs.named_parameters():
-        error = (ours.get_parameter(name) - parameter).norm() / (parameter - before[name]).norm()
-        assert error < tolerance, name
+    for name, expected in theirs.named_parameters():
+        actual = ours.get_parameter(name)
+        if precision == "bf16" and any(expected is matrix for matrix in matrices):
+            error = (actual - expected).norm() / (expected - before[name]).norm()
+            assert error < 0.03, name  # kernels round bf16 each in their way
+        else:
+            torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -89,7 +89,7 @@ def find_version(home: Path, version: str | None) -> Path:
 def find_named(key: str, name: str | None, config: Config, storage: Storage) -> Path | None:
     """Return the folder of the model that a key of the configuration names, None where it names none.
 
-    None too where it names the model's own champion, before there is one.
+    None too where it names the model's own champion and there is none.
 
     Raises:
         InputError: there is no such model.

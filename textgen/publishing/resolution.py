@@ -64,7 +64,7 @@ def is_version_name(name: str) -> bool:
 
 
 def find_version_name(key: str, name: str, config: Config, storage: Storage) -> str | None:
-    """Return the version that a name is now, as NAME@v3; None before the first champion, which is logged."""
+    """Return the version that a name is now, as NAME@v3; None where there is no champion, which is logged."""
     if (folder := find_named(key, name, config, storage)) is None:
         log.info("%s=%r: there is no champion; %s", key, name, WITHOUT_CHAMPION[key])
         return None
