@@ -6,7 +6,7 @@ Two servers on one SQLite file fail with "database is locked".
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,8 @@ from prefect.settings import (
     temporary_settings,
 )
 from sqlalchemy.engine import make_url
+
+from textgen.files import all_held, lock_file
 
 PATIENCE = httpx.Timeout(30, connect=2)  # seconds: a closed port refuses at once, a busy server is slow to answer
 HELD_BYTE = 128  # of a database's -shm file: each connection in WAL mode holds a lock on it (SQLite's UNIX_SHM_DMS)
@@ -31,11 +33,15 @@ def chosen_server() -> Iterator[str]:
     elif (url := find_live_server()) is not None:
         with temporary_settings({PREFECT_API_URL: url}):
             yield f"{url}, which runs in {settings.home}"
-    elif (database := find_free_database(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())) is not None:
-        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}"}):
-            yield f"a temporary one, on {database}, as another one has the database of {settings.home} open"
-    else:
+    elif (own := find_file(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())) is None:
         yield "a temporary one"
+    else:
+        with claimed(own) as database:
+            if database == own:
+                yield "a temporary one"
+            else:
+                with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}"}):
+                    yield f"a temporary one, on {database}, as another one has the database of {settings.home} open"
 
 
 def find_live_server() -> str | None:
@@ -55,13 +61,26 @@ def find_live_server() -> str | None:
     return url if Path(home).resolve() == settings.home.resolve() else None
 
 
-def find_free_database(url: str) -> Path | None:
-    """Return a file for the database of a temporary server where that of `url` is in use; None where it is not."""
+def find_file(url: str) -> Path | None:
+    """Return the file of a SQLite database's URL; None where there is no file."""
     place = make_url(url)
-    if place.get_backend_name() != "sqlite" or not place.database or not is_in_use(own := Path(place.database)):
+    if place.get_backend_name() != "sqlite" or not place.database or ":memory:" in place.database:
         return None
+    return Path(place.database)
+
+
+@contextmanager
+def claimed(own: Path) -> Iterator[Path]:
+    """Yield the file of a database that no server has, `own` if it can be; while the block runs, no command takes it.
+
+    Without the lock, two commands that start together would both find a file free before either's server opens it.
+    """
     others = (own.with_name(f"{own.stem}-{number}{own.suffix}") for number in count(2))
-    return next(other for other in others if not is_in_use(other))
+    for database in chain([own], others):
+        with all_held([lock_file(database)]) as held:
+            if held and not is_in_use(database):
+                yield database
+                return
 
 
 def is_in_use(database: Path) -> bool:

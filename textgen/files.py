@@ -118,9 +118,9 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         lock.release()
 
 
-def lock_file(folder: Path) -> Path:
-    """Return the lock of who makes or changes a folder."""
-    return folder.with_name(f".{folder.name}.lock")
+def lock_file(path: Path) -> Path:
+    """Return the lock file of who makes or changes a folder or a file."""
+    return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,8 +17,9 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.server import chosen_server, find_free_database, find_live_server
+from flows.server import chosen_server, claimed, find_file, find_live_server
 
+NOBODY = {PREFECT_API_URL: None, PREFECT_SERVER_API_PORT: 9}
 HOLD = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
@@ -38,6 +39,18 @@ def hold(database: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+def no_server(database: Path) -> AbstractContextManager[object]:
+    """Return a context in which no server runs, and a temporary one would have this database."""
+    url = f"sqlite+aiosqlite:///{database}"
+    return temporary_settings({**NOBODY, PREFECT_SERVER_DATABASE_CONNECTION_URL: url})
+
+
+def find_claimed(database: Path) -> Path:
+    """Return the database that a temporary server would have where it would be `database` by default."""
+    with claimed(database) as found:
+        return found
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_server_that_runs_in_this_home_is_used_and_one_of_another_home_is_not(tmp_path):
     """A temporary server was started on the same database, and both found it locked."""
@@ -55,22 +68,30 @@ def test_a_server_that_runs_in_this_home_is_used_and_one_of_another_home_is_not(
 
 def test_a_database_that_another_process_has_open_is_left_to_it(tmp_path):
     first, second, third = (tmp_path / name for name in ("prefect.db", "prefect-2.db", "prefect-3.db"))
-    url = f"sqlite+aiosqlite:///{first}"
-    assert find_free_database(url) is None, "there is none"
-    nobody = {PREFECT_API_URL: None, PREFECT_SERVER_API_PORT: 9, PREFECT_SERVER_DATABASE_CONNECTION_URL: url}
+    assert find_claimed(first) == first, "there is none"
     with hold(first) as holder, hold(second):
-        assert find_free_database(url) == third
-        with temporary_settings(nobody), chosen_server() as server:
+        with no_server(first), chosen_server() as server:
             assert server.startswith(f"a temporary one, on {third}")
             assert PREFECT_SERVER_DATABASE_CONNECTION_URL.value() == f"sqlite+aiosqlite:///{third}"
         holder.kill()
         holder.wait()
         assert first.with_name("prefect.db-shm").exists(), "as after a crash"
-        assert find_free_database(url) is None
+        assert find_claimed(first) == first
     with closing(sqlite3.connect(first)) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,), "looking harms nothing"
 
 
+def test_commands_that_start_together_take_a_database_each(tmp_path):
+    """Both found one free before either's server had opened it."""
+    first = tmp_path / "home" / "prefect.db"
+    with no_server(first), chosen_server() as server, chosen_server() as another:
+        assert server == "a temporary one"
+        assert another.startswith(f"a temporary one, on {first.with_name('prefect-2.db')}")
+    assert find_claimed(first) == first
+
+
 @pytest.mark.parametrize("url", ["postgresql+asyncpg://a:b@host/prefect", "sqlite+aiosqlite:///:memory:"])
 def test_a_database_that_is_no_file_is_used_as_it_is(url):
-    assert find_free_database(url) is None
+    assert find_file(url) is None
+    with temporary_settings({**NOBODY, PREFECT_SERVER_DATABASE_CONNECTION_URL: url}), chosen_server() as server:
+        assert server == "a temporary one"

@@ -137,7 +137,7 @@ def test_where_the_champions_text_is_gone_the_comparison_promotes_nothing(weeks,
     decision = contest(second.candidate)
     assert not decision.promoted
     assert decision.reason.startswith("better; but v1 may have been trained on documents of test")
-    assert "is missing; `models promote VERSION` makes it the champion" in decision.reason
+    assert "is missing; `textgen models promote VERSION --name NAME` makes it the champion" in decision.reason
     assert contest(first.candidate).promoted, "of the same text, whose splits are apart"
     always = config.model_copy(update={"publish": PublishConfig(policy="always")})
     assert contest(replace(second.candidate, config=always)).promoted

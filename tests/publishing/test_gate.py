@@ -204,7 +204,7 @@ def test_without_bits_a_byte_nothing_is_promoted_over_another_tokenizer():
     unknown = challenger._replace(tokenizer_sha256="other", spread={"validation": None, "test": None})
     decision = decide(GATE, unknown, champion, [], "sliding")
     assert not decision.promoted and "cannot be compared with v1" in decision.reason
-    assert decision.reason.endswith("`models promote VERSION` makes it the champion")
+    assert decision.reason.endswith("`textgen models promote VERSION --name NAME` makes it the champion")
     assert decide(PublishConfig(policy="always"), unknown, champion, [], "sliding").promoted
 
 

@@ -27,7 +27,7 @@ MOST_REPETITION = 0.5
 MOST_RECITED = 0.5
 FINITE, WHOLE = "finite", "scored tokens"
 ALWAYS_GUARDED = (FINITE, WHOLE)
-BY_HAND = "`models promote VERSION` makes it the champion"
+BY_HAND = "`textgen models promote VERSION --name NAME` makes it the champion"
 
 
 class Scores(NamedTuple):
