@@ -11,6 +11,7 @@ and the loss of the validation blocks, in nats a token.
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,14 +44,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.keep is not None and options.keep.exists():
         parser.error(f"--keep {options.keep}: it is there already; name a new folder")
+    if any(override.startswith("storage.root=") for override in options.overrides):
+        parser.error("storage.root: --keep FOLDER names the storage root")
     with tempfile.TemporaryDirectory() as folder:
         root = options.keep or Path(folder, "data")
         command = ["flows.train_flow", "--config", options.config, *options.overrides, f"storage.root={root}"]
         started = time.monotonic()
-        printed = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-m", *command, "--json"],
-            env={**os.environ, "PREFECT_HOME": f"{folder}/prefect"}, stdout=subprocess.PIPE, check=True,
-        ).stdout  # fmt: skip
+            env={**os.environ, "PREFECT_HOME": f"{folder}/prefect"}, stdout=subprocess.PIPE,
+        ) as flow:  # fmt: skip
+            signal.signal(signal.SIGTERM, lambda *_: flow.terminate())
+            printed, _ = flow.communicate()
+        if flow.returncode:  # it said why
+            sys.exit(flow.returncode)
         seconds = time.monotonic() - started
         result = json.loads(printed)
         config, checkpoint, tokens = result["config"], result["checkpoint"], result["tokens"]

@@ -39,11 +39,29 @@ def hardware(device: torch.device) -> str:
     return f"{name}, {usable_cores()} cores{', AMX' if has_amx else ''}"
 
 
+def rows_file(name: str) -> Path:
+    """Return the path of a file of rows, there or not yet. A mistake shows before the hours that its row takes.
+
+    Raises:
+        ArgumentTypeError: it cannot be written, or holds something else.
+    """
+    path = Path(name)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name}: not a file in a folder that is there")
+    try:
+        rows = json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name}: not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise argparse.ArgumentTypeError(f"{name}: not a list of rows")
+    return path
+
+
 def row_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command that adds a row to a file."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
-    parser.add_argument("--json", type=Path, required=True, help="the file that gets one row more")
+    parser.add_argument("--json", type=rows_file, required=True, help="the file that gets one row more")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
 

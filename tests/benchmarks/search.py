@@ -9,6 +9,8 @@ cores, which other work on the machine lengthens less. Two runs at once, each wi
 better than one run after the other; each needs a file of its own.
 """
 
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from tests.benchmarks.rows import add_row, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
+from textgen.errors import carry_out
 from textgen.evaluation.scoring import FIGURES
 from textgen.model.device import choose_device
 from textgen.model.pretrained import load_model
@@ -35,7 +38,7 @@ def row_of(config: Config, tokens: TokensManifest) -> dict[str, Any]:
         scores = score_split(model, tokens, "validation", config)
     return {
         "threads": torch.get_num_threads(),
-        "commit": checkpoint.environment and checkpoint.environment.git_commit,
+        "environment": checkpoint.environment and checkpoint.environment.model_dump(),
         "parameters": checkpoint.parameters,
         "steps": checkpoint.steps,
         "best_step": checkpoint.best_step,
@@ -52,6 +55,7 @@ def main() -> None:
     options = row_parser(__doc__).parse_args()
     config = load_config(find_config(options.config), options.overrides)
     row = {
+        "command": shlex.join(["python", "-m", "tests.benchmarks.search", *sys.argv[1:]]),
         "hardware": hardware(choose_device(config.training.device)),
         "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"storage"}),
         **row_of(config, tokens_of(config)),
@@ -60,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(carry_out(main))

@@ -9,6 +9,7 @@ by the `sliding` protocol; the setting is chosen on validation. `training.random
 ours. Dropout outside of attention is not applied: the stock class has none.
 """
 
+import math
 import shlex
 import statistics
 import sys
@@ -34,6 +35,7 @@ from transformers import (
 
 from tests.benchmarks.rows import add_row, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
+from textgen.errors import carry_out
 from textgen.evaluation.protocols import blocks
 from textgen.model.device import choose_device, compiles, prepare_cpu, uses_bf16
 from textgen.model.pretrained import qwen3_config
@@ -100,11 +102,13 @@ def build_trainer(config: Config, tokens: TokensManifest, settings: dict[str, fl
     training, seq_length, device = config.training, config.data.seq_length, choose_device(config.training.device)
     set_seed(config.seed)
     end, every = end_id(load_manifest_tokenizer(tokens)), max(1, steps // VALIDATIONS)
+    train_N, validation_N = load_stream(tokens, "train"), load_stream(tokens, "validation")
+    scored = [start for start, _, _ in blocks(len(validation_N), seq_length, limit=training.eval_blocks)]
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=steps, seed=config.seed, **settings,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        per_device_eval_batch_size=config.evaluation.batch_size,
+        per_device_eval_batch_size=math.gcd(len(scored), config.evaluation.batch_size),  # so that none is dropped
         lr_scheduler_type="cosine", warmup_steps=steps // 20, adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm, bf16=uses_bf16(device, training.precision),
         torch_compile=compiles(device, training.compile), use_cpu=device.type == "cpu",
@@ -114,10 +118,8 @@ def build_trainer(config: Config, tokens: TokensManifest, settings: dict[str, fl
         load_best_model_at_end=True, metric_for_best_model="eval_loss", prediction_loss_only=True,
         logging_steps=every, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    train_N, validation_N = load_stream(tokens, "train"), load_stream(tokens, "validation")
     count = blocks_an_epoch(len(train_N), seq_length, training.random_offset)
     train = Blocks(train_N, seq_length, range(0, count * seq_length, seq_length))
-    scored = [start for start, _, _ in blocks(len(validation_N), seq_length, limit=training.eval_blocks)]
     return Trainer(
         model=Qwen3ForCausalLM(Qwen3Config(**qwen3_config(config.model, tokens.vocab_size, seq_length, end))),
         args=arguments,
@@ -133,6 +135,10 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--steps", type=int, required=True)
     options = parser.parse_args()
+    if options.steps < UNSTEADY_STEPS + 2:
+        parser.error(f"--steps {options.steps}: at least {UNSTEADY_STEPS + 2}, as the first {UNSTEADY_STEPS} compile")
+    if options.learning_rate <= 0 or options.weight_decay < 0:
+        parser.error("--learning-rate is to be above 0, --weight-decay 0 or above")
     config = load_config(find_config(options.config), options.overrides)
     settings = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
     tokens, clock = tokens_of(config), Clock()
@@ -166,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(carry_out(main))
