@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import random
 import resource
-import shlex
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.config import Config, parse_config
 from textgen.evaluation import evaluate
 from textgen.evaluation.scoring import Metrics
@@ -289,7 +288,7 @@ def main() -> None:
             stages = measure_text(text, more, chosen, options.stages)
         results.append({"text": options.text, "text_bytes": text_bytes, "stages": stages})
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.corpus_size", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(choose_device("cpu")),
         "versions": {name: version(name) for name in ("torch", "tokenizers", "pyarrow", "numpy")},
         "model": {**MODEL, "seq_length": SEQ_LENGTH},

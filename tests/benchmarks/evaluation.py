@@ -11,9 +11,7 @@ round.
 
 import argparse
 import multiprocessing
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.evaluation.protocols import blocks
 from textgen.evaluation.scoring import Window, score
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
@@ -159,7 +157,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = {"batch_size": options.batch_size, "seq_length": options.seq_length, "batches_a_round": 2}
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.evaluation", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(device),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "shape": {**MODEL.model_dump(include={"hidden_size", "num_hidden_layers"}), "vocab_size": VOCAB_SIZE, **shape},

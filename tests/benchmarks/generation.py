@@ -13,9 +13,7 @@ a sum over a gibibyte, measured in the same run.
 
 import argparse
 import logging
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.benchmarks.llama_cpp import LlamaCpp, quantize
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.inference.engine import Engine, Mode, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.device import prepare_cpu, read_bandwidth, seed_everything
@@ -144,7 +142,7 @@ def main() -> None:
     }
     weights_bytes, bandwidth = 4 * sum(one.numel() for one in model.parameters()), read_bandwidth(torch.device("cpu"))
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.generation", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(torch.device("cpu")),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "kernels": {name: kernels for name, (_, kernels) in engines.items()},

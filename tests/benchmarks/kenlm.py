@@ -10,14 +10,12 @@ A split is one line of ids, as the Transformer reads it: no row or document cuts
 import argparse
 import math
 import re
-import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import hardware, tokens_of, write_report
+from tests.benchmarks.rows import command_line, hardware, tokens_of, write_report
 from textgen.config import find_config, load_config
 from textgen.evaluation.scoring import summarize
 from textgen.model.device import choose_device
@@ -69,7 +67,7 @@ def main() -> None:
             nats = math.log(perplexity(options.bin / "query", arpa, Path(folder) / split)) * counts.tokens
             splits[split] = summarize(nats, counts.tokens, counts).model_dump(mode="json")
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.kenlm", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(choose_device("cpu")),
         "environment": read_environment().model_dump(),
         "order": ORDER,

@@ -10,7 +10,6 @@ and the loss of the validation blocks, in nats a token.
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import add_row, hardware, row_parser
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
 
@@ -62,7 +61,7 @@ def main() -> None:
         result = json.loads(printed)
         config, checkpoint, tokens = result["config"], result["checkpoint"], result["tokens"]
         row = {
-            "command": shlex.join(["python", "-m", "tests.benchmarks.record", *sys.argv[1:]]),
+            "command": command_line(),
             "hardware": hardware(choose_device(config["training"]["device"])),
             "environment": checkpoint["environment"],
             "seed": config["seed"],

@@ -1,8 +1,10 @@
-"""What the benchmarks share: the seed, the name of the machine, files of figures, and scores as the flow has them."""
+"""What the benchmarks share: seed, command and machine, files of figures, and scores as the flow has them."""
 
 import argparse
 import json
 import platform
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ def write_report(report: dict[str, Any], path: Path | None) -> None:
     print(text)
     if path is not None:
         path.write_text(text + "\n")
+
+
+def command_line() -> str:
+    """Return the command that runs, as it is typed again."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def hardware(device: torch.device) -> str:

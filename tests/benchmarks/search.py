@@ -9,7 +9,6 @@ cores, which other work on the machine lengthens less. Two runs at once, each wi
 better than one run after the other; each needs a file of its own.
 """
 
-import shlex
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.rows import add_row, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
 from textgen.errors import carry_out
 from textgen.evaluation.scoring import FIGURES
@@ -55,7 +54,7 @@ def main() -> None:
     options = row_parser(__doc__).parse_args()
     config = load_config(find_config(options.config), options.overrides)
     row = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.search", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(choose_device(config.training.device)),
         "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"storage"}),
         **row_of(config, tokens_of(config)),

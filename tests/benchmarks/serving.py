@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import json
 import random
-import shlex
 import statistics
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.benchmarks.generation import CONTEXT, MANY, MODEL, PROMPT, VOCAB_SIZE
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
 from textgen.model.device import prepare_cpu, seed_everything
@@ -224,7 +223,7 @@ def main() -> None:
             process.terminate()
             process.wait()
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.serving", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(torch.device("cpu")),
         "versions": {name: version(name) for name in ("torch", "uvicorn", "fastapi", "aiohttp")},
         **results,

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import random
-import shlex
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow.parquet
 
 from tests.benchmarks.corpus_size import MB
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.model.device import choose_device
 from textgen.text.documents import by_document, mark_rows, parts_of
 from textgen.text.encoding import END_OF_TEXT, encode_documents
@@ -137,7 +136,7 @@ def main() -> None:
             found = contenders(texts, tokenizer_file, options.tiktoken, Path(folder))
             results[name] = compare(found, options.rounds, sum(map(len, texts)))
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.tokenizing", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(choose_device("cpu")),
         "versions": {"tokenizers": version("tokenizers")},
         "rounds": options.rounds,

@@ -10,7 +10,6 @@ ours. Dropout outside of attention is not applied: the stock class has none.
 """
 
 import math
-import shlex
 import statistics
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from transformers import (
     set_seed,
 )
 
-from tests.benchmarks.rows import add_row, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
 from textgen.errors import carry_out
 from textgen.evaluation.protocols import blocks
@@ -155,7 +154,7 @@ def main() -> None:
     )
     model.to(choose_device(config.training.device))
     row = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.trainer", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(choose_device(config.training.device)),
         "environment": read_environment().model_dump(),
         "seed": config.seed,

@@ -12,9 +12,7 @@ that a training states: the best of five products, or the data sheet's.
 
 import argparse
 import multiprocessing
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tests.benchmarks.rows import SEED, hardware, write_report
+from tests.benchmarks.rows import SEED, command_line, hardware, write_report
 from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
 from textgen.model.loss import NextTokenLoss
 from textgen.model.transformer import LanguageModel
@@ -222,7 +220,7 @@ def main() -> None:
     if options.batch_size is not None:
         shape["batch_size"] = options.batch_size
     report = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.training_step", *sys.argv[1:]]),
+        "command": command_line(),
         "hardware": hardware(device),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "shape": shape,

@@ -15,9 +15,7 @@ before. `saving` is the share of tokens that a new tokenizer would save.
 import argparse
 import json
 import os
-import shlex
 import shutil
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -27,7 +25,7 @@ from typing import Any
 import pyarrow.parquet
 import torch
 
-from tests.benchmarks.rows import hardware, write_report
+from tests.benchmarks.rows import command_line, hardware, write_report
 from textgen.config import Config, parse_config
 from textgen.model.device import choose_device
 from textgen.publishing.tokenizer_fit import measure_saving
@@ -134,7 +132,7 @@ def main() -> None:
             root = Path(shutil.copytree(first, Path(folder) / way))
             weeks[way] = [week, *(run_week(root, way, options.steps, new) for new in quarters[1:])]
         report = {
-            "command": shlex.join(["python", "-m", "tests.benchmarks.weekly", *sys.argv[1:]]),
+            "command": command_line(),
             "threads": torch.get_num_threads(),
             "hardware": hardware(choose_device("cpu")),
             "weeks": weeks,
