@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from textgen.__main__ import main
-from textgen.errors import FAILURE, USER_MISTAKE, Failure, InputError, carry_out
+from textgen.errors import FAILURE, INTERRUPTED, USER_MISTAKE, Failure, InputError, carry_out
 from textgen.terminal import say
 
 LONG = "x" * 300
@@ -74,6 +74,14 @@ def test_a_name_that_no_file_can_have_is_one_line(arguments, capsys, tmp_path, m
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert list(Path().iterdir()) == []
+
+
+def test_an_interrupted_command_says_what_is_kept(capsys):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert carry_out(interrupt) == carry_out(interrupt, interrupted="nothing is kept") == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; the same command continues\ninterrupted; nothing is kept\n"
 
 
 def test_a_command_with_closed_streams_works(monkeypatch):

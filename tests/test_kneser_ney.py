@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.benchmarks.kneser_ney import KneserNeyTrigram
+from tests.kneser_ney import KneserNeyTrigram
 
 V = 7
 STREAM = random.Random(0).choices(range(V - 1), weights=[9, 5, 3, 2, 1, 1], k=400)  # the last id never occurs

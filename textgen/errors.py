@@ -92,9 +92,10 @@ def system_error_in_words(error: OSError) -> str:
     return one_line(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
 
 
-def carry_out(command: Callable[[], None]) -> int:
+def carry_out(command: Callable[[], None], interrupted: str = "the same command continues") -> int:
     """Run a command and return its exit code. InputError, Failure and OSError are printed as one line on stderr.
 
+    `interrupted` is what Ctrl-C says after "interrupted".
     Where nobody reads stdout any longer, as after `| head`, the command ends there, in silence.
     """
     from textgen.terminal import printable
@@ -115,7 +116,7 @@ def carry_out(command: Callable[[], None]) -> int:
         print(system_error_in_words(error), file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

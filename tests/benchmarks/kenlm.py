@@ -1,22 +1,23 @@
-"""The baseline: a 5-gram model with modified Kneser-Ney smoothing, by KenLM, of the tokens of a configuration.
+"""A baseline: a 5-gram model with modified Kneser-Ney smoothing, by KenLM, of the tokens of a configuration.
 
-Run: python -m tests.benchmarks.kenlm --config wikitext2-cpu --bin FOLDER [--json FILE] [key=value …]
+Run: python -m tests.benchmarks.kenlm --config wikitext2-cpu --bin FOLDER --json FILE [key=value …]
 
 FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013). They are built from the sdist `kenlm` of PyPI, with
 Debian's libboost-{dev,program-options-dev,thread-dev,system-dev,test-dev}: `cmake SDIST && make lmplz query`.
 A split is one line of ids, as the Transformer reads it: no row or document cuts the context.
 """
 
-import argparse
 import math
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import command_line, hardware, tokens_of, write_report
+from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, tokens_of
 from textgen.config import find_config, load_config
+from textgen.errors import carry_out
 from textgen.evaluation.scoring import summarize
 from textgen.model.device import choose_device
 from textgen.text.tokens import TokensManifest, load_stream
@@ -43,12 +44,13 @@ def perplexity(query: Path, arpa: Path, text: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser = row_parser(__doc__)
     parser.add_argument("--bin", type=Path, required=True, help="the folder of lmplz and query")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
+    lmplz, query = options.bin / "lmplz", options.bin / "query"
+    for program in (lmplz, query):
+        if not program.is_file():
+            parser.error(f"--bin {options.bin}: it has no {program.name}")
     config = load_config(find_config(options.config), options.overrides)
     tokens = tokens_of(config)
     splits = {}
@@ -59,14 +61,14 @@ def main() -> None:
         started = time.monotonic()
         with (Path(folder) / "train").open("rb") as ids:
             # The counts of small vocabularies have no singletons to take a discount from
-            lmplz = [options.bin / "lmplz", "-o", str(ORDER), "--discount_fallback", "-T", folder, "--arpa", arpa]
-            printed = subprocess.run(lmplz, stdin=ids, stderr=subprocess.PIPE, check=True).stderr
+            command = [lmplz, "-o", str(ORDER), "--discount_fallback", "-T", folder, "--arpa", arpa]
+            printed = subprocess.run(command, stdin=ids, stderr=subprocess.PIPE, check=True).stderr
         seconds = time.monotonic() - started
         for split in ("validation", "test"):
             counts = tokens.splits[split]
-            nats = math.log(perplexity(options.bin / "query", arpa, Path(folder) / split)) * counts.tokens
+            nats = math.log(perplexity(query, arpa, Path(folder) / split)) * counts.tokens
             splits[split] = summarize(nats, counts.tokens, counts).model_dump(mode="json")
-    report = {
+    row = {
         "command": command_line(),
         "hardware": hardware(choose_device("cpu")),
         "environment": read_environment().model_dump(),
@@ -77,8 +79,8 @@ def main() -> None:
         "train_seconds": round(seconds, 1),
         "splits": splits,
     }
-    write_report(report, options.json)
+    add_row(options.json, row)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(carry_out(main, interrupted=NO_ROW))

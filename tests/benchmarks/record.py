@@ -2,8 +2,8 @@
 
 Run: python -m tests.benchmarks.record --config wikitext2-cpu --json FILE [--keep FOLDER] [key=value …]
 
-The flow runs in a folder of its own and adds a row to the file. The folder is removed afterwards, unless `--keep` names
-it: `textgen evaluate` then scores several models together. `seconds` are those of the whole command by the clock,
+The flow runs in a folder of its own and adds a row to the file. The folder is removed afterwards; `--keep FOLDER` keeps
+it, for `textgen evaluate` of several models together. `seconds` are those of the whole command by the clock,
 `train_seconds` those of training, validation and saving. `curve` has the seconds of the training, the tokens trained on
 and the loss of the validation blocks, in nats a token.
 """
@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import add_row, command_line, hardware, row_parser
+from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser
+from textgen.errors import carry_out
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
 
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(carry_out(main, interrupted=NO_ROW))

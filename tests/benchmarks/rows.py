@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from textgen.config import Config
 from textgen.evaluation.protocols import read_tokens_split
 from textgen.evaluation.scoring import measure
-from textgen.model.device import autocast, usable_cores
+from textgen.files import write_atomic
+from textgen.model.device import CPU_INFO, autocast, device_name, usable_cores
 from textgen.model.loss import device_of
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
@@ -21,6 +21,7 @@ from textgen.text.corpus import fetch
 from textgen.text.tokens import TokensManifest, tokenize
 
 SEED = 1234
+NO_ROW = "no row was added"  # what an interrupted benchmark says
 
 
 def write_report(report: dict[str, Any], path: Path | None) -> None:
@@ -38,16 +39,15 @@ def command_line() -> str:
 
 def hardware(device: torch.device) -> str:
     """Return the name of the GPU, or of the processor with its cores and whether they multiply in bf16 (AMX)."""
+    name = device_name(device)
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    has_amx = any(line.startswith("flags") and " amx_bf16" in line for line in lines)
+        return name
+    has_amx = CPU_INFO.exists() and " amx_bf16" in CPU_INFO.read_text()
     return f"{name}, {usable_cores()} cores{', AMX' if has_amx else ''}"
 
 
 def rows_file(name: str) -> Path:
-    """Return the path of a file of rows, there or not yet. A mistake shows before the hours that its row takes.
+    """Check the path of a file of rows, which need not exist yet, so that a mistake shows before hours of training.
 
     Raises:
         ArgumentTypeError: it cannot be written, or holds something else.
@@ -82,7 +82,7 @@ def tokens_of(config: Config) -> TokensManifest:
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a file of rows, and print it."""
     rows = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*rows, row], indent=2) + "\n")
+    write_atomic(path, json.dumps([*rows, row], indent=2) + "\n")
     print(json.dumps(row))
 
 

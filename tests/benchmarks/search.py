@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
 from textgen.errors import carry_out
 from textgen.evaluation.scoring import FIGURES
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main))
+    sys.exit(carry_out(main, interrupted=NO_ROW))

@@ -1,4 +1,4 @@
-"""The baseline: transformers' Trainer on Qwen3's shape, with a configuration's model, tokens, batches and precision.
+"""A baseline: transformers' Trainer on Qwen3's shape, with a configuration's model, tokens, batches and precision.
 
 Run: python -m tests.benchmarks.trainer --config wikitext2-cpu --learning-rate 1e-3 --steps N --json FILE [key=value …]
 
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
 from textgen.errors import carry_out
 from textgen.evaluation.protocols import blocks
@@ -46,6 +45,7 @@ from textgen.training.environment import read_environment
 
 UNSTEADY_STEPS = 10  # the first ones compile
 VALIDATIONS = 20
+WARMUP_PART = 20  # a twentieth of the steps
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
@@ -74,17 +74,21 @@ class RandomOffset(TrainerCallback):
 
 
 class Clock(TrainerCallback):
-    """When each step ended, and the loss of each validation with the seconds of the training until then."""
+    """The seconds of each step, and the loss of each validation with the seconds of the training until then."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.started = self.step_started = math.nan
+        self.steps: list[float] = []
         self.curve: list[dict[str, float]] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.started = time.perf_counter()
 
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.step_started = time.perf_counter()
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.steps.append(time.perf_counter() - self.step_started)
 
     def on_evaluate(self, _: Any, state: TrainerState, __: Any, metrics: dict[str, float], **___: Any) -> None:
         seconds = time.perf_counter() - self.started
@@ -92,15 +96,15 @@ class Clock(TrainerCallback):
 
     @property
     def step_seconds(self) -> float:
-        """The median over the steps that are steady."""
-        return statistics.median(end - start for start, end in pairwise(self.ends[UNSTEADY_STEPS:]))
+        """The median of the steps after the first ones, without validations and saving."""
+        return statistics.median(self.steps[UNSTEADY_STEPS:])
 
 
 def build_trainer(config: Config, tokens: TokensManifest, settings: dict[str, float], steps: int, out: Path) -> Trainer:
     """Return a Trainer of a new model; `settings` are `learning_rate` and `weight_decay`."""
     training, seq_length, device = config.training, config.data.seq_length, choose_device(config.training.device)
     set_seed(config.seed)
-    end, every = end_id(load_manifest_tokenizer(tokens)), max(1, steps // VALIDATIONS)
+    end, every = end_id(load_manifest_tokenizer(tokens)), steps // VALIDATIONS
     train_N, validation_N = load_stream(tokens, "train"), load_stream(tokens, "validation")
     scored = [start for start, _, _ in blocks(len(validation_N), seq_length, limit=training.eval_blocks)]
     arguments = TrainingArguments(
@@ -108,7 +112,7 @@ def build_trainer(config: Config, tokens: TokensManifest, settings: dict[str, fl
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         per_device_eval_batch_size=math.gcd(len(scored), config.evaluation.batch_size),  # so that none is dropped
-        lr_scheduler_type="cosine", warmup_steps=steps // 20, adam_beta2=training.adam_beta2,
+        lr_scheduler_type="cosine", warmup_steps=steps // WARMUP_PART, adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm, bf16=uses_bf16(device, training.precision),
         torch_compile=compiles(device, training.compile), use_cpu=device.type == "cpu",
         dataloader_drop_last=True,  # a smaller batch would be compiled anew
@@ -134,8 +138,8 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--steps", type=int, required=True)
     options = parser.parse_args()
-    if options.steps < UNSTEADY_STEPS + 2:
-        parser.error(f"--steps {options.steps}: at least {UNSTEADY_STEPS + 2}, as the first {UNSTEADY_STEPS} compile")
+    if options.steps < 1 or options.steps % VALIDATIONS:
+        parser.error(f"--steps {options.steps}: a multiple of {VALIDATIONS}, as there are {VALIDATIONS} validations")
     if options.learning_rate <= 0 or options.weight_decay < 0:
         parser.error("--learning-rate is to be above 0, --weight-decay 0 or above")
     config = load_config(find_config(options.config), options.overrides)
@@ -171,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main))
+    sys.exit(carry_out(main, interrupted=NO_ROW))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.kneser_ney import KneserNeyTrigram
 from tests.e2e.runs import succeed
+from tests.kneser_ney import KneserNeyTrigram
 from textgen.text.tokens import TokensManifest, load_stream
 
 MEMORY_LIMIT_GB = 3
-OF_THE_TRIGRAM = 0.75  # the share of its perplexity that is allowed; a 5-gram model of KenLM has 0.87
+OF_THE_TRIGRAM = 0.75  # the share of its perplexity that is allowed
 
 
 @pytest.mark.slow  # trains for minutes: the run that the README begins with

@@ -1,4 +1,4 @@
-"""The baseline: an interpolated Kneser-Ney trigram model of a token stream, and its perplexity on another.
+"""An interpolated Kneser-Ney trigram model of a token stream, and its perplexity on another.
 
 Kneser & Ney 1995, in the interpolated form of Chen & Goodman 1999 (section 3), one discount n1 / (n1 + 2 n2) an order.
 """
