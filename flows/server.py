@@ -41,7 +41,7 @@ def chosen_server() -> Iterator[str]:
                 yield "a temporary one"
             else:
                 with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}"}):
-                    yield f"a temporary one, on {database}, as another one has the database of {settings.home} open"
+                    yield f"a temporary one, on {database}, as the database of {settings.home} is in use"
 
 
 def find_live_server() -> str | None:
@@ -71,7 +71,7 @@ def find_file(url: str) -> Path | None:
 
 @contextmanager
 def claimed(own: Path) -> Iterator[Path]:
-    """Yield the file of a database that no server has, `own` if it can be; while the block runs, no command takes it.
+    """Yield a database file that no server uses: `own`, else `…-2`, `…-3`. No other command takes it meanwhile.
 
     Without the lock, two commands that start together would both find a file free before either's server opens it.
     """

@@ -137,7 +137,7 @@ def test_muon_moves_the_matrices_of_the_blocks_as_torchs_muon_and_adamw_the_rest
         actual = ours.get_parameter(name)
         if precision == "bf16" and any(expected is matrix for matrix in matrices):
             error = (actual - expected).norm() / (expected - before[name]).norm()
-            assert error < 0.03, name  # kernels round bf16 each in their way
+            assert error < 0.03, name  # each kernel rounds bf16 differently
         else:
             torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5, msg=name)
 

@@ -68,7 +68,7 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
 def compiles(device: torch.device, setting: bool | str) -> bool:
     """Return whether to use torch.compile: as `training.compile` says, or on a GPU that its compiler knows.
 
-    On a CPU it was 5 to 15% faster, after 20 seconds or more of compiling.
+    On a CPU only a long training wins back the seconds that compiling takes.
     """
     if setting != "auto":
         return setting is True

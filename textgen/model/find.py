@@ -73,7 +73,7 @@ def number_of(version: str) -> int:
 
 
 def find_version(home: Path, version: str | None) -> Path:
-    """Return the folder of a version. None stands for the champion of models that have none.
+    """Return the folder of a version. `version` is None where the models have no champion.
 
     Raises:
         InputError: there is no such version.
