@@ -14,7 +14,8 @@ from textgen.training.handover import bring_training
 
 
 def key(config: Config, checkpoint: CheckpointManifest, tokens: TokensManifest, raw: RawManifest) -> str:
-    return evaluation.evaluation_key(checkpoint.weights_sha256, tokens, config)
+    # The record is in the training's folder, and another training may have the same weights
+    return f"{evaluation.evaluation_key(checkpoint.weights_sha256, tokens, config)}-{checkpoint.folder.name}"
 
 
 @stage(Metrics, key)

@@ -13,6 +13,7 @@ from flows.train_flow import summarize, train_flow
 from tests.flow_runs import STAGES, cached, run_flow, tiny
 from textgen.errors import InputError
 from textgen.model.find import resolve
+from textgen.publishing.runs import list_runs
 from textgen.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -68,6 +69,15 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_is_found_again(folder, capl
     caplog.clear()
     run_flow(longer, run=RunChoices(force=True))
     assert "going on" not in caplog.text
+
+
+def test_a_training_by_force_is_evaluated_though_another_has_its_bytes(folder):
+    """It was listed as not evaluated."""
+    first, forced = run_flow(tiny(folder)), run_flow(tiny(folder), run=RunChoices(force=True))
+    assert cached(forced) == ["fetch", "tokenize", "publish"]
+    assert forced["checkpoint"]["sha256"] == first["checkpoint"]["sha256"]
+    rows = list_runs(Storage.at(folder / "data"))
+    assert [row.evaluated for row in rows if row.folder.endswith(forced["run_id"])] == [True]
 
 
 def test_the_same_text_again_does_nothing_though_its_model_became_the_champion(folder, capsys):
