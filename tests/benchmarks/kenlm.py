@@ -2,7 +2,7 @@
 
 Run: python -m tests.benchmarks.kenlm --config wikitext2-cpu --bin FOLDER --json FILE [key=value …]
 
-FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013). They are built from the sdist `kenlm` of PyPI, with
+FOLDER holds KenLM's `lmplz` and `query` (Heafield et al. 2013). They are built from PyPI's sdist `kenlm` 0.3.0, with
 Debian's libboost-{dev,program-options-dev,thread-dev,system-dev,test-dev}: `cmake SDIST && make lmplz query`.
 A split is one line of ids, as the Transformer reads it: no row or document cuts the context.
 """
@@ -10,14 +10,12 @@ A split is one line of ids, as the Transformer reads it: no row or document cuts
 import math
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, tokens_of
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, run_and_exit, tokens_of
 from textgen.config import find_config, load_config
-from textgen.errors import carry_out
 from textgen.evaluation.scoring import summarize
 from textgen.model.device import choose_device
 from textgen.text.tokens import TokensManifest, load_stream
@@ -83,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main, interrupted=NO_ROW))
+    run_and_exit(main)

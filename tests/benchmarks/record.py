@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser
-from textgen.errors import carry_out
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, run_and_exit
 from textgen.model.device import choose_device
 from textgen.training.figures import read_log
 
@@ -55,8 +54,10 @@ def main() -> None:
             env={**os.environ, "PREFECT_HOME": f"{folder}/prefect"}, stdout=subprocess.PIPE,
         ) as flow:  # fmt: skip
             signal.signal(signal.SIGTERM, lambda *_: flow.terminate())
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the flow too, which saves first
             printed, _ = flow.communicate()
         if flow.returncode:  # it said why
+            print("no row was added", file=sys.stderr)
             sys.exit(flow.returncode)
         seconds = time.monotonic() - started
         result = json.loads(printed)
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main, interrupted=NO_ROW))
+    run_and_exit(main)

@@ -4,12 +4,14 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from textgen.config import Config
+from textgen.errors import carry_out
 from textgen.evaluation.protocols import read_tokens_split
 from textgen.evaluation.scoring import measure
 from textgen.files import write_atomic
@@ -21,7 +23,6 @@ from textgen.text.corpus import fetch
 from textgen.text.tokens import TokensManifest, tokenize
 
 SEED = 1234
-NO_ROW = "no row was added"  # what an interrupted benchmark says
 
 
 def write_report(report: dict[str, Any], path: Path | None) -> None:
@@ -71,6 +72,11 @@ def row_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=rows_file, required=True, help="the file that gets one row more")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
+
+
+def run_and_exit(command: Callable[[], None]) -> NoReturn:
+    """Run a command that adds a row, and exit as `textgen` does; Ctrl-C leaves nothing that could be continued."""
+    sys.exit(carry_out(command, interrupted="no row was added"))
 
 
 def tokens_of(config: Config) -> TokensManifest:

@@ -9,7 +9,6 @@ cores, which other work on the machine lengthens less. Two runs at once, each wi
 better than one run after the other; each needs a file of its own.
 """
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, run_and_exit, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
-from textgen.errors import carry_out
 from textgen.evaluation.scoring import FIGURES
 from textgen.model.device import choose_device
 from textgen.model.pretrained import load_model
@@ -63,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main, interrupted=NO_ROW))
+    run_and_exit(main)

@@ -11,7 +11,6 @@ ours. Dropout outside of attention is not applied: the stock class has none.
 
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,9 +30,8 @@ from transformers import (
     set_seed,
 )
 
-from tests.benchmarks.rows import NO_ROW, add_row, command_line, hardware, row_parser, score_split, tokens_of
+from tests.benchmarks.rows import add_row, command_line, hardware, row_parser, run_and_exit, score_split, tokens_of
 from textgen.config import Config, find_config, load_config
-from textgen.errors import carry_out
 from textgen.evaluation.protocols import blocks
 from textgen.model.device import choose_device, compiles, prepare_cpu, uses_bf16
 from textgen.model.pretrained import qwen3_config
@@ -175,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(main, interrupted=NO_ROW))
+    run_and_exit(main)
