@@ -119,7 +119,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def lock_file(path: Path) -> Path:
-    """Return the lock file beside a folder or a file: whoever makes or changes that holds it."""
+    """Return the lock file beside a folder or a file, held by whoever makes or changes it."""
     return path.with_name(f".{path.name}.lock")
 
 

@@ -224,7 +224,7 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What matrices are multiplied in. auto: bf16 where the GPU has it."""
     compile: bool | Literal["auto"] = "auto"
-    """Whether to use torch.compile: faster steps after a minute or less. A CPU needs a C++ compiler. auto: on a GPU."""
+    """Whether to use torch.compile: slow to start, then faster steps. A CPU needs a C++ compiler. auto: on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the training runs. auto: on a GPU if there is one, else on the CPU."""
     devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
