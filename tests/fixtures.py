@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import torch
-from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 
 import textgen.training.train
 from tests.flow_runs import run_flow, tiny
 from tests.pace import sitecustomize
-from tests.publications import Publication, make, write_text
+from tests.publications import Publication, leave_out_pictures, make, write_text
 from tests.waiting import PATIENCE_SECONDS, narrow
 from textgen.config import Config, StorageConfig, TokenizerConfig, parse_config
 from textgen.errors import InputError
@@ -31,6 +37,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
+END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
 WORDS = (
     "the",
     "a",
@@ -115,15 +122,28 @@ def trainings_keep_their_pace() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, others]))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trust one certificate authority: each client of a server reads all, for 30 ms, and no server here has TLS."""
+    path, (first, end, _) = tmp_path_factory.mktemp("tls") / "ca.pem", certifi.contents().partition(END_OF_CERTIFICATE)
+    path.write_text(first + end, "ascii", "ignore")
+    os.environ["SSL_CERT_FILE"] = str(path)
+    return path
+
+
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
+def prefect_server(one_authority: Path) -> Iterator[None]:
     """Run flows on a Prefect server and a database of the tests' own. A server that is slow to answer is no failure.
 
     Runs send no heartbeats: at its end a run waits a second for the thread that sends them.
     """
     from prefect.testing.utilities import prefect_test_harness  # with all of the server: not every worker needs it
 
-    settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_REQUEST_TIMEOUT: PATIENCE_SECONDS}
+    settings = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_API_REQUEST_TIMEOUT: PATIENCE_SECONDS,
+        PREFECT_API_SSL_CERT_FILE: str(one_authority),
+    }
     with temporary_settings(settings), prefect_test_harness(server_startup_timeout=int(PATIENCE_SECONDS)):
         yield
 
@@ -141,8 +161,14 @@ def finished_copy(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytes
 
 
 @pytest.fixture
-def folder(finished: tuple[Path, dict[str, Any]], finished_copy: Path) -> Iterator[Path]:
-    """Yield the folder of a finished run, and make it what it was: Prefect's records hold for this place alone."""
+def folder(
+    finished: tuple[Path, dict[str, Any]], finished_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Yield the folder of a finished run, and make it what it was: Prefect's records hold for this place alone.
+
+    What a test publishes beside it has no pictures.
+    """
+    leave_out_pictures(monkeypatch.setattr)
     yield finished[0]
     shutil.rmtree(finished[0])
     shutil.copytree(finished_copy, finished[0])

@@ -1,12 +1,15 @@
 """A tiny model made by the library alone, from a text to its published folder, for tests of what comes after."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import textgen.publishing.card
 from tests.trainings import ignore
 from textgen.config import Config
 from textgen.evaluation.evaluate import evaluate
 from textgen.evaluation.scoring import Metrics
+from textgen.files import write_atomic
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.publish import publish
 from textgen.publishing.resolution import resolve_champions
@@ -47,6 +50,12 @@ def make(config: Config, flow_run_id: str | None = None) -> Publication:
     metrics = evaluate(checkpoint.folder, tokens, config)
     published = publish(Candidate(checkpoint, metrics, tokens, raw, config, resolution, fit), storage, flow_run_id)
     return Publication(config, raw, tokens, checkpoint, metrics, published)
+
+
+def leave_out_pictures(replace: Callable[[object, str, object], None]) -> None:
+    """Have a card get a few bytes for each picture, by `setattr` or a monkeypatch's: to draw them takes longest."""
+    for plot in ("plot_training", "plot_data"):
+        replace(textgen.publishing.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
 
 
 def write_text(folder: Path, text: dict[str, str]) -> dict[str, str]:

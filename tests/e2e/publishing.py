@@ -11,10 +11,9 @@ import pyarrow.parquet  # noqa: F401
 from huggingface_hub import ModelCardData  # noqa: F401
 
 import textgen.__main__
-import textgen.publishing.card
 import textgen.publishing.publish
 from tests.e2e.killable import kill_before
-from textgen.files import write_atomic
+from tests.publications import leave_out_pictures
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.version import Sample
 from textgen.storage import Storage
@@ -29,8 +28,7 @@ def publish(candidate: Candidate, output: Path, kill_at: int | None) -> None:
     textgen.publishing.publish.check_with_transformers = lambda folder, rows: None
     drawn = [Sample(prompt="the", continuation="old river")], [list(range(20))]
     textgen.publishing.publish.draw_samples = lambda checkpoint, raw, seed: drawn
-    for plot in ("plot_training", "plot_data"):
-        setattr(textgen.publishing.card, plot, lambda *arguments: write_atomic(arguments[-1], b"a picture"))
+    leave_out_pictures(setattr)
     config = candidate.config
     _begin(config.root / "models" / config.name, output, kill_at)
     textgen.publishing.publish.publish(candidate, Storage(config.storage))

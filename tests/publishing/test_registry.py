@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import textgen.publishing.publish
 import textgen.publishing.registry
+from tests.publications import leave_out_pictures
 from tests.trainings import ignore
 from tests.waiting import until
 from textgen.__main__ import main
@@ -331,6 +332,7 @@ def better(publication, tmp_path_factory):
 def publish_here(publication, monkeypatch, tmp_path):
     """Return a function that publishes a checkpoint in a root of the test's own, which has the publication's v1."""
     monkeypatch.setattr(textgen.publishing.publish, "check_with_transformers", lambda folder, rows: None)
+    leave_out_pictures(monkeypatch.setattr)
     shutil.copytree(publication.config.root / "models", tmp_path / "models")
     write_atomic(tmp_path / "models" / "textgen" / "champion", "v1\n")
     storage = StorageConfig(root=str(tmp_path))

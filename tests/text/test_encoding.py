@@ -143,7 +143,7 @@ def documents(draw) -> list[list[str]]:
 
 @pytest.mark.parametrize("make", TOKENIZERS)
 @given(documents())
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=40)
 def test_ids_are_those_of_one_call(make, texts):
     tokenizer = made(make)
     parts = [Part(text, number == 0) for document in texts for number, text in enumerate(document)]
