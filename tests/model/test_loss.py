@@ -57,7 +57,9 @@ def test_loss_and_gradients_are_those_of_linear_cross_entropy():
     torch.testing.assert_close(gradients(ours / 64, hidden_NC, weight_VC), expected)
 
 
-def test_under_autocast_the_products_are_in_bf16_and_the_gradients_in_fp32():
+@pytest.mark.parametrize("rows_at_once", [1, 40, 1000])
+def test_under_autocast_the_products_are_in_bf16_and_the_gradients_in_fp32(rows_at_once, monkeypatch):
+    monkeypatch.setattr(loss, "ROWS_IN_BF16", rows_at_once)
     hidden_NC, weight_VC, y_N = problem(64)
     exact = gradients(cross_entropy_sum(hidden_NC, weight_VC, y_N), hidden_NC, weight_VC)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -115,6 +117,7 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied, monkeypatch):
 def test_nats_are_those_of_cross_entropy_in_chunks_of_any_size(rows_in_memory, dtype, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setitem(loss.LOGITS_IN_MEMORY, "cpu", rows_in_memory * V)
+    monkeypatch.setattr(loss, "ROWS_IN_BF16", rows_in_memory)
     config = ModelConfig(hidden_size=C, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     model, ids_BT = LanguageModel(config, V).eval(), torch.randint(V, (7, 10))
     x_BT, y_BT = ids_BT[:, :-1], ids_BT[:, 1:]

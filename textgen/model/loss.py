@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from textgen.model.transformer import LanguageModel
 
 LOGITS_IN_MEMORY = {"cpu": 9 * 2**22, "cuda": 2**27}  # entries of a chunk: large enough to keep the device busy
+ROWS_IN_BF16 = 512  # of a chunk on a CPU, whose caches hold it: about the fastest at vocabularies of 1,024 to 50,257
 SAFE_LOGIT = 60.0  # e^60, and e^-60, summed over any vocabulary and divided by such a sum, are far from fp32's limits
 ROWS_ALIGNED = 32  # a chunk has a multiple of so many rows, or matrix products are slower by up to a third
 
@@ -59,7 +60,7 @@ def next_token_nats(model: LanguageModel, x_BT: Tensor, y_BT: Tensor) -> Tensor:
     dtype = _product_dtype(model.lm_head.weight)
     hidden_NC, weight_VC = model.model(x_BT).flatten(0, 1).to(dtype), model.lm_head.weight.to(dtype)
     y_N1 = y_BT.reshape(-1, 1)
-    chunks = list(_chunks(len(y_N1), len(weight_VC), hidden_NC.device))
+    chunks = list(_chunks(hidden_NC, len(weight_VC)))
     memory, nats = hidden_NC.new_empty(chunks[0].stop * len(weight_VC)), []
     are_small = _are_small(hidden_NC, weight_VC)
     with torch.autocast(hidden_NC.device.type, enabled=False):
@@ -96,7 +97,7 @@ class _CrossEntropySum(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.empty_like(weight_VC)
         nats = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunks = list(_chunks(len(y_N), len(weight), hidden.device))
+        chunks = list(_chunks(hidden, len(weight)))
         memory = hidden.new_empty(chunks[0].stop * len(weight))
         are_small = _are_small(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -144,7 +145,7 @@ def _logits(hidden_nC: Tensor, weight_VC: Tensor, memory: Tensor) -> Tensor:
     """Return a chunk's logits [n, V], which fill the memory or the first part of it."""
     n, vocab_size = len(hidden_nC), len(weight_VC)
     memory = memory[: n * vocab_size]
-    if memory.device.type == "cpu":  # column-major: products with so wide a result are up to twice as fast
+    if memory.device.type == "cpu" and memory.dtype == torch.float32:  # column-major: there up to twice as fast
         return torch.mm(hidden_nC, weight_VC.T, out=memory.view(vocab_size, n).T)
     return torch.mm(hidden_nC, weight_VC.T, out=memory.view(n, vocab_size))
 
@@ -167,9 +168,12 @@ def _exponentiate(logits_nV: Tensor, are_small: bool) -> tuple[Tensor | float, T
     return highest_n1, logits_nV.exp_().sum(1, keepdim=True)
 
 
-def _chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    """Yield slices of the rows, of nearly one size, whose logits fit in LOGITS_IN_MEMORY."""
-    largest = max(1, LOGITS_IN_MEMORY[device.type] // vocab_size)
+def _chunks(hidden_NC: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Yield slices of the rows, of nearly one size: of as many as LOGITS_IN_MEMORY or ROWS_IN_BF16 says."""
+    rows, device = len(hidden_NC), hidden_NC.device.type
+    largest = max(1, LOGITS_IN_MEMORY[device] // vocab_size)
+    if device == "cpu" and hidden_NC.dtype == torch.bfloat16:
+        largest = ROWS_IN_BF16
     unit = ROWS_ALIGNED if largest >= ROWS_ALIGNED else 1
     count = -(-rows // (largest // unit * unit))
     size = -(-rows // (count * unit)) * unit
