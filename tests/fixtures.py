@@ -122,27 +122,22 @@ def trainings_keep_their_pace() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, others]))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trust one certificate authority: each client of a server reads all, for 30 ms, and no server here has TLS."""
-    path, (first, end, _) = tmp_path_factory.mktemp("tls") / "ca.pem", certifi.contents().partition(END_OF_CERTIFICATE)
-    path.write_text(first + end, "ascii", "ignore")
-    os.environ["SSL_CERT_FILE"] = str(path)
-    return path
-
-
 @pytest.fixture(scope="session")
-def prefect_server(one_authority: Path) -> Iterator[None]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run flows on a Prefect server and a database of the tests' own. A server that is slow to answer is no failure.
 
-    Runs send no heartbeats: at its end a run waits a second for the thread that sends them.
+    Runs send no heartbeats: at its end a run waits a second for the thread that sends them. The server has no TLS, and
+    its clients trust one certificate authority: each client would take 30 ms to load all.
     """
     from prefect.testing.utilities import prefect_test_harness  # with all of the server: not every worker needs it
 
+    authority = tmp_path_factory.mktemp("tls") / "ca.pem"
+    first, end, _ = certifi.contents().partition(END_OF_CERTIFICATE)
+    authority.write_text(first + end, "utf-8")
     settings = {
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
         PREFECT_API_REQUEST_TIMEOUT: PATIENCE_SECONDS,
-        PREFECT_API_SSL_CERT_FILE: str(one_authority),
+        PREFECT_API_SSL_CERT_FILE: str(authority),
     }
     with temporary_settings(settings), prefect_test_harness(server_startup_timeout=int(PATIENCE_SECONDS)):
         yield
@@ -161,15 +156,14 @@ def finished_copy(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytes
 
 
 @pytest.fixture
-def folder(
-    finished: tuple[Path, dict[str, Any]], finished_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def folder(finished: tuple[Path, dict[str, Any]], finished_copy: Path) -> Iterator[Path]:
     """Yield the folder of a finished run, and make it what it was: Prefect's records hold for this place alone.
 
-    What a test publishes beside it has no pictures.
+    What a test publishes beside it has placeholders for pictures.
     """
-    leave_out_pictures(monkeypatch.setattr)
-    yield finished[0]
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch.setattr)
+        yield finished[0]
     shutil.rmtree(finished[0])
     shutil.copytree(finished_copy, finished[0])
 

@@ -127,6 +127,13 @@ def test_equal_parts_seed_all_generators_equally_and_others_each_otherwise():
         assert len({values[generator] for values in draws}) == 5
 
 
+def test_a_gpus_generators_are_seeded_as_the_cpus(a_gpu, monkeypatch):
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_everything(1, 2, 3)
+    assert seeds == [torch.initial_seed()]
+
+
 @pytest.mark.parametrize(
     ("told", "name"),
     [("processor\t: 0\nmodel name\t: AMD EPYC 7B13\n", "AMD EPYC 7B13"), ("processor\t: 0\n", "cpu"), (None, "arm")],

@@ -129,6 +129,6 @@ def seed_everything(*parts: int) -> None:
     seed = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
     random.seed(seed)
     numpy.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` formats three stack traces where there is no GPU
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would format stack traces for devices not in use
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)

@@ -169,11 +169,11 @@ def _exponentiate(logits_nV: Tensor, are_small: bool) -> tuple[Tensor | float, T
 
 
 def _chunks(hidden_NC: Tensor, vocab_size: int) -> Iterator[slice]:
-    """Yield slices of the rows, of nearly one size: of as many as LOGITS_IN_MEMORY or ROWS_IN_BF16 says."""
+    """Yield slices of the rows, of nearly one size: their logits fit in LOGITS_IN_MEMORY, and see ROWS_IN_BF16."""
     rows, device = len(hidden_NC), hidden_NC.device.type
     largest = max(1, LOGITS_IN_MEMORY[device] // vocab_size)
     if device == "cpu" and hidden_NC.dtype == torch.bfloat16:
-        largest = ROWS_IN_BF16
+        largest = min(largest, ROWS_IN_BF16)
     unit = ROWS_ALIGNED if largest >= ROWS_ALIGNED else 1
     count = -(-rows // (largest // unit * unit))
     size = -(-rows // (count * unit)) * unit
