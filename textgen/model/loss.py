@@ -169,7 +169,10 @@ def _exponentiate(logits_nV: Tensor, are_small: bool) -> tuple[Tensor | float, T
 
 
 def _chunks(hidden_NC: Tensor, vocab_size: int) -> Iterator[slice]:
-    """Yield slices of the rows, of nearly one size: their logits fit in LOGITS_IN_MEMORY, and see ROWS_IN_BF16."""
+    """Yield slices of the rows, of nearly one size.
+
+    Their logits fit in LOGITS_IN_MEMORY, and in bf16 on a CPU they have at most ROWS_IN_BF16 rows.
+    """
     rows, device = len(hidden_NC), hidden_NC.device.type
     largest = max(1, LOGITS_IN_MEMORY[device] // vocab_size)
     if device == "cpu" and hidden_NC.dtype == torch.bfloat16:
