@@ -1,10 +1,12 @@
 """Runs in a list, and found by each of the names that a person has for one."""
 
+import os
 import shutil
 
 import pytest
 
 from textgen.errors import InputError
+from textgen.files import Manifest
 from textgen.publishing.index import note
 from textgen.publishing.runs import Run, find_run, list_runs
 from textgen.storage import Storage
@@ -26,6 +28,14 @@ def test_the_list_says_what_differs_from_the_run_before(storage):
     assert third.changes[0] == "other text"
     assert [row.champion for row in (first, second, third)].count(True) == 1
     assert all(row.evaluated and row.test for row in (first, second, third))
+
+
+def test_runs_of_one_second_are_listed_in_the_order_they_were_made(storage):
+    by_path = sorted(row.folder for row in list_runs(storage))
+    for milliseconds, folder in enumerate(reversed(by_path)):
+        made = 1_800_000_000_000 + milliseconds
+        os.utime(storage.inside(folder) / Manifest.FILE, ns=(made * 10**6, made * 10**6))
+    assert [row.folder for row in list_runs(storage)] == by_path[::-1]
 
 
 def test_a_key_that_two_sections_have_is_listed_with_its_section(storage, monkeypatch):

@@ -66,7 +66,6 @@ def note(storage: Storage, stage: str, manifest: Manifest, config: Config, flow_
     """
     home, *parts = storage.name(_places(storage)[stage]).split("/")
     path = "/".join([home, *manifest.folder.parts[-len(parts) :]])  # not by its links
-    now = datetime.now(UTC).replace(microsecond=0)
     index = read_index(storage, whole=False)
     if path in index and not manifest.built:
         return
@@ -77,7 +76,7 @@ def note(storage: Storage, stage: str, manifest: Manifest, config: Config, flow_
         }
     )
     if flow_run is not None:
-        entry = entry.model_copy(update={"flow_runs": {**entry.flow_runs, flow_run: now}})
+        entry = entry.model_copy(update={"flow_runs": {**entry.flow_runs, flow_run: datetime.now(UTC)}})
     _add(storage, {path: entry})
     data = json.dumps({path: entry.model_dump(mode="json")}).encode()
     storage.push_bytes(storage.local / ENTRIES_FOLDER / _entry_file(path, flow_run), data)
@@ -148,7 +147,7 @@ def _describe(storage: Folders, stage: str, path: str, index: Index) -> Entry:
     settings: dict[str, Any] = {}
     text: str | None = None
     flow_runs: dict[str, datetime] = {}
-    when = datetime.fromtimestamp(int((folder / Manifest.FILE).stat().st_mtime), UTC)
+    when = datetime.fromtimestamp((folder / Manifest.FILE).stat().st_mtime, UTC)
     match stage:
         case "fetch":
             text = path
