@@ -1,12 +1,13 @@
 """Runs in a list, and found by each of the names that a person has for one."""
 
+import json
 import os
 import shutil
 
 import pytest
 
 from textgen.errors import InputError
-from textgen.files import Manifest
+from textgen.files import Manifest, read_json
 from textgen.publishing.index import note
 from textgen.publishing.runs import Run, find_run, list_runs
 from textgen.storage import Storage
@@ -51,6 +52,19 @@ def test_a_training_that_was_not_evaluated_has_its_loss_on_validation(storage, r
     row = next(row for row in list_runs(storage) if row.folder == storage.name(training))
     assert not row.evaluated and row.test is None
     assert row.validation == min(point.loss_nats for point in second.checkpoint.curve)
+
+
+def test_the_last_evaluation_of_a_training_is_listed(storage, rivals):
+    training = storage.training(rivals[0].checkpoint.folder.name)
+    (before,) = (row.test for row in list_runs(storage) if row.folder == storage.name(training))
+    last = next((training / "evaluations").glob(f"*/{Manifest.FILE}")).parent
+    earlier = shutil.copytree(last, last.with_name("z" * 16))  # after it in the order of their names
+    manifest = read_json(earlier / Manifest.FILE)
+    manifest["splits"]["test"]["loss_nats"] = 9.0
+    (earlier / Manifest.FILE).write_text(json.dumps(manifest))
+    os.utime(earlier / Manifest.FILE, (1, 1))
+    (row,) = (row for row in list_runs(storage) if row.folder == storage.name(training))
+    assert row.test == before != 9.0
 
 
 def test_a_version_whose_training_is_gone_is_still_listed(storage, rivals):

@@ -84,7 +84,7 @@ def list_runs(storage: Storage) -> list[Row]:
     index = _present(storage)
     versions: dict[str, list[str]] = {}  # of each training; a version whose training is gone stands for it
     evaluations: dict[str, dict[str, float]] = {}
-    for path, entry in index.items():
+    for path, entry in sorted(index.items(), key=lambda one: one[1].when):  # the last evaluation counts
         if entry.stage == "publish":
             home = entry.made_of if entry.made_of is not None and entry.made_of in index else path
             versions.setdefault(home, []).append(path)
