@@ -81,20 +81,20 @@ def list_runs(storage: Storage) -> list[Row]:
     Raises:
         StorageUnavailable: the remote root did not answer.
     """
-    index = _present(storage)
+    index = dict(sorted(_present(storage).items(), key=lambda one: (one[1].when, one[0])))  # the oldest first
     versions: dict[str, list[str]] = {}  # of each training; a version whose training is gone stands for it
     evaluations: dict[str, dict[str, float]] = {}
-    for path, entry in sorted(index.items(), key=lambda one: one[1].when):  # the last evaluation counts
+    for path, entry in index.items():
         if entry.stage == "publish":
             home = entry.made_of if entry.made_of is not None and entry.made_of in index else path
             versions.setdefault(home, []).append(path)
         elif entry.stage == "evaluate" and entry.made_of is not None:
-            evaluations[entry.made_of] = entry.figures
+            evaluations[entry.made_of] = entry.figures  # the last one's
     listed = {path: entry for path, entry in index.items() if entry.stage == "train" or path in versions}
     champions = _champions(storage, index)
     rows: list[Row] = []
     before: Entry | None = None
-    for path, entry in sorted(listed.items(), key=lambda one: (one[1].when, one[0])):
+    for path, entry in listed.items():
         published = sorted(versions.get(path, []), key=lambda version: number_of(version.split("/")[-1]))
         figures = {**entry.figures, **evaluations.get(path, {})}
         rows.append(
