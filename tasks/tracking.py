@@ -18,7 +18,7 @@ from tasks.tracker import Tracker, forgiving, warn
 from textgen.config import Config, TrackingConfig
 from textgen.errors import FAILURE, USER_MISTAKE, Damaged
 from textgen.files import read_json, write_atomic
-from textgen.model.find import read_champion
+from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.runs import KEY_DIGITS
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
@@ -276,7 +276,7 @@ def _last_sent(root: Path, name: str) -> str | None:
 
 def replay(root: Path) -> int:
     """Send the published versions that are pending under `root`; return the exit code."""
-    files = sorted((root / PENDING_FOLDER).glob("*.json"))
+    files = sorted((root / PENDING_FOLDER).glob("*.json"), key=_order)
     if files and not _has_key():
         print("Weights & Biases: there is no key; set WANDB_API_KEY, or run `wandb login`", file=sys.stderr)
         return USER_MISTAKE
@@ -297,6 +297,12 @@ def replay(root: Path) -> int:
         file.unlink()
         print(f"{file.stem}: {outcome}", file=sys.stderr)
     return FAILURE if failed else 0
+
+
+def _order(pending: Path) -> tuple[str, int]:
+    """Return what sorts versions that are to be sent as they were published: the server's last is its latest."""
+    name, _, version = pending.stem.rpartition("-")
+    return name, number_of(version)
 
 
 def _resume(pending: Pending, root: Path) -> Any:

@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 from textgen.errors import InputError
+from textgen.evaluation.scoring import Metrics
 from textgen.files import Manifest, read_json
-from textgen.publishing.index import note
+from textgen.publishing.index import note, read_index
+from textgen.publishing.run_record import read_record
 from textgen.publishing.runs import Run, find_run, list_runs
 from textgen.storage import Storage
 
@@ -65,6 +67,20 @@ def test_the_last_evaluation_of_a_training_is_listed(storage, rivals):
     os.utime(earlier / Manifest.FILE, (1, 1))
     (row,) = (row for row in list_runs(storage) if row.folder == storage.name(training))
     assert row.test == before != 9.0
+
+
+def test_the_record_has_the_evaluation_that_was_made_last_not_the_one_that_was_brought_last(storage, rivals):
+    training = storage.training(rivals[0].checkpoint.folder.name)
+    last = next((training / "evaluations").glob(f"*/{Manifest.FILE}")).parent
+    earlier = shutil.copytree(last, last.with_name("z" * 16))
+    splits = Metrics.read(last).splits
+    worse = splits["test"].model_copy(update={"loss_nats": 9.0})
+    Metrics.read(last).model_copy(update={"splits": {**splits, "test": worse}}).write(earlier)
+    os.utime(earlier / Manifest.FILE, (1, 1))
+    index = read_index(storage)
+    os.utime(earlier / Manifest.FILE)  # it is brought anew
+    metrics = read_record(Run("a training", training, None), storage, index).metrics
+    assert metrics is not None and metrics.splits == splits
 
 
 def test_a_version_whose_training_is_gone_is_still_listed(storage, rivals):

@@ -370,6 +370,18 @@ def test_offline_a_version_waits_for_replay_which_sends_it_once(model, server, m
     assert len(server.logged) == 1
 
 
+def test_versions_that_wait_are_sent_in_the_order_they_were_published(model, server, monkeypatch, publication):
+    config, published, _ = model
+    home = config.root / "models" / "textgen"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for version in ("v10", "v2"):
+        shutil.copytree(home / "v1", home / version)
+        published.model_copy(update={"version": version}).write(home / version)
+        track_model(config, type(published).read(home / version), publication.checkpoint)
+    assert main(["replay", "--root", str(config.root)]) == 0
+    assert [aliases for _, aliases in server.logged] == [["textgen-v2"], ["textgen-v10"]]
+
+
 @pytest.mark.parametrize("call", ["use_artifact", "log_artifact", "wait", "link_artifact"])
 def test_a_refusal_at_any_call_is_one_warning_and_leaves_the_version_to_replay(
     model, server, caplog, capsys, call, publication

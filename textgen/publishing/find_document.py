@@ -10,7 +10,8 @@ import numpy as np
 
 from textgen.errors import Damaged, InputError
 from textgen.files import sha256_file
-from textgen.publishing.version import LINEAGE_FILE, read_lineage
+from textgen.publishing.origins import versions
+from textgen.publishing.version import read_lineage
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
@@ -67,7 +68,7 @@ def find_document(asked: Asked, storage: Storage) -> list[Place]:
         InputError: there is no text to look in.
         Damaged: no text holds it, and one could not be looked in.
     """
-    versions, missed = _versions_by_raw(storage)
+    by_raw, missed = _versions_by_raw(storage)
     places = []
     looked_in = set[str]()
     for folder in _raw_folders(storage):
@@ -81,8 +82,8 @@ def find_document(asked: Asked, storage: Storage) -> list[Place]:
         for split in SPLITS:
             if numbers := asked.found_in(raw, split):
                 documents = DocumentList(raw, split)
-                places += [Place(name, split, documents.name(n), versions.get(name, [])) for n in numbers]
-    missed += [f"{raw} of {', '.join(versions[raw])} is not there" for raw in sorted(versions.keys() - looked_in)]
+                places += [Place(name, split, documents.name(n), by_raw.get(name, [])) for n in numbers]
+    missed += [f"{raw} of {', '.join(by_raw[raw])} is not there" for raw in sorted(by_raw.keys() - looked_in)]
     for one in missed:
         log.warning("not looked in: %s", one)
     if not places and missed:
@@ -103,12 +104,11 @@ def _raw_folders(storage: Storage) -> Iterator[Path]:
 
 def _versions_by_raw(storage: Storage) -> tuple[dict[str, list[str]], list[str]]:
     """Return the versions that were trained on each text, and which do not say on what they were."""
-    versions: dict[str, list[str]] = {}
+    by_raw: dict[str, list[str]] = {}
     silent = []
-    for lineage in sorted(storage.models().glob(f"*/v*/{LINEAGE_FILE}")):
+    for name, folder in versions(storage):
         try:
-            folder = read_lineage(lineage.parent, "raw", "folder")
-            versions.setdefault(str(folder), []).append(f"{lineage.parents[1].name}@{lineage.parent.name}")
+            by_raw.setdefault(str(read_lineage(folder, "raw", "folder")), []).append(name)
         except Damaged as damage:
             silent.append(str(damage))
-    return versions, silent
+    return by_raw, silent

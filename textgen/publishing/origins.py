@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from textgen.config import VERSION
 from textgen.errors import Damaged
 from textgen.files import Manifest, all_held, lock_file, read_json, sha256_file
+from textgen.model.find import number_of
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
 from textgen.text.tokenizer import GPT2_FOLDER, TOKENIZER_FILE
@@ -136,9 +137,9 @@ def texts(storage: Storage) -> list[Path]:
 
 
 def versions(storage: Storage) -> Iterator[tuple[str, Path]]:
-    """Yield the versions of this machine: NAME@v3 and the folder."""
+    """Yield the versions of this machine, of each name the oldest first: NAME@v3 and the folder."""
     for home in folders_in(storage.models()):
-        for folder in folders_in(home):
+        for folder in sorted(folders_in(home), key=lambda folder: number_of(folder.name)):
             if VERSION.fullmatch(folder.name):
                 yield f"{home.name}@{folder.name}", folder
 

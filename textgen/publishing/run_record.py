@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -88,7 +89,7 @@ def read_record(run: Run, storage: Storage, index: Index) -> Record:
     published, lineage = None, {}
     if run.version is not None:
         published, lineage = PublishedManifest.parse(run.version), read_json(run.version / LINEAGE_FILE)
-    metrics, documents = _read_scores(run, storage)
+    metrics, documents = _read_scores(run, storage, index)
     made = published or training
     assert made is not None
     tokens = raw = None
@@ -103,7 +104,7 @@ def read_record(run: Run, storage: Storage, index: Index) -> Record:
     return Record(run, training, published, lineage, metrics, documents, text, raw, tokens, index)
 
 
-def _read_scores(run: Run, storage: Storage) -> tuple[Metrics | None, dict[str, Documents] | None]:
+def _read_scores(run: Run, storage: Storage, index: Index) -> tuple[Metrics | None, dict[str, Documents] | None]:
     """Return how a run was evaluated: as it was published, else as its training was last."""
     if run.version is not None and (run.version / DOCUMENTS_FILE).exists():
         with suppress(Damaged, ValidationError):  # of an older format
@@ -114,9 +115,13 @@ def _read_scores(run: Run, storage: Storage) -> tuple[Metrics | None, dict[str, 
     home = run.training / "evaluations"
     for folder in storage.folders(home, "*"):
         storage.bring(folder, Metrics)
-    files = sorted(home.glob(f"*/{Manifest.FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
+    noted = {path.split("/")[-1]: entry.when for path, entry in index.items() if entry.stage == "evaluate"}
+    made = {
+        file.parent: noted.get(file.parent.name) or datetime.fromtimestamp(file.stat().st_mtime, UTC)
+        for file in home.glob(f"*/{Manifest.FILE}")
+    }
+    for folder in sorted(made, key=made.__getitem__, reverse=True):
         with suppress(Damaged):
-            metrics = Metrics.read(file.parent)
+            metrics = Metrics.read(folder)
             return metrics, score_challenger(metrics, "").splits
     return None, None
