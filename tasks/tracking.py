@@ -300,7 +300,7 @@ def replay(root: Path) -> int:
 
 
 def _order(pending: Path) -> tuple[str, int]:
-    """Return what sorts versions that are to be sent as they were published: the server's last is its latest."""
+    """Return a key to sort by: the name, then the version's number. What the server gets last is its `latest`."""
     name, _, version = pending.stem.rpartition("-")
     return name, number_of(version)
 

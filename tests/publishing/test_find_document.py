@@ -107,13 +107,14 @@ def test_a_version_whose_text_is_gone_is_named_and_nothing_is_all_clear(storage,
 
 def test_the_versions_of_a_text_are_named_the_oldest_first(storage):
     raw = freeze(storage, TEXTS)
-    for version in ("v10", "v2", "v1"):
+    for version in ("v10", "v2.damaged-1", "v2", "v1"):
         lineage = storage.models("notes") / version / LINEAGE_FILE
         lineage.parent.mkdir(parents=True)
         lineage.write_text(json.dumps({"raw": {"folder": storage.name(raw.folder)}}))
-    (file := storage.local.parent / "asked.txt").write_text(TEXTS["test"])
+    file = storage.local.parent / "asked.txt"
+    file.write_text(TEXTS["test"])
     (place,) = find_document(Asked(file, DataConfig()), storage)
-    assert place.versions == ["notes@v1", "notes@v2", "notes@v10"]
+    assert place.versions == ["notes@v1", "notes@v2", "notes@v2.damaged-1", "notes@v10"]
 
 
 def test_gpt2s_tokenizer_and_what_was_made_anew_are_no_texts_to_look_in(storage):

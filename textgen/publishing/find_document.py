@@ -10,8 +10,8 @@ import numpy as np
 
 from textgen.errors import Damaged, InputError
 from textgen.files import sha256_file
-from textgen.publishing.origins import versions
-from textgen.publishing.version import read_lineage
+from textgen.model.find import number_of
+from textgen.publishing.version import LINEAGE_FILE, read_lineage
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
@@ -106,9 +106,16 @@ def _versions_by_raw(storage: Storage) -> tuple[dict[str, list[str]], list[str]]
     """Return the versions that were trained on each text, and which do not say on what they were."""
     by_raw: dict[str, list[str]] = {}
     silent = []
-    for name, folder in versions(storage):
+    folders = [file.parent for file in storage.models().glob(f"*/v*/{LINEAGE_FILE}")]  # also those that were set aside
+    for folder in sorted(folders, key=_name_and_number):
         try:
-            by_raw.setdefault(str(read_lineage(folder, "raw", "folder")), []).append(name)
+            raw = str(read_lineage(folder, "raw", "folder"))
         except Damaged as damage:
             silent.append(str(damage))
+        else:
+            by_raw.setdefault(raw, []).append(f"{folder.parent.name}@{folder.name}")
     return by_raw, silent
+
+
+def _name_and_number(version: Path) -> tuple[str, int, str]:
+    return version.parent.name, number_of(version.name.split(".")[0]), version.name

@@ -105,7 +105,10 @@ def read_record(run: Run, storage: Storage, index: Index) -> Record:
 
 
 def _read_scores(run: Run, storage: Storage, index: Index) -> tuple[Metrics | None, dict[str, Documents] | None]:
-    """Return how a run was evaluated: as it was published, else as its training was last."""
+    """Return how a run was evaluated: as it was published, else as its training was last.
+
+    An evaluation is as old as the index has it; one that no run noted, as old as its file here.
+    """
     if run.version is not None and (run.version / DOCUMENTS_FILE).exists():
         with suppress(Damaged, ValidationError):  # of an older format
             metrics = Metrics.model_validate(read_json(run.version / METRICS_FILE))
@@ -115,7 +118,11 @@ def _read_scores(run: Run, storage: Storage, index: Index) -> tuple[Metrics | No
     home = run.training / "evaluations"
     for folder in storage.folders(home, "*"):
         storage.bring(folder, Metrics)
-    noted = {path.split("/")[-1]: entry.when for path, entry in index.items() if entry.stage == "evaluate"}
+    noted = {
+        path.split("/")[-1]: entry.when
+        for path, entry in index.items()
+        if entry.stage == "evaluate" and (entry.made_of or "").split("/")[-1] == run.training.name
+    }
     made = {
         file.parent: noted.get(file.parent.name) or datetime.fromtimestamp(file.stat().st_mtime, UTC)
         for file in home.glob(f"*/{Manifest.FILE}")
