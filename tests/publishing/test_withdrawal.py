@@ -266,6 +266,14 @@ def test_copies_that_were_set_aside_go_too(find, storage, made):
     assert not [copy for copy in copies if copy.exists()]
 
 
+def test_what_was_set_aside_and_not_made_anew_goes_too(find, storage, made):
+    copies = [(folder := storage.local / name).rename(f"{folder}.damaged-1") for name in made_of(made[1]["v2"])]
+    assert len(copies) > 3
+    carry_out_withdrawal(find(), storage)
+    assert not [copy for copy in copies if copy.exists()]
+    assert read_champion(home_of(storage)) == "v1"
+
+
 def test_figures_and_records_of_it_go_too(find, storage, made):
     one = made[1]["v2"]
     mine = [storage.local / "cache" / "publish-1", storage.local / "results" / "2",

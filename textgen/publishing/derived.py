@@ -14,6 +14,7 @@ from textgen.publishing.origins import (
     Trunks,
     folders_in,
     lineage_of_version,
+    not_made_anew,
     trainings,
     versions,
 )
@@ -43,7 +44,8 @@ class Derived:
         self.tokens = self.find_tokens()
         self.kinds = dict[Path, str]()  # of trainings and versions, each after what it was made of
         self.names = list[str]()  # of the versions
-        known, lineages, count = [*trainings(storage), *self.elsewhere()], [*self.lineages()], -1
+        known = [*trainings(storage), *self.set_aside(), *self.elsewhere()]
+        lineages, count = [*self.lineages()], -1
         while len(self.kinds) > count:  # models may have started from one another
             count = len(self.kinds)
             self.add_trainings(known)
@@ -63,7 +65,8 @@ class Derived:
                 same_text.append(self.storage.read_manifest(self.storage.inside(raw), Made).texts_sha256())
         home, found, learned = self.storage.processed(), list[Path](), list[tuple[Path, str]]()
         hidden = home.glob(f".*{REMOVED}")
-        for folder in sorted({*folders_in(home), *hidden, *self.storage.folders(home, "*")}):
+        copies = [copy for _, copy in not_made_anew(home)]
+        for folder in sorted({*folders_in(home), *hidden, *copies, *self.storage.folders(home, "*")}):
             try:
                 made = self.storage.read_manifest(folder, Made)
             except Damaged as damage:
@@ -85,11 +88,24 @@ class Derived:
 
     def lineages(self) -> Iterator[tuple[str, Path, Lineage]]:
         """Yield the versions with what they were made of."""
-        for name, folder in versions(self.storage):
+        there = [(name, folder, folder) for name, folder in versions(self.storage)]
+        for home in folders_in(self.storage.models()):
+            there += [(f"{home.name}@{folder.name}", folder, copy) for folder, copy in not_made_anew(home)]
+        for name, folder, copy in there:
             try:
-                yield name, folder, lineage_of_version(folder)
+                yield name, folder, lineage_of_version(copy)
             except Damaged as damage:
                 self.remarks.append(f"{name}: not told whether it is of this text: {damage}")
+
+    def set_aside(self) -> Iterator[Training]:
+        """Yield the finished trainings that are there only as damaged copies."""
+        for folder, copy in not_made_anew(self.storage.training()):
+            try:
+                made = Made.parse(copy)
+            except Damaged as damage:
+                self.remarks.append(f"{self.storage.name(copy)}: not told whether it is of this text: {damage}")
+            else:
+                yield Training(folder, made.key, made, is_damaged=False, is_running=False)
 
     def elsewhere(self) -> Iterator[Training]:
         """Yield the finished trainings that are only in the remote root."""

@@ -115,6 +115,14 @@ def folders_in(home: Path) -> list[Path]:
     ]
 
 
+def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folders of a stage that are there only as damaged copies: where each was, and a copy."""
+    for copy in sorted(home.glob("*.damaged-*")):
+        matched = DAMAGED.fullmatch(copy.name)
+        if matched is not None and copy.is_dir() and not (folder := home / matched[1]).exists():
+            yield folder, copy
+
+
 def trainings(storage: Storage) -> Iterator[Training]:
     """Yield the training folders of this machine."""
     for folder in folders_in(storage.training()):
