@@ -11,7 +11,7 @@ import pytest
 
 from tests.waiting import PATIENCE_SECONDS, until
 from textgen.errors import Damaged
-from textgen.files import Manifest, build_once, new_folder, sha256_file, write_atomic
+from textgen.files import Manifest, build_once, new_folder, remove, sha256_file, write_atomic
 
 
 class Notes(Manifest):
@@ -71,6 +71,13 @@ def test_a_folder_is_built_once_and_verified_after(tmp_path):
     assert build_once(tmp_path / "k", Notes, fill) == first
     assert builds(tmp_path) == 1
     assert first.folder == tmp_path / "k"
+
+
+def test_a_link_is_removed_without_what_it_leads_to(tmp_path):
+    (target := tmp_path / "target").mkdir()
+    (link := tmp_path / "link").symlink_to(target)
+    remove(link)
+    assert [*tmp_path.iterdir()] == [target]
 
 
 @pytest.mark.parametrize("file", ["note.txt", "manifest.json"])

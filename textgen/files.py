@@ -181,9 +181,9 @@ def hide(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder. After a kill, what is left of it has a name that ends in REMOVED."""
+    """Remove a file, a folder, or a link alone. After a kill, what is left has a name that ends in REMOVED."""
     hidden = hide(path)
-    if hidden.is_dir():
+    if hidden.is_dir() and not hidden.is_symlink():
         shutil.rmtree(hidden)
     else:
         hidden.unlink()

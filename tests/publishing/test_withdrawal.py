@@ -15,7 +15,7 @@ from tests.publications import Publication, make, write_text
 from tests.trainings import Interruption, interrupt_at
 from textgen.config import StorageConfig
 from textgen.errors import Failure, InputError
-from textgen.files import REMOVED, lock_file, sha256_file, write_atomic
+from textgen.files import REMOVED, Manifest, lock_file, sha256_file, write_atomic
 from textgen.model.find import read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.publish import publish
@@ -272,6 +272,29 @@ def test_what_was_set_aside_and_not_made_anew_goes_too(find, storage, made):
     carry_out_withdrawal(find(), storage)
     assert not [copy for copy in copies if copy.exists()]
     assert read_champion(home_of(storage)) == "v1"
+
+
+@pytest.mark.parametrize("set_aside", [False, True])
+def test_what_does_not_say_where_it_comes_from_goes_by_the_lineage_of_its_version(find, storage, made, set_aside):
+    one = made[1]["v2"]
+    folders = [storage.processed(one.tokens.key), storage.training(one.checkpoint.key)]
+    for folder in folders:
+        manifest = folder / Manifest.FILE
+        manifest.chmod(0o644)
+        manifest.write_bytes(manifest.read_bytes()[:100])
+        if set_aside:
+            folder.rename(folder.with_name(f"{folder.name}.damaged-1"))
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+
+
+def test_a_link_with_the_name_of_a_damaged_copy_is_left_alone(find, storage, made, tmp_path):
+    version = storage.local / made[1]["v2"].published.folder.relative_to(made[0])
+    version.rename(tmp_path / "elsewhere")
+    link = version.with_name("v2.damaged-1")
+    link.symlink_to(tmp_path / "elsewhere")
+    carry_out_withdrawal(find(), storage)
+    assert link.is_symlink() and (tmp_path / "elsewhere" / WEIGHTS_FILE).exists()
 
 
 def test_figures_and_records_of_it_go_too(find, storage, made):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from textgen.config import VERSION
 from textgen.errors import Damaged
 from textgen.files import REMOVED
 from textgen.publishing.origins import (
@@ -41,21 +42,23 @@ class Derived:
         self.weights = set[str]()  # sha256 of every file of weights that was made of the texts
         self.tokenizers, self.other_tokenizers = set[str](), set[str]()
         self.remarks, self.running = list[str](), list[str]()
+        lineages = [*self.lineages()]
+        self.named = set[str]()  # folders of tokens and trainings, by the lineages of versions of the texts
+        for _, _, lineage in lineages:
+            if lineage.raw.folder in self.raws:
+                self.named |= {lineage.tokens.folder, lineage.checkpoint.folder}
         self.tokens = self.find_tokens()
         self.kinds = dict[Path, str]()  # of trainings and versions, each after what it was made of
         self.names = list[str]()  # of the versions
-        known = [*trainings(storage), *self.set_aside(), *self.elsewhere()]
-        lineages, count = [*self.lineages()], -1
+        known, count = [*trainings(storage), *self.set_aside(), *self.elsewhere()], -1
         while len(self.kinds) > count:  # models may have started from one another
             count = len(self.kinds)
             self.add_trainings(known)
             self.add_versions(lineages)
         for training in known if self.names else ():
             if training.made is None and training.folder not in self.kinds:
-                name = storage.name(training.folder)
-                self.remarks.append(
-                    f"{name} stays; it is unfinished: whether it started from one of these is not known"
-                )
+                name, state = storage.name(training.folder), "damaged" if training.is_damaged else "unfinished"
+                self.remarks.append(f"{name} stays; it is {state}: whether it started from one of these is not known")
 
     def find_tokens(self) -> list[Path]:
         """Return the folders of the tokens of the texts, and note their tokenizers and those of other tokens."""
@@ -70,7 +73,12 @@ class Derived:
             try:
                 made = self.storage.read_manifest(folder, Made)
             except Damaged as damage:
-                self.remarks.append(f"not told whether it is of this text: {damage}")
+                matched = DAMAGED.fullmatch(folder.name)
+                original = folder if matched is None else folder.with_name(matched[1])
+                if self.storage.name(original) in self.named:
+                    found.append(original)
+                else:
+                    self.remarks.append(f"not told whether it is of this text: {damage}")
                 continue
             of_them = made.raw_key in self.raw_keys or made.raw_sha256 in same_text
             tokenizer = made.tokenizer_sha256.get(TOKENIZER_FILE, "")
@@ -90,7 +98,8 @@ class Derived:
         """Yield the versions with what they were made of."""
         there = [(name, folder, folder) for name, folder in versions(self.storage)]
         for home in folders_in(self.storage.models()):
-            there += [(f"{home.name}@{folder.name}", folder, copy) for folder, copy in not_made_anew(home)]
+            copies = [(folder, copy) for folder, copy in not_made_anew(home) if VERSION.fullmatch(folder.name)]
+            there += [(f"{home.name}@{folder.name}", folder, copy) for folder, copy in copies]
         for name, folder, copy in there:
             try:
                 yield name, folder, lineage_of_version(copy)
@@ -98,14 +107,12 @@ class Derived:
                 self.remarks.append(f"{name}: not told whether it is of this text: {damage}")
 
     def set_aside(self) -> Iterator[Training]:
-        """Yield the finished trainings that are there only as damaged copies."""
+        """Yield the trainings that are there only as damaged copies."""
         for folder, copy in not_made_anew(self.storage.training()):
-            try:
+            made = None
+            with suppress(Damaged):
                 made = Made.parse(copy)
-            except Damaged as damage:
-                self.remarks.append(f"{self.storage.name(copy)}: not told whether it is of this text: {damage}")
-            else:
-                yield Training(folder, made.key, made, is_damaged=False, is_running=False)
+            yield Training(folder, folder.name, made, is_damaged=made is None, is_running=False)
 
     def elsewhere(self) -> Iterator[Training]:
         """Yield the finished trainings that are only in the remote root."""
@@ -139,6 +146,8 @@ class Derived:
 
     def kind_of(self, training: Training, keys: set[str]) -> str | None:
         """Return what a training is, None where it was not made of the texts."""
+        if self.storage.name(training.folder) in self.named:
+            return "training"
         if (made := training.made) is not None:
             return "training" if made.tokens_key in keys or made.initial_sha256 in self.weights else None
         tokenizer = training.tokenizer_sha256
@@ -158,6 +167,7 @@ class Derived:
             if of_them and folder not in self.kinds:
                 self.kinds[folder] = "version"
                 self.names.append(name)
+                self.named.add(checkpoint.folder)
                 self.weights |= {sha256 for file, sha256 in checkpoint.sha256.items() if file.endswith(ANY_WEIGHTS)}
 
     def trunks(self) -> list[Path]:

@@ -119,7 +119,9 @@ def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the folders of a stage that are there only as damaged copies: where each was, and a copy."""
     for copy in sorted(home.glob("*.damaged-*")):
         matched = DAMAGED.fullmatch(copy.name)
-        if matched is not None and copy.is_dir() and not (folder := home / matched[1]).exists():
+        if matched is None or copy.is_symlink() or not copy.is_dir():
+            continue
+        if not (folder := home / matched[1]).exists():
             yield folder, copy
 
 
