@@ -67,14 +67,13 @@ class Derived:
             with suppress(Damaged):
                 same_text.append(self.storage.read_manifest(self.storage.inside(raw), Made).texts_sha256())
         home, found, learned = self.storage.processed(), list[Path](), list[tuple[Path, str]]()
-        hidden = home.glob(f".*{REMOVED}")
-        copies = [copy for _, copy in not_made_anew(home)]
-        for folder in sorted({*folders_in(home), *hidden, *copies, *self.storage.folders(home, "*")}):
+        there = {*folders_in(home), *home.glob(f".*{REMOVED}"), *self.storage.folders(home, "*")}
+        originals = {copy: folder for folder, copy in not_made_anew(home)}
+        for folder in sorted(there | originals.keys()):
             try:
                 made = self.storage.read_manifest(folder, Made)
             except Damaged as damage:
-                matched = DAMAGED.fullmatch(folder.name)
-                original = folder if matched is None else folder.with_name(matched[1])
+                original = originals.get(folder, folder)
                 if self.storage.name(original) in self.named:
                     found.append(original)
                 else:
