@@ -314,10 +314,24 @@ def test_states_of_a_finished_training_go_from_a_remote_root_too(here, there, ch
     assert (there.training("mine") / "states").exists()  # another machine's own copy
 
 
+def test_the_tokens_of_an_unfinished_training_stay_alone(unpublished, tokens, make_config):
+    """By its tokenizer it could be on either of two."""
+    for name in (tokens.key, "0123456789abcdef"):
+        shutil.copytree(tokens.folder, unpublished.processed(name))
+    out = unpublished.training("fedcba9876543210")
+    with pytest.raises(Interruption):
+        train(tokens, make_config(), out, interrupt_at(10))
+    write_atomic(out / KEY_FILE, out.name + "\n")  # as if the folder had its name from a run
+    grow_old(unpublished.local, days=100)
+    mark_used(out)
+    going = {name for name in can_go(unpublished) if name.startswith("processed/")}
+    assert going == {f"processed/{TOKENS}", "processed/0123456789abcdef"}
+
+
 def test_the_names_are_those_of_the_training():
     """`origins` has them too, because a training loads torch."""
     assert (origins.KEY_FILE, origins.STATES_FOLDER) == (checkpoint.KEY_FILE, state.STATES_FOLDER)
-    assert origins.STATES == handover.STATES
+    assert (origins.STATES, origins.Begun.FILE) == (handover.STATES, checkpoint.Origin.FILE)
 
 
 def test_sizes_are_of_files_and_links_are_not_followed(tmp_path):

@@ -24,6 +24,7 @@ from textgen.publishing.withdrawal import Withdrawal, carry_out_withdrawal, find
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
+from textgen.training.checkpoint import Origin
 from textgen.training.state import StateManifest
 from textgen.training.train import train, train_key
 
@@ -190,9 +191,94 @@ def test_an_unfinished_training_goes_with_the_text_that_it_is_on(find, storage, 
     mine, other = (unfinished(storage, made[1][version]) for version in ("v2", "v1"))
     withdrawal = find()
     assert names(withdrawal, "unfinished") == {storage.name(mine)}
-    assert any(other.name in remark for remark in withdrawal.remarks)  # from which weights it started is not known
+    assert withdrawal.unclear == []
     carry_out_withdrawal(withdrawal, storage)
     assert other.exists() and not mine.exists()
+
+
+def test_an_unfinished_training_that_started_from_its_weights_goes(find, storage, made):
+    other, weights = unfinished(storage, made[1]["v1"]), made[1]["v2"].checkpoint.weights_sha256
+    Origin.parse(other).model_copy(update={"initial_sha256": weights}).write(other)
+    assert storage.name(other) in names(find(), "unfinished")
+
+
+def test_the_text_stays_while_a_training_does_not_say_from_what_it_started(find, storage, made):
+    """An unfinished one of older code, which may have started from the model of the text."""
+    other, one = unfinished(storage, made[1]["v1"]), made[1]["v2"]
+    (other / Origin.FILE).unlink()
+    withdrawal = find()
+    (unclear,) = withdrawal.unclear
+    assert unclear == f"{storage.name(other)} is unfinished, and does not say from what it started"
+    carry_out_withdrawal(withdrawal, storage)
+    raw = f"raw/files/{one.raw.key}"
+    assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other), raw}
+    unfinished(storage, made[1]["v1"])  # the same training goes on, and says it now
+    assert find().unclear == []
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other)}
+
+
+@pytest.mark.parametrize("file", ["lineage", "tokens"])
+def test_the_text_stays_while_what_may_be_of_it_is_damaged(find, storage, made, file):
+    version = home_of(storage) / "v1"
+    tokens = storage.processed(made[1]["v1"].tokens.key)
+    if file == "lineage":
+        write_atomic(version / "lineage.json", "{}")
+    else:
+        tokens = tokens.rename(tokens.with_name("mine"))
+        write_atomic(tokens / Manifest.FILE, "{}")
+    carry_out_withdrawal(withdrawal := find(), storage)
+    (unclear,) = withdrawal.unclear
+    assert str(version if file == "lineage" else tokens) in unclear
+    assert {folder.name for folder in storage.raw().glob("files/*/")} == {one.raw.key for one in made[1].values()}
+    shutil.rmtree(version if file == "lineage" else tokens)
+    carry_out_withdrawal(find(), storage)
+    assert {folder.name for folder in storage.raw().glob("files/*/")} == {made[1]["v1"].raw.key}
+
+
+def test_copies_that_a_person_made_go_too(find, storage, made):
+    one, other = made[1]["v2"], made[1]["v1"]
+    home, tokens, training = home_of(storage), storage.processed(one.tokens.key), storage.training(one.checkpoint.key)
+    names = [(home / "v2", home / "v2-old"), (home / "v2", storage.models("aside.damaged-1") / "v2"),
+             (tokens, tokens.with_name("mine")), (training, training.with_name("mine"))]  # fmt: skip
+    mine = {Path(shutil.copytree(made_by_a_run, copy)) for made_by_a_run, copy in names}
+    shutil.copytree(home / "v1", home / "v1-old")
+    withdrawal = find()
+    assert {storage.name(copy) for copy in mine} <= {item.name for item in withdrawal.items}
+    carry_out_withdrawal(withdrawal, storage)
+    assert not [copy for copy in mine if copy.exists()]
+    (home.parent / "aside.damaged-1").rmdir()  # it is empty
+    assert there(storage) == made_of(other) | {storage.name(home / "v1-old")}
+    assert find().items == []
+
+
+def test_what_was_made_of_a_text_that_was_renamed_goes_too(find, storage, made):
+    raw = storage.raw() / "files" / made[1]["v2"].raw.key
+    raw.rename(raw.with_name("renamed"))
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+    assert len([path for path in storage.report().iterdir() if path.name[0] != "."]) == 1
+
+
+def test_a_version_that_does_not_say_of_which_text_it_is_goes_by_its_weights(find, storage, made):
+    write_atomic(home_of(storage) / "v2" / "lineage.json", "{}")
+    assert find().unclear == []
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+    assert read_champion(home_of(storage)) == "v1"
+
+
+@pytest.mark.parametrize("sound", ["v2.damaged-1", "v2.damaged-2"])
+def test_where_a_version_does_not_say_of_which_text_it_is_a_damaged_copy_does(find, storage, made, sound):
+    version = home_of(storage) / "v2"
+    (version / WEIGHTS_FILE).unlink()
+    for copy in ("v2.damaged-1", "v2.damaged-2"):
+        shutil.copytree(version, version.with_name(copy))
+    for damaged in {"v2", "v2.damaged-1", "v2.damaged-2"} - {sound}:
+        write_atomic(version.with_name(damaged) / "lineage.json", "{}")
+    assert find().unclear == []
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
 
 
 def test_a_running_training_is_named_and_nothing_is_removed(find, storage, made):

@@ -16,7 +16,7 @@ from textgen.config import Config, StorageConfig
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
 from textgen.training.figures import LOG_FILE, OnMetrics, read_log
 from textgen.training.handover import bring_training, mirrored
 from textgen.training.state import STATES_FOLDER, StateManifest, TrainingState
@@ -66,7 +66,7 @@ def test_states_and_log_go_there_while_a_training_runs_and_old_ones_leave(tokens
     train_here(here, tokens, config, look)
     assert seen == {5: ["step-00000004"], 9: ["step-00000008"]}
     assert remote_states(here) == ["step-00000020"]
-    assert KEY_FILE in remote_files(here)
+    assert {KEY_FILE, Origin.FILE} <= remote_files(here)
     _, base = fsspec.url_to_fs(here.root)
     assert MemoryFileSystem().cat_file(f"{base}/checkpoints/k/{LOG_FILE}") == (folder(here) / LOG_FILE).read_bytes()
 

@@ -17,7 +17,7 @@ from textgen.errors import USER_MISTAKE, InputError
 from textgen.files import sha256_file
 from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
 from textgen.training.plan import plan_training
 from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, StateManifest
 from textgen.training.train import train, train_key
@@ -69,6 +69,8 @@ def test_the_validation_before_the_first_step_is_the_other_models(init_from, mor
     manifest = train(tokens, config, tmp_path / "out", ignore)
     assert manifest.curve[0].loss_nats == best_loss_nats(checkpoint)
     assert manifest.initial_sha256 == hashlib.sha256((checkpoint.folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    origin = Origin.parse(manifest.folder)
+    assert (origin.tokens_key, origin.initial_sha256) == (manifest.tokens_key, manifest.initial_sha256)
     assert manifest.curve[-1].loss_nats != manifest.curve[0].loss_nats
 
 

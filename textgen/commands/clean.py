@@ -97,12 +97,18 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
             "items": _as_json(withdrawal.items, withdrawal.items if removed else []),
             "bytes": withdrawal.bytes,
             "champions": [one._asdict() for one in withdrawal.champions],
+            "unclear": withdrawal.unclear,
             "running": withdrawal.running,
             "notes": withdrawal.remarks,
         }
         say(json.dumps(found, indent=2))
     elif removed:
         say(f"removed: {bytes_in_words(withdrawal.bytes)}")
+    if withdrawal.unclear and (removed or not withdrawal.items):
+        raise Failure(
+            "the text stays: it is not known whether all that was made of it is gone; repair or remove what the notes "
+            "name, and give the same command again"
+        )
 
 
 def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
@@ -113,12 +119,13 @@ def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
         yield f"{place.split} of {place.raw}: {place.document}"
     if (more := len(withdrawal.places) - SHOWN) > 0:
         yield f"and {counted(more, 'document')} more"
-    if not withdrawal.items:
+    if not withdrawal.places and not withdrawal.items:
         yield "no text holds it"
         return
     yield from _table(withdrawal.items, KINDS, shown=None)
     yield from (one.in_words() for one in withdrawal.champions)
     yield from (f"note: {remark}" for remark in withdrawal.remarks)
+    yield from (f"note: the text stays, as this may have been made of it: {thing}" for thing in withdrawal.unclear)
     if withdrawal.places:
         yield "note: take the document out of your own files too: the next run reads them again"
 

@@ -185,8 +185,8 @@ class Survey:
 
     def note_tokens(self, training: Training) -> None:
         """Note the tokens of a training that stays."""
-        if training.made is not None and training.made.tokens_key is not None:
-            self.tokens_keys.add(training.made.tokens_key)
+        if training.origin is not None and training.origin.tokens_key is not None:
+            self.tokens_keys.add(training.origin.tokens_key)
         elif (tokenizer := training.tokenizer_sha256) is not None:
             self.tokenizers.add(tokenizer)
         else:  # it has only begun

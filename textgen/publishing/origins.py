@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ class Made(Manifest):
         return {name: split.get("sha256", "") for name, split in self.splits.items() if isinstance(split, dict)}
 
 
+class Begun(Made):
+    """What a training says of where it comes from before it is finished."""
+
+    FILE = "origin.json"
+
+
 class Stage(BaseModel):
     """What a lineage says of one stage."""
 
@@ -67,11 +74,12 @@ class Lineage(BaseModel):
 
 @dataclass(frozen=True)
 class Training:
-    """A training folder. `made` is None until the training is finished."""
+    """A training folder."""
 
     folder: Path
     key: str
-    made: Made | None
+    made: Made | None  # None until it is finished
+    origin: Made | None  # what it was made of, known from its beginning; None of one that is damaged, or of older code
     is_damaged: bool
     is_running: bool
 
@@ -104,6 +112,12 @@ def is_held(lock: Path) -> bool:
         return not free
 
 
+def undamaged(name: str) -> str:
+    """Return the name that a thing had before it was set aside; any other name as it is."""
+    matched = DAMAGED.fullmatch(name)
+    return matched[1] if matched is not None else name
+
+
 def folders_in(home: Path) -> list[Path]:
     """Return the folders of a stage, without those that are hidden or were set aside."""
     if not home.is_dir():
@@ -118,10 +132,8 @@ def folders_in(home: Path) -> list[Path]:
 def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the folders of a stage that are there only as damaged copies: where each was, and a copy."""
     for copy in sorted(home.glob("*.damaged-*")):
-        matched = DAMAGED.fullmatch(copy.name)
-        if matched is None or copy.is_symlink() or not copy.is_dir():
-            continue
-        if not (folder := home / matched[1]).exists():
+        folder = home / undamaged(copy.name)
+        if not folder.exists() and copy.is_dir() and not copy.is_symlink():
             yield folder, copy
 
 
@@ -130,14 +142,17 @@ def trainings(storage: Storage) -> Iterator[Training]:
     for folder in folders_in(storage.training()):
         if not (folder / KEY_FILE).is_file():
             continue
-        made, is_damaged = None, False
-        if (folder / Made.FILE).exists():
-            try:
-                made = Made.parse(folder)
-            except Damaged:
-                is_damaged = True
+        made = parsed(Made, folder)
+        is_damaged = made is None and (folder / Made.FILE).exists()
         key = (folder / KEY_FILE).read_text(errors="replace").strip()
-        yield Training(folder, key, made, is_damaged, is_held(lock_file(folder)))
+        yield Training(folder, key, made, made or parsed(Begun, folder), is_damaged, is_held(lock_file(folder)))
+
+
+def parsed(kind: type[Made], folder: Path) -> Made | None:
+    """Return the manifest of a folder, None where there is none that can be read."""
+    with suppress(Damaged):
+        return kind.parse(folder)
+    return None
 
 
 def texts(storage: Storage) -> list[Path]:

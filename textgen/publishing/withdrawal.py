@@ -1,6 +1,7 @@
 """Withdrawing a document: the texts that hold it, and all that was made of them, here and in the remote root.
 
-What was made goes before what it was made of, the text last: after a kill the same command finds the rest.
+What was made goes before what it was made of, the text last: after a kill the same command finds the rest. The text
+stays while there is something that may have been made of it and does not say so.
 """
 
 import logging
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 ONLY_HERE = ("leftover", "record", "wandb")
 KINDS = {
     "version": "a version",
+    "copy": "a copy of a version, under another name",
     "training": "a training",
     "unfinished": "a training that is not finished",
     "trunk": "a state from which longer trainings go on",
@@ -66,6 +68,9 @@ class Withdrawal:
     items: list[Item] = field(default_factory=list)
     champions: list[Succession] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    unclear: list[str] = field(
+        default_factory=list
+    )  # what may have been made of the texts, which stay until it is known
     running: list[str] = field(default_factory=list)  # trainings that have to end first
 
     @property
@@ -99,13 +104,14 @@ def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawa
 def _plan(places: list[Place], storage: Storage) -> Withdrawal:
     """Return what is to be removed, the last that was made first."""
     derived = Derived(storage, {place.raw for place in places})
+    raws = sorted(derived.raws) if not derived.unclear else []
     groups = [
         *((kind, [folder]) for folder, kind in reversed(derived.kinds.items())),
         ("trunk", derived.trunks()), ("report", derived.reports()), ("record", derived.records()),
         ("wandb", derived.wandb()), ("tokens", derived.tokens),
-        ("text", [storage.local / raw for raw in sorted(derived.raws)]),
+        ("text", [storage.local / raw for raw in raws]),
     ]  # fmt: skip
-    found = Withdrawal(places, remarks=derived.remarks, running=derived.running)
+    found = Withdrawal(places, remarks=derived.remarks, unclear=derived.unclear, running=derived.running)
     found.items = [_item(kind, path, storage) for kind, paths in groups for path in paths]
     for home in sorted({folder.parent for folder in derived.versions}):
         found.champions += _successions(home, [one.name for one in derived.versions if one.parent == home])
@@ -127,7 +133,7 @@ def _plan(places: list[Place], storage: Storage) -> Withdrawal:
 def _item(kind: str, path: Path, storage: Storage) -> Item:
     """Return a thing with all its copies here, damaged ones too."""
     paths = (path, *sorted(path.parent.glob(f"{path.name}.damaged-*")))
-    locks = () if kind in ("version", *ONLY_HERE) else locks_of(path)  # `opened` holds those of versions
+    locks = () if kind in ("version", "copy", *ONLY_HERE) else locks_of(path)  # `opened` holds those of versions
     return Item(kind, storage.name(path), paths, sum(map(size_of, paths)), locks)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from textgen.errors import Damaged, StorageUnavailable
 from textgen.polling import every
 from textgen.storage import Storage
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
 from textgen.training.figures import LOG_FILE
 from textgen.training.plan import Plan
 from textgen.training.state import STATES_FOLDER, StateManifest
@@ -26,7 +26,8 @@ def bring_training(storage: Storage, out: Path) -> None:
     Raises:
         StorageUnavailable: the remote root did not answer.
     """
-    storage.bring_file(out / KEY_FILE)  # by which a folder is known to be a training's
+    for file in (KEY_FILE, Origin.FILE):  # by which a folder is known to be a training's, and of what
+        storage.bring_file(out / file)
     storage.bring(out, CheckpointManifest)
     if (out / CheckpointManifest.FILE).exists():
         return
@@ -84,7 +85,8 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
 def _push(storage: Storage, out: Path, folder: Path) -> bool:
     """Push a state and the log, remove the states there that are no longer here, and return whether that went well."""
     try:
-        storage.push_file(out / KEY_FILE)
+        for file in (KEY_FILE, Origin.FILE):
+            storage.push_file(out / file)
         if (out / Trunk.FILE).exists():  # before any state that comes after it
             trunk = Trunk.parse(out)
             storage.push(trunk.state, StateManifest.parse(trunk.state))

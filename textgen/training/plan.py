@@ -29,6 +29,11 @@ class Plan:
     trunk_key: str  # the same for every length
     trunk_step: int | None  # whose state is kept; None: it cannot be made longer
 
+    @property
+    def initial_sha256(self) -> str | None:
+        """The sha256 of the weights that it starts from, None where they are drawn."""
+        return self.other.weights_sha256 if self.other is not None else None
+
     def fits(self, trunk: Trunk) -> bool:
         """Return whether the training may go on from a trunk."""
         return self.trunk_step is not None and trunk.fits(self.trunk_key, self.config.training, self.steps)

@@ -16,7 +16,7 @@ from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weig
 from textgen.terminal import bytes_in_words, counted, seconds_in_words
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.training.batches import BatchOrder
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
 from textgen.training.energy import EnergyMeter
 from textgen.training.environment import read_environment
 from textgen.training.estimate import Timer, bytes_there, check_room, disk_bytes, rest_in_words
@@ -119,6 +119,7 @@ class Run:
         if group.is_main:
             out.mkdir(exist_ok=True)
             write_atomic(out / KEY_FILE, plan.key + "\n")
+            Origin(key=plan.key, tokens_key=tokens.key, initial_sha256=plan.initial_sha256).write(out)
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
         if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
             log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
@@ -282,7 +283,7 @@ def finish(run: Run) -> None:
         key=run.plan.key,
         tokens_key=run.tokens.key,
         config=config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
-        initial_sha256=run.plan.other.weights_sha256 if run.plan.other is not None else None,
+        initial_sha256=run.plan.initial_sha256,
         device=device_name(run.device),
         devices=run.group.size,
         precision="bf16" if uses_bf16(run.device, config.training.precision) else "fp32",
