@@ -15,7 +15,7 @@ from textgen.errors import carry_out
 from textgen.evaluation.protocols import read_tokens_split
 from textgen.evaluation.scoring import measure
 from textgen.files import write_atomic
-from textgen.model.device import CPU_INFO, autocast, device_name, usable_cores
+from textgen.model.device import autocast, device_name, has_amx, usable_cores
 from textgen.model.loss import device_of
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
@@ -43,8 +43,7 @@ def hardware(device: torch.device) -> str:
     name = device_name(device)
     if device.type == "cuda":
         return name
-    has_amx = CPU_INFO.exists() and " amx_bf16" in CPU_INFO.read_text()
-    return f"{name}, {usable_cores()} cores{', AMX' if has_amx else ''}"
+    return f"{name}, {usable_cores()} cores{', AMX' if has_amx() else ''}"
 
 
 def rows_file(name: str) -> Path:

@@ -314,3 +314,16 @@ def test_the_tokens_of_a_training_are_named_in_its_manifest(
 ):
     assert uninterrupted.tokens_key == tokens.key
     assert uninterrupted.key == textgen.training.train.train_key(tokens, config)
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warned"), [("bf16", "avx512_bf16", 1), ("bf16", "amx_bf16", 0), ("auto", "avx512_bf16", 0)]
+)
+def test_bf16_on_a_cpu_without_amx_is_a_warning(
+    precision, flags, warned, tokens, make_config, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} avx\n")
+    monkeypatch.setattr("textgen.model.device.CPU_INFO", tmp_path / "cpuinfo")
+    config = make_config(training={"max_steps": 1, "warmup_steps": 0, "precision": precision})
+    train(tokens, config, tmp_path / "out", ignore)
+    assert caplog.text.count("training.precision=bf16: these cores have no AMX") == warned

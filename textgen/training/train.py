@@ -11,7 +11,7 @@ import torch
 from textgen.bar import Bar
 from textgen.config import Config
 from textgen.files import sha256_file, write_atomic
-from textgen.model.device import check_compiler, choose_device, compiles, device_name, prepare_cpu, uses_bf16
+from textgen.model.device import check_compiler, choose_device, compiles, device_name, has_amx, prepare_cpu, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
 from textgen.terminal import bytes_in_words, counted, seconds_in_words
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
@@ -123,6 +123,8 @@ class Run:
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
         if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
             log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
+        if device.type == "cpu" and uses_bf16(device, self.training.precision) and not has_amx() and group.is_main:
+            log.warning("training.precision=bf16: these cores have no AMX, and may be faster in fp32")
         self.restore()
         self.disk_bytes, at_most = disk_bytes(self.state, self.training, self.pace, self.steps, tokens)
         if group.is_main:
