@@ -6,10 +6,10 @@ import logging
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.report import slug
+from textgen.comparison.compare import compare_runs
+from textgen.comparison.plot import plot_curves
+from textgen.comparison.words import in_markdown, title_of
 from textgen.config import VERSION, Config
-from textgen.publishing.comparison import compare_runs
-from textgen.publishing.comparison_plot import plot_curves
-from textgen.publishing.comparison_words import in_markdown, title_of
 from textgen.publishing.markdown import inline
 from textgen.publishing.runs import find_run
 from textgen.publishing.version import PublishedManifest

@@ -15,7 +15,10 @@ FORBIDDEN = {
     "flows": {"tests", "wandb"},
 }
 # The rooms of textgen from the top; those of one line may not import each other. Below all of them is the ground floor.
-ROOMS = [{"commands"}, {"publishing"}, {"training"}, {"evaluation", "inference"}, {"model"}, {"text"}]
+ROOMS = [
+    {"commands"}, {"comparison", "retention"}, {"publishing"}, {"training"},
+    {"evaluation", "inference"}, {"model"}, {"text"},
+]  # fmt: skip
 HEAVY = {"datasets", "transformers", "huggingface_hub", "pyarrow", "matplotlib"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.publishing.test_disk_space import STATE, STATES, grow_old
+from tests.retention.test_disk_space import STATE, STATES, grow_old
 from tests.test_boundaries import loaded_by
 from tests.test_old_data import OLD, RAW, TOKENS, TRAINING
 from textgen.__main__ import main
@@ -197,4 +197,4 @@ def test_a_place_without_anything_has_nothing_to_go(clean, root):
 
 
 def test_no_torch_is_loaded():
-    assert not loaded_by("textgen.publishing.withdrawal, textgen.commands.clean") & {"torch", "transformers"}
+    assert not loaded_by("textgen.retention.withdrawal, textgen.commands.clean") & {"torch", "transformers"}

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.e2e.browser import SCREENSHOTS, open_page
-from textgen.publishing.comparison import compare_runs
-from textgen.publishing.comparison_page import write_page
+from textgen.comparison.compare import compare_runs
+from textgen.comparison.page import write_page
 from textgen.publishing.runs import find_run
 from textgen.storage import Storage
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
+from textgen.comparison.record import read_record
 from textgen.errors import InputError
 from textgen.evaluation.scoring import Metrics
 from textgen.files import Manifest, read_json
 from textgen.publishing.index import note, read_index
-from textgen.publishing.run_record import read_record
 from textgen.publishing.runs import Run, find_run, list_runs
 from textgen.storage import Storage
 

@@ -13,8 +13,8 @@ from textgen.errors import Failure, InputError
 from textgen.terminal import bytes_in_words, columns, counted, say
 
 if TYPE_CHECKING:
-    from textgen.publishing.disk_space import Item
-    from textgen.publishing.withdrawal import Withdrawal
+    from textgen.retention.disk_space import Item
+    from textgen.retention.withdrawal import Withdrawal
     from textgen.storage import Storage
 
 DAYS = 30.0
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.days is not None and (options.document is not None or not options.days >= 0):
         raise InputError(f"--days={options.days:g}: it takes a number from 0, and does not go with --document")
     if options.document is not None:
-        from textgen.publishing.withdrawal import find_withdrawal
+        from textgen.retention.withdrawal import find_withdrawal
 
         _withdraw(options, find_withdrawal(options.document, config.data, storage), storage)
     else:
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _clean(options: argparse.Namespace, storage: "Storage") -> None:
-    from textgen.publishing.disk_space import KINDS, find_removable, remove_items
+    from textgen.retention.disk_space import KINDS, find_removable, remove_items
 
     days = DAYS if options.days is None else options.days
     space = find_removable(storage, days)
@@ -80,7 +80,7 @@ def _clean(options: argparse.Namespace, storage: "Storage") -> None:
 
 
 def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "Storage") -> None:
-    from textgen.publishing.withdrawal import carry_out_withdrawal, running_in_words
+    from textgen.retention.withdrawal import carry_out_withdrawal, running_in_words
 
     if not options.json:
         for line in _withdrawal_lines(withdrawal):
@@ -113,7 +113,7 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
 
 def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
     """Yield where a document is, what goes with it, and what becomes of the champions."""
-    from textgen.publishing.withdrawal import KINDS
+    from textgen.retention.withdrawal import KINDS
 
     for place in withdrawal.places[:SHOWN]:
         yield f"{place.split} of {place.raw}: {place.document}"

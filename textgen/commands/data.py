@@ -34,7 +34,7 @@ def add_data(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from textgen.publishing.find_document import Asked, find_document
+    from textgen.retention.find_document import Asked, find_document
     from textgen.storage import Storage
     from textgen.text.corpus import fetch
     from textgen.text.local_files import NO_TEXT_YET, is_awaited

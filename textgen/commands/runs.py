@@ -87,9 +87,9 @@ def _check_different(names: Sequence[str], runs: "Sequence[Run]") -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from textgen.publishing.comparison import compare_runs
-    from textgen.publishing.comparison_page import write_page
-    from textgen.publishing.comparison_words import in_markdown, in_terminal
+    from textgen.comparison.compare import compare_runs
+    from textgen.comparison.page import write_page
+    from textgen.comparison.words import in_markdown, in_terminal
     from textgen.publishing.runs import find_run
     from textgen.storage import Storage
 

@@ -6,13 +6,9 @@
 - `publish`: writes the next version, and moves the champion if the gate says so. A crash leaves one of the two in use.
 - `candidate`, `version`: what may be published, and what was, with the decision about it.
 - `registry`: the versions, the champion file, promotion and rollback by hand.
-- `card`, `plots`, `lineage`: the model card and what is in it.
+- `card`, `plots`, `lineage`: the model card and what is in it. `markdown`: any text in it, as Markdown shows it.
 - `index`: data/index.json, what each folder is. `runs`: the trainings and versions, listed and found by their names.
-- `comparison`: runs side by side, of `run_record`, `differences`, `paired` and `curves`; shown by `comparison_words`,
-  `comparison_page` and `comparison_plot`.
-- `find_document`: which texts and versions hold a document.
-- `disk_space`: what can go from the disk. `withdrawal`: a document goes, with all that was made of it (`derived`).
-  `origins`: what was made of what.
+  `curves`: the loss on the way, over tokens and over seconds.
 - `drift`: how far a new text is from that of the champion. `tokenizer_fit`: how well a kept tokenizer fits it.
 - `resolution`: which versions a run takes for NAME@champion.
 - `upload`: uploads the champion to a Hugging Face Hub repository.

@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from textgen.comparison.record import Record
 from textgen.config import PublishConfig
 from textgen.publishing.contenders import name_moved
 from textgen.publishing.gate import compare, finite, most_moved, rates
-from textgen.publishing.run_record import Record
 from textgen.publishing.version import Moved
 
 

@@ -2,7 +2,7 @@
 
 import io
 
-from textgen.publishing.comparison import Comparison
+from textgen.comparison.compare import Comparison
 from textgen.publishing.curves import smooth
 from textgen.publishing.plots import TWO_INCHES, new_figure, save
 

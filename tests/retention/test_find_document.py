@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from textgen.errors import Damaged, InputError
-from textgen.publishing.find_document import Asked, find_document
 from textgen.publishing.version import LINEAGE_FILE
+from textgen.retention.find_document import Asked, find_document
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, fetch

@@ -10,7 +10,8 @@ from textgen.config import VERSION
 from textgen.errors import Damaged
 from textgen.files import REMOVED, sha256_file
 from textgen.model.find import number_of
-from textgen.publishing.origins import (
+from textgen.publishing.version import LINEAGE_FILE
+from textgen.retention.origins import (
     Begun,
     Lineage,
     Made,
@@ -24,7 +25,6 @@ from textgen.publishing.origins import (
     trainings,
     undamaged,
 )
-from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 

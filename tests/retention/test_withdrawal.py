@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-import textgen.publishing.withdrawal
+import textgen.retention.withdrawal
 from tests.publications import Publication, make, write_text
 from tests.trainings import Interruption, interrupt_at
 from textgen.config import StorageConfig
@@ -20,7 +20,7 @@ from textgen.model.find import read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.publish import publish
 from textgen.publishing.registry import promote, read_history, rollback
-from textgen.publishing.withdrawal import Withdrawal, carry_out_withdrawal, find_withdrawal
+from textgen.retention.withdrawal import Withdrawal, carry_out_withdrawal, find_withdrawal
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
@@ -319,7 +319,7 @@ def test_after_a_kill_the_same_command_removes_the_rest(find, storage, made, aft
 
         return remove_or_die
 
-    module = textgen.publishing.withdrawal
+    module = textgen.retention.withdrawal
     monkeypatch.setattr(module, "withdraw", dying(module.withdraw))
     monkeypatch.setattr(module, "remove", dying(module.remove))
     with pytest.raises(Interruption):

@@ -7,10 +7,8 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from textgen.evaluation.evaluate import EVALUATED
-from textgen.files import write_atomic
-from textgen.publishing.comparison import Comparison, Paired, Side
-from textgen.publishing.comparison_words import (
+from textgen.comparison.compare import Comparison, Paired, Side
+from textgen.comparison.words import (
     GATE,
     Table,
     bounds_of,
@@ -23,9 +21,11 @@ from textgen.publishing.comparison_words import (
     verdicts,
     what_differs,
 )
+from textgen.evaluation.evaluate import EVALUATED
+from textgen.files import write_atomic
 from textgen.publishing.curves import Point, smooth
 
-TEMPLATE_FILE = "comparison.html"
+TEMPLATE_FILE = "page.html"
 COLORS = 6  # of runs; then they begin again
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 42

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from textgen.errors import Damaged
 from textgen.files import all_held, lock_file, locked, remove
 from textgen.model.find import number_of, numbers, read_champion
-from textgen.publishing.origins import (
+from textgen.retention.origins import (
     DAMAGED,
     Made,
     Training,

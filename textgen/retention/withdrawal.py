@@ -14,12 +14,12 @@ from typing import NamedTuple
 from textgen.errors import Damaged, Failure
 from textgen.files import REMOVED, all_held, hide, read_json, remove
 from textgen.model.find import numbers, read_champion
-from textgen.publishing.derived import Derived
-from textgen.publishing.disk_space import Item, locks_of, size_of
-from textgen.publishing.find_document import Asked, Place, find_document
-from textgen.publishing.origins import Made, texts, trainings
 from textgen.publishing.registry import opened, step_down, successor, withdraw
 from textgen.publishing.upload import RECORD_FILE
+from textgen.retention.derived import Derived
+from textgen.retention.disk_space import Item, locks_of, size_of
+from textgen.retention.find_document import Asked, Place, find_document
+from textgen.retention.origins import Made, texts, trainings
 from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest

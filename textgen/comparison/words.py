@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from textgen.comparison.compare import Comparison, Paired, Side
 from textgen.evaluation.evaluate import EVALUATED
-from textgen.publishing.comparison import Comparison, Paired, Side
 from textgen.publishing.curves import losses_at, smooth
 from textgen.publishing.markdown import inline, quote, table
 from textgen.terminal import columns, counted

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from textgen.comparison.differences import Difference, differences_of
+from textgen.comparison.paired import Paired, pair
+from textgen.comparison.record import Record, read_record
 from textgen.evaluation.evaluate import EVALUATED
 from textgen.evaluation.scoring import SplitMetrics
 from textgen.publishing.curves import Curve, read_curve
-from textgen.publishing.differences import Difference, differences_of
 from textgen.publishing.index import read_index
-from textgen.publishing.paired import Paired, pair
-from textgen.publishing.run_record import Record, read_record
 from textgen.publishing.runs import Run, Training
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from textgen.comparison.record import Record
 from textgen.publishing.drift import compare_documents
-from textgen.publishing.run_record import Record
 from textgen.sections import SPLITS
 from textgen.terminal import counted
 

@@ -15,8 +15,8 @@ from tests.test_old_data import OLD, RAW, TOKENS, TRAINING
 from tests.trainings import Interruption, ignore, interrupt_at
 from tests.waiting import held, until
 from textgen.files import REMOVED, build_once, lock_file, mark_used, write_atomic
-from textgen.publishing import origins
-from textgen.publishing.disk_space import ALWAYS_SECONDS, find_removable, last_change, remove_items, size_of
+from textgen.retention import origins
+from textgen.retention.disk_space import ALWAYS_SECONDS, find_removable, last_change, remove_items, size_of
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest

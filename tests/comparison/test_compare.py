@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from textgen.publishing.comparison import Comparison, compare_runs
-from textgen.publishing.comparison_page import write_page
-from textgen.publishing.comparison_words import in_markdown, in_terminal, verdicts
+from textgen.comparison.compare import Comparison, compare_runs
+from textgen.comparison.page import write_page
+from textgen.comparison.words import in_markdown, in_terminal, verdicts
 from textgen.publishing.curves import Point, losses_at, smooth
 from textgen.publishing.runs import find_run
 from textgen.storage import Storage
