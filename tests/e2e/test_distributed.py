@@ -21,7 +21,7 @@ from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, WorkerFailed
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
-from textgen.training.state import STATES_FOLDER
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.train import train
 
 ROOT = Path(__file__).parents[2]

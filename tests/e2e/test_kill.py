@@ -24,7 +24,8 @@ from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
-from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER, TRUNK_FOLDER, StateManifest
+from textgen.training.folder import STATES_FOLDER, TRUNK_FOLDER
+from textgen.training.state import AVERAGED_FILE, BEST_FILE, OPTIMIZER_FILE, StateManifest
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL

@@ -20,8 +20,8 @@ from textgen.retention.disk_space import ALWAYS_SECONDS, find_removable, last_ch
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest
-from textgen.training import checkpoint, handover, state
-from textgen.training.checkpoint import KEY_FILE
+from textgen.training import handover
+from textgen.training.folder import KEY_FILE
 from textgen.training.train import train
 
 STATES = f"checkpoints/{TRAINING}/states"
@@ -326,12 +326,6 @@ def test_the_tokens_of_an_unfinished_training_stay_alone(unpublished, tokens, ma
     mark_used(out)
     going = {name for name in can_go(unpublished) if name.startswith("processed/")}
     assert going == {f"processed/{TOKENS}", "processed/0123456789abcdef"}
-
-
-def test_the_names_are_those_of_the_training():
-    """`origins` has them too, because a training loads torch."""
-    assert (origins.KEY_FILE, origins.STATES_FOLDER) == (checkpoint.KEY_FILE, state.STATES_FOLDER)
-    assert (origins.STATES, origins.Begun.FILE) == (handover.STATES, checkpoint.Origin.FILE)
 
 
 def test_sizes_are_of_files_and_links_are_not_followed(tmp_path):

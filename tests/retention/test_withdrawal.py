@@ -24,9 +24,11 @@ from textgen.retention.withdrawal import Withdrawal, carry_out_withdrawal, find_
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import corpus
-from textgen.training.checkpoint import Origin
+from textgen.training import handover
+from textgen.training.folder import KEY_FILE, Origin
 from textgen.training.state import StateManifest
 from textgen.training.train import train, train_key
+from textgen.training.trunk import Trunk, bring_trunks
 
 SECRET = "the old lamp in the tower was never to be spoken of"
 
@@ -209,13 +211,82 @@ def test_the_text_stays_while_a_training_does_not_say_from_what_it_started(find,
     withdrawal = find()
     (unclear,) = withdrawal.unclear
     assert unclear == f"{storage.name(other)} is unfinished, and does not say from what it started"
-    carry_out_withdrawal(withdrawal, storage)
     raw = f"raw/files/{one.raw.key}"
-    assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other), raw}
+    for _ in range(2):  # though nothing is left that it may have started from
+        carry_out_withdrawal(find(), storage)
+        assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other), raw}
     unfinished(storage, made[1]["v1"])  # the same training goes on, and says it now
     assert find().unclear == []
     carry_out_withdrawal(find(), storage)
     assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other)}
+
+
+def started_from(storage: Storage, one: Publication, sha256: str, config: dict[str, Any] | None = None) -> Path:
+    """Have the training of a version be one that started from other weights, as older code notes it."""
+    folder = storage.training(one.checkpoint.folder.name)
+    (folder / Origin.FILE).unlink(missing_ok=True)
+    manifest = type(one.checkpoint).read(folder)
+    changed = {"initial_sha256": sha256, "config": {**manifest.config, **(config or {})}}
+    manifest.model_copy(update=changed).write(folder)
+    return folder
+
+
+def test_the_text_stays_while_a_training_started_from_a_model_that_is_gone(find, storage, made):
+    folder = started_from(storage, made[1]["v1"], "ab" * 32)
+    assert find().unclear == [f"{storage.name(folder)} started from a model, which is not here"]
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"]) | {f"raw/files/{made[1]['v2'].raw.key}"}
+    started_from(storage, made[1]["v1"], made[1]["v1"].checkpoint.weights_sha256)
+    assert find().unclear == []
+
+
+def test_what_started_from_a_trunk_that_is_gone_goes_by_the_name_of_the_version(find, storage, made):
+    secret = made[1]["v2"]
+    training = {"training": {"init_from": f"{secret.published.name}@v2"}}
+    folder = started_from(storage, made[1]["v1"], "ab" * 32, training)
+    shutil.rmtree(storage.training(secret.checkpoint.folder.name))
+    assert storage.name(folder) in names(find(), "training")
+    shutil.rmtree(home_of(storage) / "v2")
+    (home_of(storage) / "v2.withdrawn").write_text("")  # by a removal before this training was there
+    assert storage.name(folder) in names(find(), "training")
+
+
+def test_what_started_from_the_weights_of_a_damaged_training_goes(find, storage, made):
+    secret = storage.training(made[1]["v2"].checkpoint.folder.name)
+    folder = started_from(storage, made[1]["v1"], made[1]["v2"].checkpoint.weights_sha256)
+    shutil.rmtree(storage.models())
+    shutil.rmtree(secret / "states")
+    write_atomic(secret / Manifest.FILE, "{}")
+    secret.rename(secret.with_name(f"{secret.name}.damaged-1"))
+    assert names(find(), "training") == {storage.name(folder), storage.name(secret)}
+    assert find().unclear == []
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_training_that_started_from_its_weights_after_the_look_is_found(find, storage, made, is_named):
+    withdrawal, other = find(), unfinished(storage, made[1]["v1"])
+    start = storage.name(home_of(storage) / "v2") if is_named else None
+    weights = made[1]["v2"].checkpoint.weights_sha256
+    Origin.parse(other).model_copy(update={"initial_sha256": weights, "initial": start}).write(other)
+    with pytest.raises(Failure, match=f"{storage.name(other)}: made of the text meanwhile"):
+        carry_out_withdrawal(withdrawal, storage)
+    assert bool(find().unclear) != is_named
+    carry_out_withdrawal(find(), storage)
+    left = made_of(made[1]["v1"])
+    assert there(storage) == (left if is_named else left | {storage.name(other), f"raw/files/{made[1]['v2'].raw.key}"})
+
+
+def test_a_running_training_on_another_text_with_the_same_tokenizer_goes_on(find, storage, made):
+    """As two texts have it that are told apart by GPT-2's tokenizer."""
+    mine, other = (storage.processed(made[1][version].tokens.key) for version in ("v2", "v1"))
+    tokens = type(made[1]["v1"].tokens)
+    shutil.copyfile(mine / "tokenizer.json", other / "tokenizer.json")
+    taken = tokens.parse(mine).tokenizer_sha256
+    tokens.parse(other).model_copy(update={"tokenizer_sha256": taken}).write(other)
+    out = unfinished(storage, made[1]["v1"])
+    with FileLock(lock_file(out)):
+        carry_out_withdrawal(find(), storage)
+    assert out.exists() and other.exists() and not mine.exists()
 
 
 @pytest.mark.parametrize("file", ["lineage", "tokens"])
@@ -443,6 +514,48 @@ def test_the_copies_on_a_remote_root_go_too_though_nothing_is_here(here, there, 
     assert read_champion(home_of(here)) == "v1"
     assert not here.claim(home_of(here) / "v2" / ".claim")  # its number is not given again
     assert find_withdrawal(secret, DataConfig(), here).of("version")  # the copies of this machine, by the same command
+
+
+def test_a_training_of_the_remote_root_goes_though_a_part_of_it_is_here(here, there, made, secret):
+    push_all(here, made[1])
+    one = made[1]["v2"]
+    folder = here.training(one.checkpoint.folder.name)
+    Trunk(key="k", step=4, warmup_steps=0, eval_every=5, eval_blocks=None, optimizer="adamw").write(folder)
+    for file in (KEY_FILE, Trunk.FILE):
+        here.push_file(folder / file)
+    here.delete(home_of(here) / "v2")  # only its training is left
+    promote(home_of(here), "v1", here)
+    bring_trunks(there)
+    assert there.training(folder.name).exists()
+    carry_out_withdrawal(find_withdrawal(secret, DataConfig(), there), there)
+    assert there.remote is not None
+    assert not [name for name in there.remote.files.find(there.remote.base) if folder.name in name]
+
+
+def test_what_started_from_a_trunk_in_the_remote_root_goes(here, there, made, secret):
+    push_all(here, made[1])
+    one, other = made[1]["v2"], made[1]["v1"]
+    trunk = here.training(one.checkpoint.folder.name) / "trunk"
+    (state,) = sorted(one.checkpoint.folder.glob("states/*"))[-1:]
+    kept = StateManifest.read(shutil.copytree(state, trunk / state.name))
+    write_atomic(kept.folder / WEIGHTS_FILE, b"before the decay")
+    sha256 = {**kept.sha256, WEIGHTS_FILE: sha256_file(kept.folder / WEIGHTS_FILE)}
+    kept.model_copy(update={"sha256": sha256}).write(kept.folder)
+    here.push(kept.folder, StateManifest.read(kept.folder))
+    folder = started_from(here, other, sha256[WEIGHTS_FILE])
+    here.push(folder, type(other.checkpoint).read(folder))
+    assert here.name(folder) in names(find_withdrawal(secret, DataConfig(), there), "training")
+
+
+def test_an_unfinished_training_of_another_machine_goes(here, there, made, secret):
+    push_all(here, made[1])
+    out = unfinished(here, made[1]["v2"])
+    handover._push(here, out, max((out / "states").iterdir()))
+    withdrawal = find_withdrawal(secret, DataConfig(), there)
+    assert names(withdrawal, "unfinished") == {here.name(out)}
+    carry_out_withdrawal(withdrawal, there)
+    assert there.remote is not None
+    assert not [name for name in there.remote.files.find(there.remote.base) if out.name in name]
 
 
 def test_no_champion_is_no_champion_for_every_machine(here, there, made, secret):

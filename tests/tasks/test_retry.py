@@ -16,7 +16,7 @@ from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
-from textgen.training.state import STATES_FOLDER
+from textgen.training.folder import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 STEPS = 12

@@ -21,7 +21,8 @@ from textgen.model.pretrained import WEIGHTS_FILE, load_model, read_weights
 from textgen.model.transformer import LanguageModel
 from textgen.text.tokens import load_stream
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.state import AVERAGED_FILE, STATES_FOLDER
+from textgen.training.folder import STATES_FOLDER
+from textgen.training.state import AVERAGED_FILE
 from textgen.training.train import Run, train
 
 STEPS = 20

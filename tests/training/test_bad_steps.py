@@ -26,8 +26,9 @@ from textgen.text.tokens import load_stream
 from textgen.training.batches import BatchOrder
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.optim import lr_at
-from textgen.training.state import STATES_FOLDER, newest_state
+from textgen.training.state import newest_state
 from textgen.training.step import Stepper
 from textgen.training.train import Run, train
 

@@ -16,10 +16,11 @@ from textgen.config import Config, StorageConfig
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, OnMetrics, read_log
+from textgen.training.folder import KEY_FILE, STATES_FOLDER, Origin
 from textgen.training.handover import bring_training, mirrored
-from textgen.training.state import STATES_FOLDER, StateManifest, TrainingState
+from textgen.training.state import StateManifest, TrainingState
 from textgen.training.train import train
 
 

@@ -29,8 +29,9 @@ from textgen.files import Manifest
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, OnMetrics
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.interrupt import DEFERRED, DeferredSignals
-from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, newest_state
+from textgen.training.state import OPTIMIZER_FILE, newest_state
 from textgen.training.step import Stepper
 from textgen.training.train import train
 

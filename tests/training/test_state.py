@@ -13,13 +13,13 @@ from textgen.model.pretrained import WEIGHTS_FILE, write_weights
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig, TrainingConfig
 from textgen.training import state
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.optim import build_optimizers
 from textgen.training.progress import Validation
 from textgen.training.state import (
     AVERAGED_FILE,
     BEST_FILE,
     OPTIMIZER_FILE,
-    STATES_FOLDER,
     TrainingState,
     newest_state,
     restore_best,

@@ -24,8 +24,9 @@ from textgen.text import corpus
 from textgen.text.stream import block_count
 from textgen.text.tokens import TokensManifest, load_stream, tokenize
 from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.optim import lr_at
-from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER
+from textgen.training.state import OPTIMIZER_FILE
 from textgen.training.train import total_steps, train
 
 STEPS = 20

@@ -19,11 +19,12 @@ from textgen.sections import TrainingConfig
 from textgen.storage import Storage
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, read_log
+from textgen.training.folder import STATES_FOLDER
 from textgen.training.handover import bring_training, bring_trunk, mirrored
 from textgen.training.optim import decay_start, lr_at
 from textgen.training.plan import plan_training, train_key
 from textgen.training.start import find_state
-from textgen.training.state import BEST_FILE, OPTIMIZER_FILE, STATES_FOLDER
+from textgen.training.state import BEST_FILE, OPTIMIZER_FILE
 from textgen.training.trunk import Trunk, find_trunk
 
 SHORT, LONG, DECAY = 10, 20, 8  # DECAY: where the short one's begins, a step without a validation and a saved state

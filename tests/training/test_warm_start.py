@@ -17,9 +17,10 @@ from textgen.errors import USER_MISTAKE, InputError
 from textgen.files import sha256_file
 from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
+from textgen.training.checkpoint import CheckpointManifest
+from textgen.training.folder import KEY_FILE, STATES_FOLDER, Origin
 from textgen.training.plan import plan_training
-from textgen.training.state import OPTIMIZER_FILE, STATES_FOLDER, StateManifest
+from textgen.training.state import OPTIMIZER_FILE, StateManifest
 from textgen.training.train import train, train_key
 from textgen.training.trunk import Trunk
 from textgen.training.warm_start import find_kept
@@ -71,6 +72,7 @@ def test_the_validation_before_the_first_step_is_the_other_models(init_from, mor
     assert manifest.initial_sha256 == hashlib.sha256((checkpoint.folder / WEIGHTS_FILE).read_bytes()).hexdigest()
     origin = Origin.parse(manifest.folder)
     assert (origin.tokens_key, origin.initial_sha256) == (manifest.tokens_key, manifest.initial_sha256)
+    assert origin.initial == (str(checkpoint.folder) if init_from == "the folder" else "models/base/v2")
     assert manifest.curve[-1].loss_nats != manifest.curve[0].loss_nats
 
 

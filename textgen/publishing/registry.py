@@ -21,6 +21,7 @@ from textgen.text.corpus import RawManifest
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
+WITHDRAWN = ".withdrawn"  # ends the name of a file beside the versions: of one that was removed with its text
 
 
 Version = Annotated[str, Field(pattern=rf"^{VERSION.pattern}$")]
@@ -180,7 +181,7 @@ def withdraw(home: Path, version: str, storage: Storage) -> None:
 
     Its number is not given again: a file tells what became of it.
     """
-    note = home / f"{version}.withdrawn"
+    note = home / f"{version}{WITHDRAWN}"
     write_atomic(note, f"withdrawn on {datetime.now(UTC).date()}, with the text that it was trained on\n")
     storage.push_file(note)
     storage.delete(home / version)

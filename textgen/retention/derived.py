@@ -1,97 +1,66 @@
 """What was made of some texts: tokens, trainings, versions, and whatever was started from their weights."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
-from textgen.config import VERSION
 from textgen.errors import Damaged
-from textgen.files import REMOVED, sha256_file
-from textgen.model.find import number_of
-from textgen.publishing.version import LINEAGE_FILE
+from textgen.files import REMOVED
+from textgen.publishing.registry import WITHDRAWN
 from textgen.retention.origins import (
-    Begun,
     Lineage,
     Made,
-    Stage,
+    Model,
     Training,
     Trunks,
+    all_trainings,
     folders_in,
-    lineage_of_version,
+    models,
     not_made_anew,
-    parsed,
-    trainings,
     undamaged,
 )
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 
 RECORDS = ("cache", "results")  # Prefect's, of finished stages
-ANY_WEIGHTS = ".safetensors"
-
-
-class Model(NamedTuple):
-    """A folder with a model that was published, and what it was made of."""
-
-    kind: str  # "version", or "copy": a copy of one under another name
-    name: str  # NAME@v3
-    folder: Path
-    copies: list[Path]  # the folder, and what was set aside of it
-    lineage: Lineage | Damaged  # Damaged: none of them says
-
-    def stages(self) -> list[Stage]:
-        """Return what it says of its text, its tokens and its training, nothing where it does not."""
-        if isinstance(self.lineage, Damaged):
-            return []
-        return [self.lineage.raw, self.lineage.tokens, self.lineage.checkpoint]
-
-    def weights(self) -> set[str]:
-        """Return the sha256 of its weights, as it says or else as they are."""
-        if isinstance(self.lineage, Damaged):
-            return {sha256 for copy in self.copies for sha256 in _weights_in(copy)}
-        return {sha256 for file, sha256 in self.lineage.checkpoint.sha256.items() if file.endswith(ANY_WEIGHTS)}
 
 
 class Derived:
-    """What was made of some texts: found from the texts on, so that each comes after what it was made of."""
+    """What was made of some texts, listed so that each thing follows what it was made of."""
 
-    def __init__(self, storage: Storage, raws: Iterable[str]) -> None:
+    def __init__(self, storage: Storage, raws: Iterable[str], weights: Iterable[str] = ()) -> None:
         """Look for it.
 
         Args:
             storage: Where to look.
             raws: The folders of the texts, under the root.
+            weights: The sha256 of weights that are known to be made of them, though what held them may be gone.
         """
         self.storage = storage
         self.raws = {*map(undamaged, raws)}
         self.raw_keys = {raw.split("/")[-1] for raw in self.raws}
-        self.weights = set[str]()  # sha256 of every file of weights that was made of the texts
-        self.tokenizers, self.other_tokenizers = set[str](), set[str]()
+        self.weights = {*weights}  # sha256 of every file of weights that was made of the texts
         self.remarks, self.running = list[str](), list[str]()
         self.unclear = list[str]()  # what may have been made of the texts: it does not say
-        models = [*self.models()]
-        self.named = set[str]()  # folders of tokens and trainings, by the lineages of versions of the texts
-        for model in models:
+        there = [*models(storage)]
+        self.told = set[str]()  # folders of tokens and trainings of the texts, as their versions say
+        for model in there:
             if isinstance(model.lineage, Lineage) and model.lineage.raw.folder in self.raws:
-                self.named |= {model.lineage.tokens.folder, model.lineage.checkpoint.folder}
+                self.told |= {model.lineage.tokens.folder, model.lineage.checkpoint.folder}
+        self.tokenizers, self.other_tokenizers = set[str](), set[str]()
         self.tokens_keys = set[str]()
         self.tokens = self.find_tokens()
-        self.kinds = dict[Path, str]()  # of trainings and versions, each after what it was made of
+        self.kinds = dict[Path, str]()  # of trainings, versions and their copies, each after what it was made of
         self.names = list[str]()  # of the versions
-        known, count = [*trainings(storage), *self.set_aside(), *self.elsewhere()], -1
+        known, count = [*all_trainings(storage)], -1
         while len(self.kinds) > count:  # models may have started from one another
             count = len(self.kinds)
             self.add_trainings(known)
-            self.add_models(models)
-        for model in models:
-            if isinstance(model.lineage, Damaged) and model.folder not in self.kinds:
-                self.unclear.append(str(model.lineage))
-        for training in known if self.weights else ():
-            if training.origin is None and training.folder not in self.kinds and _holds_weights(training.folder):
-                name, state = storage.name(training.folder), "damaged" if training.is_damaged else "unfinished"
-                self.unclear.append(f"{name} is {state}, and does not say from what it started")
+            self.add_models(there)
+        self.find_unclear(
+            [training for training in known if training.folder not in self.kinds],
+            [model for model in there if model.folder not in self.kinds],
+        )
 
     def find_tokens(self) -> list[Path]:
         """Return the folders of the tokens of the texts, and note their tokenizers and those of other tokens."""
@@ -109,7 +78,7 @@ class Derived:
                 made = self.storage.read_manifest(folder, Made)
             except Damaged as damage:
                 original = originals.get(folder, folder)
-                if self.storage.name(original) in self.named:
+                if self.storage.name(original) in self.told:
                     self.tokens_keys.add(original.name)
                     found.append(original)
                 else:
@@ -131,36 +100,6 @@ class Derived:
                 self.remarks.append(f"{self.storage.name(folder)} stays, with a tokenizer that learned from this text")
         return sorted(set(found))
 
-    def models(self) -> Iterator[Model]:
-        """Yield the versions of this machine, of each name the oldest first, and copies of them under other names.
-
-        A damaged copy says what was made of what where the version itself does not, or is not there.
-        """
-        for home in _folders(self.storage.models()):
-            copies = defaultdict[str, list[Path]](list)
-            for path in _folders(home):
-                copies[undamaged(path.name)].append(path)
-            for version in sorted(copies, key=lambda version: (number_of(version), version)):
-                is_version = VERSION.fullmatch(version) and undamaged(home.name) == home.name
-                if is_version or any(map(_holds_a_model, copies[version])):
-                    kind, name = "version" if is_version else "copy", f"{home.name}@{version}"
-                    yield Model(kind, name, home / version, copies[version], _first_lineage(copies[version]))
-
-    def set_aside(self) -> Iterator[Training]:
-        """Yield the trainings that are there only as damaged copies."""
-        for folder, copy in not_made_anew(self.storage.training()):
-            made = parsed(Made, copy)
-            origin = made or parsed(Begun, copy)
-            yield Training(folder, folder.name, made, origin, is_damaged=made is None, is_running=False)
-
-    def elsewhere(self) -> Iterator[Training]:
-        """Yield the finished trainings that are only in the remote root."""
-        for folder in self.storage.folders(self.storage.training(), "*"):
-            if not folder.exists():
-                with suppress(Damaged):
-                    made = self.storage.read_manifest(folder, Made)
-                    yield Training(folder, made.key, made, made, is_damaged=False, is_running=False)
-
     @property
     def trainings(self) -> list[Path]:
         return [folder for folder, kind in self.kinds.items() if kind in ("training", "unfinished")]
@@ -170,47 +109,78 @@ class Derived:
         return [folder for folder, kind in self.kinds.items() if kind == "version"]
 
     def add_trainings(self, known: Sequence[Training]) -> None:
-        """Add the trainings on the tokens, or from the weights, that were found so far."""
+        """Add the trainings on the tokens, or from the models, that were found so far."""
         for training in known:
-            if training.folder in self.kinds or (kind := self.kind_of(training)) is None:
-                continue
-            self.kinds[training.folder] = kind
-            self.weights |= {*_weights(training.made)}
-            if training.made is None:
-                self.weights |= {*_weights_in(training.folder)}
-            for state in [*training.states, *training.kept_states]:
-                with suppress(Damaged):
-                    self.weights |= {*_weights(Made.parse(state))}
-            if training.is_running:
-                self.running.append(self.storage.name(training.folder))
+            if training.folder not in self.kinds and self.is_of_them(training):
+                is_unfinished = training.made is None and not training.is_damaged
+                self.kinds[training.folder] = "unfinished" if is_unfinished else "training"
+                self.weights |= training.weights(self.storage)
+                if training.is_running:
+                    self.running.append(self.storage.name(training.folder))
 
-    def kind_of(self, training: Training) -> str | None:
-        """Return what a training is, None where it was not made of the texts, or does not say."""
-        kind = "unfinished" if training.made is None and not training.is_damaged else "training"
-        if self.storage.name(training.folder) in self.named:
-            return kind
+    def is_of_them(self, training: Training) -> bool:
+        """Return whether a training was made of the texts, as far as it says."""
+        name = self.storage.name(training.folder)
+        if name in self.told:
+            return True
         if (origin := training.origin) is not None:
-            return kind if origin.tokens_key in self.tokens_keys or origin.initial_sha256 in self.weights else None
+            return origin.tokens_key in self.tokens_keys or self.is_started_from(origin.initial_sha256, origin.initial)
         tokenizer = training.tokenizer_sha256
-        if tokenizer is None:  # it has hardly begun
-            return None
         if tokenizer in self.tokenizers and tokenizer in self.other_tokenizers:
-            self.remarks.append(f"{self.storage.name(training.folder)}: unfinished, and may be of another text")
-        return "unfinished" if tokenizer in self.tokenizers else None
+            self.remarks.append(f"{name}: unfinished, and may be of another text")
+        return tokenizer in self.tokenizers
 
-    def add_models(self, models: Sequence[Model]) -> None:
+    def is_started_from(self, sha256: str | None, initial: str | None) -> bool:
+        """Return whether weights of this sha256, or in this folder under the root, are a start that was made of them.
+
+        So is a version that was withdrawn before.
+        """
+        if initial is not None and (self.storage.local / f"{initial}{WITHDRAWN}").is_file():
+            return True
+        return sha256 in self.weights or any(self.storage.name(folder) == initial for folder in self.kinds)
+
+    def add_models(self, there: Sequence[Model]) -> None:
         """Add the versions, and copies of versions, of what was found so far."""
         made = {self.storage.name(folder) for folder in [*self.tokens, *self.trainings]} | self.raws
-        for model in models:
+        for model in there:
             if model.folder in self.kinds:
                 continue
-            stages, weights = model.stages(), model.weights()
-            initial = {stage.initial_sha256 for stage in stages}
-            if made.intersection(stage.folder for stage in stages) or self.weights & (weights | initial):
+            is_of_them, weights, lineage = False, model.weights(), model.lineage
+            if isinstance(lineage, Lineage):
+                folders = {lineage.raw.folder, lineage.tokens.folder, lineage.checkpoint.folder}
+                is_of_them = bool(made & folders)
+                is_of_them |= self.is_started_from(lineage.checkpoint.initial_sha256, lineage.initial)
+            if is_of_them or weights & self.weights:
                 self.kinds[model.folder] = model.kind
                 self.names += [model.name] if model.kind == "version" else []
-                self.named |= {stage.folder for stage in stages[2:]}
+                self.told |= {lineage.checkpoint.folder} if isinstance(lineage, Lineage) else set()
                 self.weights |= weights
+
+    def find_unclear(self, trainings: Sequence[Training], models: Sequence[Model]) -> None:
+        """Note which of the trainings and models that were not found do not say enough to tell."""
+        self.unclear += [str(model.lineage) for model in models if isinstance(model.lineage, Damaged)]
+        for training in trainings:
+            if training.origin is None and training.holds_weights():
+                name, state = self.storage.name(training.folder), "damaged" if training.is_damaged else "unfinished"
+                self.unclear.append(f"{name} is {state}, and does not say from what it started")
+        if not (starts := self.starts(trainings, models)):
+            return
+        folders = [one.folder for one in trainings] + [one.folder for one in models]
+        there = {*map(self.storage.name, folders)}
+        weights = {sha256 for training in trainings for sha256 in training.weights(self.storage)}
+        weights |= {sha256 for model in models for sha256 in model.weights()}
+        for name, sha256, initial in starts:
+            if sha256 not in weights and initial not in there:
+                self.unclear.append(f"{name} started from {initial or 'a model'}, which is not here")
+
+    def starts(self, trainings: Sequence[Training], models: Sequence[Model]) -> list[tuple[str, str, str | None]]:
+        """Return from what each of them started: its folder, the sha256 of those weights, and their folder."""
+        origins = {self.storage.name(one.folder): one.origin for one in trainings if one.origin is not None}
+        found = [(name, origin.initial_sha256, origin.initial) for name, origin in origins.items()]
+        for model in models:
+            if isinstance(lineage := model.lineage, Lineage) and lineage.checkpoint.folder not in origins:
+                found.append((self.storage.name(model.folder), lineage.checkpoint.initial_sha256, lineage.initial))
+        return [(name, sha256, initial) for name, sha256, initial in found if sha256 is not None]
 
     def trunks(self) -> list[Path]:
         """Return the folders with a trunk of the trainings, that are in none of them."""
@@ -247,48 +217,6 @@ class Derived:
         runs = [folder for folder in folders_in(home) if folder.name.endswith(tuple(ids))]
         pending = [home / "pending" / f"{name.replace('@', '-')}.json" for name in self.names]
         return [*runs, *(file for file in pending if file.exists())]
-
-
-def _weights(made: Made | None) -> Iterator[str]:
-    for file, sha256 in (made.sha256 if made is not None else {}).items():
-        if file.endswith(ANY_WEIGHTS):
-            yield sha256
-
-
-def _folders(home: Path) -> list[Path]:
-    """Return the folders in another one, also those that were set aside."""
-    return sorted(
-        path
-        for path in (home.iterdir() if home.is_dir() else ())
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
-    )
-
-
-def _holds_a_model(folder: Path) -> bool:
-    return (folder / LINEAGE_FILE).is_file() or any(folder.glob(f"*{ANY_WEIGHTS}"))
-
-
-def _holds_weights(training: Path) -> bool:
-    """Return whether there are weights in a training folder, or in a damaged copy of it."""
-    return any(
-        any(copy.rglob(f"*{ANY_WEIGHTS}")) for copy in (training, *training.parent.glob(f"{training.name}.damaged-*"))
-    )
-
-
-def _first_lineage(copies: Sequence[Path]) -> Lineage | Damaged:
-    """Return where a version comes from, by the first of its copies that says it, or why none does."""
-    damages = list[Damaged]()
-    for copy in copies:
-        try:
-            return lineage_of_version(copy)
-        except Damaged as damage:
-            damages.append(damage)
-    return damages[0]
-
-
-def _weights_in(folder: Path) -> Iterator[str]:
-    """Yield the sha256 of each file of weights in a folder."""
-    return map(sha256_file, folder.glob(f"*{ANY_WEIGHTS}"))
 
 
 def _has(file: Path, names: Sequence[bytes]) -> bool:

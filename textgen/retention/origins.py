@@ -1,7 +1,8 @@
-"""What was made of what in a storage: versions of trainings, these of tokens, these of texts. It loads no torch."""
+"""What is in a storage folder, and of what it was made: versions, trainings, tokens, texts. It loads no torch."""
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from textgen.config import VERSION
+from textgen.config import VERSION, VERSION_NAME
 from textgen.errors import Damaged
 from textgen.files import Manifest, all_held, lock_file, read_json, sha256_file
 from textgen.model.find import number_of
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
 from textgen.text.tokenizer import GPT2_FOLDER, TOKENIZER_FILE
+from textgen.training.folder import KEY_FILE, STATES, STATES_FOLDER, TRUNK_FILE, TRUNK_FOLDER, Origin
 
 DAMAGED = re.compile(r"(.+)\.damaged-[0-9]+")  # as `set_aside` names things
-# Of a training; textgen/training has them, and loads torch:
-KEY_FILE, STATES_FOLDER, TRUNK_FOLDER = "key.txt", "states", "trunk"
-STATES = "step-????????"
-TRUNK_FILE = "trunk.json"  # names the state from which a longer training goes on
+ANY_WEIGHTS = ".safetensors"
 
 
 class Made(Manifest):
@@ -35,6 +34,7 @@ class Made(Manifest):
     tokenizer: dict[str, Any] = Field({})
     tokenizer_sha256: dict[str, str] = Field({})
     initial_sha256: str | None = None
+    config: dict[str, Any] = Field({})
     sha256: dict[str, str] = Field({})
     splits: dict[str, Any] = Field({})
 
@@ -44,12 +44,6 @@ class Made(Manifest):
     def texts_sha256(self) -> dict[str, str]:
         """Return the sha256 of each split of a text."""
         return {name: split.get("sha256", "") for name, split in self.splits.items() if isinstance(split, dict)}
-
-
-class Begun(Made):
-    """What a training says of where it comes from before it is finished."""
-
-    FILE = "origin.json"
 
 
 class Stage(BaseModel):
@@ -70,6 +64,12 @@ class Lineage(BaseModel):
     raw: Stage
     tokens: Stage
     checkpoint: Stage
+    config: dict[str, Any] = Field({})
+
+    @property
+    def initial(self) -> str | None:
+        """The folder of the version that its training started from, under the root."""
+        return _version_in(self.config)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,11 @@ class Training:
 
     folder: Path
     key: str
-    made: Made | None  # None until it is finished
-    origin: Made | None  # what it was made of, known from its beginning; None of one that is damaged, or of older code
+    made: Made | None  # None until it is finished, and of one whose manifest is damaged
+    origin: Origin | None  # None where it does not say of what it was made: it is damaged, or of older code
     is_damaged: bool
     is_running: bool
+    copies: tuple[Path, ...]  # where its files are: the folder, or what was set aside of it
 
     @property
     def is_named_by_key(self) -> bool:
@@ -93,15 +94,54 @@ class Training:
         return sorted((self.folder / STATES_FOLDER).glob(STATES))
 
     @property
-    def kept_states(self) -> list[Path]:
-        """The states from which longer trainings, or trainings of other text, go on."""
-        return sorted((self.folder / TRUNK_FOLDER).glob(STATES))
-
-    @property
     def tokenizer_sha256(self) -> str | None:
-        """The sha256 of its tokenizer, by which the tokens of an unfinished training can be told."""
+        """The sha256 of its tokenizer, by which the tokens of an unfinished training of older code can be told."""
         file = self.folder / TOKENIZER_FILE
         return sha256_file(file) if file.is_file() else None
+
+    def holds_weights(self) -> bool:
+        """Return whether there are weights in it here."""
+        return any(any(copy.rglob(f"*{ANY_WEIGHTS}")) for copy in self.copies)
+
+    def weights(self, storage: Storage) -> set[str]:
+        """Return the sha256 of its weights: the best, and those of each state here or in the remote root."""
+        found = weights_of(self.made.sha256) if self.made is not None else set()
+        for copy in self.copies:
+            found |= weights_in(copy) if self.made is None else set()
+            for home in (copy / STATES_FOLDER, copy / TRUNK_FOLDER):
+                for state in {*home.glob(STATES), *storage.folders(home, STATES)}:
+                    try:
+                        found |= weights_of(storage.read_manifest(state, Made).sha256)
+                    except Damaged:
+                        found |= weights_in(state)
+        return found
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder with a model that was published."""
+
+    kind: str  # "version", or "copy": a copy of one under another name
+    name: str  # NAME@v3
+    folder: Path
+    copies: Sequence[Path]  # the folder, and what was set aside of it
+    lineage: Lineage | Damaged  # Damaged: none of them says of what it was made
+
+    def weights(self) -> set[str]:
+        """Return the sha256 of its weights, as it says or else as they are."""
+        if isinstance(self.lineage, Lineage):
+            return weights_of(self.lineage.checkpoint.sha256)
+        return set().union(*map(weights_in, self.copies))
+
+
+def weights_of(sha256_by_file: Mapping[str, str]) -> set[str]:
+    """Return the sha256 of the files of weights."""
+    return {sha256 for file, sha256 in sha256_by_file.items() if file.endswith(ANY_WEIGHTS)}
+
+
+def weights_in(folder: Path) -> set[str]:
+    """Return the sha256 of the files of weights in a folder, as they are."""
+    return {*map(sha256_file, folder.glob(f"*{ANY_WEIGHTS}"))}
 
 
 def is_held(lock: Path) -> bool:
@@ -118,41 +158,83 @@ def undamaged(name: str) -> str:
     return matched[1] if matched is not None else name
 
 
-def folders_in(home: Path) -> list[Path]:
-    """Return the folders of a stage, without those that are hidden or were set aside."""
-    if not home.is_dir():
-        return []
+def folders_in(home: Path, set_aside: bool = False) -> list[Path]:
+    """Return the folders of a stage, without those that are hidden; those that were set aside only if asked for."""
     return [
         path
-        for path in sorted(home.iterdir())
-        if path.is_dir() and not path.is_symlink() and path.name[0] != "." and not DAMAGED.fullmatch(path.name)
+        for path in sorted(home.iterdir() if home.is_dir() else ())
+        if path.is_dir() and not path.is_symlink() and path.name[0] != "." and (set_aside or not is_set_aside(path))
     ]
+
+
+def is_set_aside(path: Path) -> bool:
+    """Return whether a thing is a damaged copy."""
+    return DAMAGED.fullmatch(path.name) is not None
 
 
 def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the folders of a stage that are there only as damaged copies: where each was, and a copy."""
-    for copy in sorted(home.glob("*.damaged-*")):
-        folder = home / undamaged(copy.name)
-        if not folder.exists() and copy.is_dir() and not copy.is_symlink():
+    for copy in filter(is_set_aside, folders_in(home, set_aside=True)):
+        if not (folder := home / undamaged(copy.name)).exists():
             yield folder, copy
 
 
 def trainings(storage: Storage) -> Iterator[Training]:
     """Yield the training folders of this machine."""
     for folder in folders_in(storage.training()):
-        if not (folder / KEY_FILE).is_file():
-            continue
-        made = parsed(Made, folder)
-        is_damaged = made is None and (folder / Made.FILE).exists()
-        key = (folder / KEY_FILE).read_text(errors="replace").strip()
-        yield Training(folder, key, made, made or parsed(Begun, folder), is_damaged, is_held(lock_file(folder)))
+        if (folder / KEY_FILE).is_file():
+            made = _parsed(folder)
+            is_damaged = made is None and (folder / Made.FILE).exists()
+            key = (folder / KEY_FILE).read_text(errors="replace").strip()
+            yield Training(folder, key, made, _origin(folder, made), is_damaged, is_held(lock_file(folder)), (folder,))
 
 
-def parsed(kind: type[Made], folder: Path) -> Made | None:
-    """Return the manifest of a folder, None where there is none that can be read."""
+def all_trainings(storage: Storage) -> Iterator[Training]:
+    """Yield the trainings of this machine, those that are only damaged copies, and those of the remote root."""
+    yield from trainings(storage)
+    home = storage.training()
+    for folder, copy in not_made_anew(home):
+        made = _parsed(copy)
+        yield Training(folder, folder.name, made, _origin(copy, made), made is None, is_running=False, copies=(copy,))
+    for folder in sorted({*storage.folders(home, "*"), *storage.folders(home, "*", file=Origin.FILE)}):
+        if not (folder / Made.FILE).exists():
+            made, begun = None, None
+            with suppress(Damaged):
+                made = storage.read_manifest(folder, Made)
+            with suppress(Damaged):
+                begun = storage.read_manifest(folder, Origin)
+            origin = _complete(begun, made)
+            yield Training(folder, folder.name, made, origin, is_damaged=False, is_running=False, copies=(folder,))
+
+
+def _parsed(folder: Path) -> Made | None:
     with suppress(Damaged):
-        return kind.parse(folder)
+        return Made.parse(folder)
     return None
+
+
+def _origin(folder: Path, made: Made | None) -> Origin | None:
+    """Return what a training was made of, where it says so."""
+    begun = None
+    with suppress(Damaged):
+        begun = Origin.parse(folder)
+    return _complete(begun, made)
+
+
+def _complete(begun: Origin | None, made: Made | None) -> Origin | None:
+    """Return what a training was made of, of what it says when it begins and when it is finished."""
+    if made is None or made.tokens_key is None:
+        return begun
+    initial = begun.initial if begun is not None and begun.key == made.key else _version_in(made.config)
+    return Origin(key=made.key, tokens_key=made.tokens_key, initial_sha256=made.initial_sha256, initial=initial)
+
+
+def _version_in(config: Mapping[str, Any]) -> str | None:
+    """Return the folder of the version that a configuration starts from, under the root; None where it names none."""
+    section = config.get("training")
+    name = section.get("init_from") if isinstance(section, dict) else None
+    matched = VERSION_NAME.fullmatch(name) if isinstance(name, str) else None
+    return f"models/{matched[1]}/{matched[2]}" if matched is not None and matched[2] != "champion" else None
 
 
 def texts(storage: Storage) -> list[Path]:
@@ -167,6 +249,37 @@ def versions(storage: Storage) -> Iterator[tuple[str, Path]]:
         for folder in sorted(folders_in(home), key=lambda folder: number_of(folder.name)):
             if VERSION.fullmatch(folder.name):
                 yield f"{home.name}@{folder.name}", folder
+
+
+def models(storage: Storage) -> Iterator[Model]:
+    """Yield the versions of this machine, of each name the oldest first, and copies of them under other names.
+
+    A damaged copy says what was made of what where the version itself does not, or is not there.
+    """
+    for home in folders_in(storage.models(), set_aside=True):
+        copies = defaultdict[str, list[Path]](list)
+        for path in folders_in(home, set_aside=True):
+            copies[undamaged(path.name)].append(path)
+        for version in sorted(copies, key=lambda version: (number_of(version), version)):
+            is_version = VERSION.fullmatch(version) is not None and not is_set_aside(home)
+            if is_version or any(map(_holds_a_model, copies[version])):
+                kind, name = "version" if is_version else "copy", f"{home.name}@{version}"
+                yield Model(kind, name, home / version, copies[version], _first_lineage(copies[version]))
+
+
+def _holds_a_model(folder: Path) -> bool:
+    return (folder / LINEAGE_FILE).is_file() or any(folder.glob(f"*{ANY_WEIGHTS}"))
+
+
+def _first_lineage(copies: Sequence[Path]) -> Lineage | Damaged:
+    """Return where a version comes from, by the first of its copies that says it, or why none does."""
+    damages = list[Damaged]()
+    for copy in copies:
+        try:
+            return lineage_of_version(copy)
+        except Damaged as damage:
+            damages.append(damage)
+    return damages[0]
 
 
 def lineage_of_version(folder: Path) -> Lineage:

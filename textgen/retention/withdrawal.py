@@ -62,7 +62,7 @@ class Succession(NamedTuple):
 
 @dataclass
 class Withdrawal:
-    """All that a document's withdrawal removes, in the order in which it is removed: the texts tell of the rest."""
+    """All that a document's withdrawal removes, in order of removal: the texts last, as the rest is found from them."""
 
     places: list[Place]
     items: list[Item] = field(default_factory=list)
@@ -72,6 +72,8 @@ class Withdrawal:
         default_factory=list
     )  # what may have been made of the texts, which stay until it is known
     running: list[str] = field(default_factory=list)  # trainings that have to end first
+    tokens_keys: set[str] = field(default_factory=set)
+    weights: set[str] = field(default_factory=set)  # sha256 of all that were made of the texts
 
     @property
     def bytes(self) -> int:
@@ -83,7 +85,7 @@ class Withdrawal:
 
 
 def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawal:
-    """Return what holds the documents of `file`, whole or cut as those of each text are, and what was made of it.
+    """Return which texts hold the documents of `file`, whole or cut as that text was, and what was made of them.
 
     Texts and versions of a remote root are brought first, to be looked in.
 
@@ -111,7 +113,10 @@ def _plan(places: list[Place], storage: Storage) -> Withdrawal:
         ("wandb", derived.wandb()), ("tokens", derived.tokens),
         ("text", [storage.local / raw for raw in raws]),
     ]  # fmt: skip
-    found = Withdrawal(places, remarks=derived.remarks, unclear=derived.unclear, running=derived.running)
+    found = Withdrawal(
+        places, remarks=derived.remarks, unclear=derived.unclear, running=derived.running,
+        tokens_keys=derived.tokens_keys, weights=derived.weights,
+    )  # fmt: skip
     found.items = [_item(kind, path, storage) for kind, paths in groups for path in paths]
     for home in sorted({folder.parent for folder in derived.versions}):
         found.champions += _successions(home, [one.name for one in derived.versions if one.parent == home])
@@ -124,8 +129,8 @@ def _plan(places: list[Place], storage: Storage) -> Withdrawal:
         )
     if storage.is_remote:
         found.remarks.append(
-            f"each machine that uses {storage.root} has copies of its own: give this command there too; "
-            "trainings that are unfinished on another machine are not seen from here"
+            f"each machine that uses {storage.root} has copies of its own, and trainings of its own that are not "
+            "finished: end these, and give this command there too"
         )
     return found
 
@@ -133,7 +138,8 @@ def _plan(places: list[Place], storage: Storage) -> Withdrawal:
 def _item(kind: str, path: Path, storage: Storage) -> Item:
     """Return a thing with all its copies here, damaged ones too."""
     paths = (path, *sorted(path.parent.glob(f"{path.name}.damaged-*")))
-    locks = () if kind in ("version", "copy", *ONLY_HERE) else locks_of(path)  # `opened` holds those of versions
+    # `opened` holds those of versions; nobody works in a copy.
+    locks = () if kind in ("version", "copy", *ONLY_HERE) else locks_of(path)
     return Item(kind, storage.name(path), paths, sum(map(size_of, paths)), locks)
 
 
@@ -167,8 +173,9 @@ def carry_out_withdrawal(withdrawal: Withdrawal, storage: Storage) -> None:
             raise Failure("something that is to go is in use: try again when the run that uses it has ended")
         _hide_tokens(withdrawal, storage)
         _step_down(withdrawal.of("version"), storage)
+        texts = withdrawal.of("text")
         for item in withdrawal.items:
-            if item.kind == "text":
+            if item in texts[:1]:
                 _check_nothing_new(withdrawal, storage)
             if item.kind == "version":
                 with opened(item.paths[0].parent, storage):
@@ -184,12 +191,11 @@ def _check_nothing_new(withdrawal: Withdrawal, storage: Storage) -> None:
     Raises:
         Failure: something was.
     """
-    derived, known = (
-        Derived(storage, {place.raw for place in withdrawal.places}),
-        {one.name for one in withdrawal.items},
-    )
-    if new := {storage.name(path) for path in [*derived.tokens, *derived.kinds]} - known:
-        raise Failure(f"{', '.join(sorted(new))}: made of the text meanwhile; give the same command again")
+    derived = Derived(storage, {place.raw for place in withdrawal.places}, withdrawal.weights)
+    known = {one.name for one in withdrawal.items}
+    new = sorted({storage.name(path) for path in [*derived.tokens, *derived.kinds]} - known) + derived.unclear
+    if new:
+        raise Failure(f"{', '.join(new)}: made of the text meanwhile; give the same command again")
 
 
 def _hide_tokens(withdrawal: Withdrawal, storage: Storage) -> None:
@@ -202,7 +208,12 @@ def _hide_tokens(withdrawal: Withdrawal, storage: Storage) -> None:
     vocabularies, hidden = {None, *map(_vocabulary, paths)}, [(path, hide(path)) for path in paths]
     known = {path for item in withdrawal.items for path in item.paths}  # whose locks are ours
     others = [one for one in trainings(storage) if one.is_running and one.made is None and one.folder not in known]
-    if running := [storage.name(one.folder) for one in others if one.tokenizer_sha256 in vocabularies]:
+    running = [
+        storage.name(one.folder)
+        for one in others
+        if (one.origin.tokens_key in withdrawal.tokens_keys if one.origin else one.tokenizer_sha256 in vocabularies)
+    ]
+    if running:
         for path, where in hidden:
             where.rename(path)
         raise Failure(running_in_words(running))

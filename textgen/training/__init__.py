@@ -19,5 +19,6 @@ A step whose loss or gradient is not finite moves nothing. `max_bad_steps` of th
 
 `meters` and `energy` measure speed, memory and joules; `out_of_memory` says which settings to lower; `warm_start`
 starts from another model (`init_from`); `handover` copies the states to a remote root, so that another machine can
-continue; `environment` records the commit and the packages; `checkpoint` is what a training folder says of itself.
+continue; `environment` records the commit and the packages; `estimate` says what a training will need. `folder` has the
+names in a training folder, and what it is known by; `checkpoint` is the manifest of a finished training.
 """

@@ -1,4 +1,4 @@
-"""What a training folder says of itself: where it comes from, and of a finished training how it came about."""
+"""What a finished training leaves: the weights that were best on validation, and how they came about."""
 
 from typing import Any, Literal
 
@@ -7,21 +7,6 @@ from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.environment import Environment
 from textgen.training.meters import Speed
 from textgen.training.progress import Validation
-
-KEY_FILE = "key.txt"  # which training a folder holds, from its first moment on
-
-
-class Origin(Manifest):
-    """What a training is made of. It is in its folder before any weights are."""
-
-    FILE = "origin.json"
-    NAMES = ("key", "tokens_key")
-
-    tokens_key: str
-    initial_sha256: str | None  # as in a `CheckpointManifest`
-
-    def sha256_by_file(self) -> dict[str, str]:
-        return {}
 
 
 class CheckpointManifest(Manifest):

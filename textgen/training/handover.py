@@ -8,16 +8,16 @@ from pathlib import Path
 from textgen.errors import Damaged, StorageUnavailable
 from textgen.polling import every
 from textgen.storage import Storage
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
+from textgen.training.folder import STATES, STATES_FOLDER, bring_origin, push_origin
 from textgen.training.plan import Plan
-from textgen.training.state import STATES_FOLDER, StateManifest
+from textgen.training.state import StateManifest
 from textgen.training.trunk import Trunk, bring_trunks, find_trunk, read_trunk
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-STATES = "step-????????"
 
 
 def bring_training(storage: Storage, out: Path) -> None:
@@ -26,8 +26,7 @@ def bring_training(storage: Storage, out: Path) -> None:
     Raises:
         StorageUnavailable: the remote root did not answer.
     """
-    for file in (KEY_FILE, Origin.FILE):  # by which a folder is known to be a training's, and of what
-        storage.bring_file(out / file)
+    bring_origin(storage, out)
     storage.bring(out, CheckpointManifest)
     if (out / CheckpointManifest.FILE).exists():
         return
@@ -85,8 +84,7 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
 def _push(storage: Storage, out: Path, folder: Path) -> bool:
     """Push a state and the log, remove the states there that are no longer here, and return whether that went well."""
     try:
-        for file in (KEY_FILE, Origin.FILE):
-            storage.push_file(out / file)
+        push_origin(storage, out)
         if (out / Trunk.FILE).exists():  # before any state that comes after it
             trunk = Trunk.parse(out)
             storage.push(trunk.state, StateManifest.parse(trunk.state))

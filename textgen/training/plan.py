@@ -12,6 +12,7 @@ from textgen.sections import TrainingConfig
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training.batches import blocks_an_epoch
+from textgen.training.folder import Origin
 from textgen.training.trunk import INHERITED, LENGTH, Trunk, bring_trunks, find_trunk, trunk_step
 from textgen.training.warm_start import OtherModel, find_other
 
@@ -33,6 +34,14 @@ class Plan:
     def initial_sha256(self) -> str | None:
         """The sha256 of the weights that it starts from, None where they are drawn."""
         return self.other.weights_sha256 if self.other is not None else None
+
+    def origin(self, tokens: TokensManifest) -> Origin:
+        """Return what the training is made of."""
+        initial, root = None, Storage(self.config.storage).local.absolute()
+        if self.other is not None:
+            folder = self.other.folder.absolute()
+            initial = (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
+        return Origin(key=self.key, tokens_key=tokens.key, initial_sha256=self.initial_sha256, initial=initial)
 
     def fits(self, trunk: Trunk) -> bool:
         """Return whether the training may go on from a trunk."""

@@ -16,14 +16,13 @@ from textgen.errors import Damaged, InputError, StateNotSaved
 from textgen.files import Manifest, lock_file, locked, new_folder, remove, set_aside, sha256_file, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from textgen.model.transformer import LanguageModel
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
+from textgen.training.folder import KEY_FILE, STATES, STATES_FOLDER, TRUNK_FOLDER
 from textgen.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
-STATES_FOLDER = "states"
-TRUNK_FOLDER = "trunk"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 BEST_FILE = "best.safetensors"
@@ -178,7 +177,7 @@ def _moments(optimizers: list[Optimizer]) -> dict[str, Tensor]:
 
 def saved_states(out: Path) -> list[Path]:
     """Return the folders of the saved states, the oldest first."""
-    states = (out / STATES_FOLDER).glob("step-????????")
+    states = (out / STATES_FOLDER).glob(STATES)
     return sorted(path for path in states if path.is_dir())
 
 

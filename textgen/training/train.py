@@ -16,11 +16,12 @@ from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weig
 from textgen.terminal import bytes_in_words, counted, seconds_in_words
 from textgen.text.tokens import TokensManifest, check_length, load_manifest_tokenizer, load_stream
 from textgen.training.batches import BatchOrder
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest, Origin
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.energy import EnergyMeter
 from textgen.training.environment import read_environment
 from textgen.training.estimate import Timer, bytes_there, check_room, disk_bytes, rest_in_words
 from textgen.training.figures import OnMetrics, TrainingLog, step_figures
+from textgen.training.folder import KEY_FILE
 from textgen.training.group import Group, check_share, join_group
 from textgen.training.interrupt import DeferredSignals
 from textgen.training.launch import launch, processes_to_start
@@ -119,7 +120,7 @@ class Run:
         if group.is_main:
             out.mkdir(exist_ok=True)
             write_atomic(out / KEY_FILE, plan.key + "\n")
-            Origin(key=plan.key, tokens_key=tokens.key, initial_sha256=plan.initial_sha256).write(out)
+            plan.origin(tokens).write(out)
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
         if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
             log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)

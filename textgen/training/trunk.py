@@ -15,11 +15,11 @@ from textgen.files import Manifest, remove, set_aside, write_atomic
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.sections import TrainingConfig
 from textgen.storage import Storage
-from textgen.training.checkpoint import KEY_FILE, CheckpointManifest
+from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, figures_until
+from textgen.training.folder import KEY_FILE, STATES, TRUNK_FILE, TRUNK_FOLDER, bring_origin
 from textgen.training.optim import decay_start
 from textgen.training.state import (
-    TRUNK_FOLDER,
     StateManifest,
     TrainingState,
     saved_states,
@@ -36,7 +36,7 @@ INHERITED = ("warmup_steps", "eval_every", "eval_blocks")  # those that, where t
 class Trunk(Manifest):
     """The record of a kept state. The files of the state are in the state's own manifest."""
 
-    FILE = "trunk.json"
+    FILE = TRUNK_FILE
 
     key: str  # that of every training that may go on from it
     step: int = Field(ge=1)
@@ -121,7 +121,7 @@ def keep_trunk(out: Path, key: str, training: TrainingConfig, state: TrainingSta
     if not trunk.state.exists():
         write_state(out, trunk.state, key, state, figures_until(out, step))
     trunk.write(out)
-    for folder in trunk.state.parent.glob("step-????????"):
+    for folder in trunk.state.parent.glob(STATES):
         if folder != trunk.state:
             remove(folder)
 
@@ -163,5 +163,5 @@ def bring_trunks(storage: Storage) -> None:
     """
     for folder in storage.folders(storage.training(), "*", file=Trunk.FILE):
         if not list(folder.glob(f"{Trunk.FILE}*")):
-            storage.bring_file(folder / KEY_FILE)  # by which a folder is known to be a training's
+            bring_origin(storage, folder)
             storage.bring_file(folder / Trunk.FILE)

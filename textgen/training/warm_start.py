@@ -11,7 +11,7 @@ from textgen.model.pretrained import WEIGHTS_FILE, load_finite_model, qwen3_conf
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest, load_manifest_tokenizer
-from textgen.training.checkpoint import KEY_FILE
+from textgen.training.folder import KEY_FILE, bring_origin
 from textgen.training.state import OPTIMIZER_FILE, StateManifest
 from textgen.training.trunk import Trunk, find_trunk, read_trunk
 
@@ -70,8 +70,8 @@ def find_kept(folder: Path, storage: Storage, optimizer: str) -> StateManifest |
         if not isinstance(record, dict) or "folder" not in record:
             return None
         folder = storage.inside(record["folder"])
-        for file in (KEY_FILE, Trunk.FILE):
-            storage.bring_file(folder / file)
+        bring_origin(storage, folder)
+        storage.bring_file(folder / Trunk.FILE)
         if not (folder / KEY_FILE).is_file() or (folder / KEY_FILE).read_text().strip() != record.get("key"):
             return None
     trunk = find_trunk(folder.parent, lambda trunk: trunk.folder == folder and trunk.optimizer == optimizer)
