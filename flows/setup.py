@@ -1,6 +1,7 @@
 """What a Prefect server needs before a deployment: pools, result storage, automations. `python -m flows.setup`
 
-Each thing is made if no thing of its name is there, and else brought up to date: run twice, nothing doubles.
+Each thing is made if no thing of its name is there; else what is ours in it is brought up to date. Run twice, nothing
+doubles, and what somebody else put into a work pool stays.
 """
 
 from flows.prefect_settings import check_settings
@@ -31,7 +32,7 @@ from textgen.errors import Failure, InputError, carry_out
 from textgen.storage import Storage
 from textgen.terminal import say
 
-TRAININGS_AT_ONCE = 1
+RUNS_AT_ONCE = 1  # in a work pool
 RESULTS_BLOCK = "textgen-results"
 RESULTS_VARIABLE = "textgen_results"  # read by prefect.yaml
 NOTIFICATION_BLOCK = "textgen-notifications"
@@ -98,7 +99,7 @@ def check_notify_url() -> str | None:
 
 
 def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
-    """Have a work pool of that kind, in which one run at a time trains.
+    """Have a work pool of that kind, for one run at a time.
 
     Raises:
         InputError: it is there and is of another kind.
@@ -108,14 +109,16 @@ def set_up_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
     except ObjectNotFound:
         template = base_job_template(client, kind)
         client.create_work_pool(
-            WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=TRAININGS_AT_ONCE)
+            WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=RUNS_AT_ONCE)
         )
         say(f"work pool {name}: made")
         return
     if pool.type != kind:
         raise InputError(f"work pool {name}: it is there, for workers of type {pool.type}, not {kind}")
     if kind == "kubernetes":
-        client.update_work_pool(name, WorkPoolUpdate(base_job_template=base_job_template(client, kind)))
+        template = copy.deepcopy(pool.base_job_template)
+        ask_for_gpus(template)
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     say(f"work pool {name}: is there")
 
 
@@ -130,17 +133,25 @@ def base_job_template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
         raise InputError(f"work pool of type {kind}: the server knows only {', '.join(sorted(known))}")
     template = copy.deepcopy(known[kind]["default_base_job_configuration"])
     if kind == "kubernetes":
-        pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
-        pod["nodeSelector"] = "{{ node_selector }}"
-        pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "{{ gpus }}"
-        template["variables"]["properties"] |= {
-            "gpus": {"title": "GPUs", "type": "integer", "default": 1, "minimum": 1},
-            "node_selector": {
-                "title": "Node selector", "type": "object", "default": {},
-                "description": "labels of the nodes that may run it, as {cloud.google.com/gke-accelerator: nvidia-l4}",
-            },
-        }  # fmt: skip
+        ask_for_gpus(template)
     return template
+
+
+def ask_for_gpus(template: dict[str, Any]) -> None:
+    """Have the jobs of a Kubernetes template ask for GPUs and for nodes; the rest of it stays as it is."""
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    pod["nodeSelector"] = "{{ node_selector }}"
+    container = pod["containers"][0]
+    container.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = "{{ gpus }}"
+    variables = {
+        "gpus": {"title": "GPUs", "type": "integer", "default": 1, "minimum": 1},
+        "node_selector": {
+            "title": "Node selector", "type": "object", "default": {},
+            "description": "labels of the nodes that may run it, as {cloud.google.com/gke-accelerator: nvidia-l4}",
+        },
+    }  # fmt: skip
+    properties = template["variables"]["properties"]
+    properties |= {name: variable for name, variable in variables.items() if name not in properties}
 
 
 def set_up_results(storage: StorageConfig) -> None:

@@ -119,8 +119,9 @@ def _course_lines(result: dict[str, Any]) -> Iterator[str]:
 def _next_lines(result: dict[str, Any], version: str) -> Iterator[str]:
     """Yield the commands that write with the champion and with this version, as they can be pasted here."""
     published, champion = result["published"], result["champion"]
-    root = Path(published["path"]).parent.parent.parent
-    where = "" if root == Path(StorageConfig().root) else f" --root {shlex.quote(str(root))}"
+    storage = StorageConfig.model_validate(result["config"]["storage"])
+    root = storage.root if storage.is_remote else str(Path(published["path"]).parent.parent.parent)
+    where = "" if root == StorageConfig().root else f" --root {shlex.quote(root)}"
     prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:PROMPT_WORDS]) or "The")
 
     def command(place: str) -> str:

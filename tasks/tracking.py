@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from tasks import run_page
 from tasks.tracker import Tracker, forgiving, warn
 from textgen.config import Config, TrackingConfig
-from textgen.errors import FAILURE, USER_MISTAKE, Damaged
+from textgen.errors import Damaged, Failure, InputError, carry_out
 from textgen.files import read_json, write_atomic
 from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.runs import KEY_DIGITS
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
-from textgen.terminal import one_line, printable
+from textgen.terminal import counted, one_line, printable
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import read_log
 
@@ -274,13 +274,21 @@ def _last_sent(root: Path, name: str) -> str | None:
     return file.read_text().strip() if file.exists() else None
 
 
-def replay(root: Path) -> int:
-    """Send the published versions that are pending under `root`; return the exit code."""
+def replay(root: Path) -> None:
+    """Send the published versions that are pending under `root`.
+
+    Raises:
+        InputError: there is no such root, or no key for the server.
+        Failure: a version could not be sent.
+    """
+    if not root.is_dir():
+        raise InputError(f"--root={str(root)!r}: there is no such folder")
     files = sorted((root / PENDING_FOLDER).glob("*.json"), key=_order)
     if files and not _has_key():
-        print("Weights & Biases: there is no key; set WANDB_API_KEY, or run `wandb login`", file=sys.stderr)
-        return USER_MISTAKE
-    failed = False
+        raise InputError("Weights & Biases: there is no key; set WANDB_API_KEY, or run `wandb login`")
+    if not files:
+        print("nothing is to be sent", file=sys.stderr)
+    failed = 0
     for file in files:
         outcome = "sent"
         try:
@@ -292,11 +300,12 @@ def replay(root: Path) -> int:
                 outcome = "no longer there"
         except Exception as error:  # as in `_send_now`: it can be sent again
             print(printable(f"{file.stem}: {one_line(error)}; it is still in {file}"), file=sys.stderr)
-            failed = True
+            failed += 1
             continue
         file.unlink()
         print(f"{file.stem}: {outcome}", file=sys.stderr)
-    return FAILURE if failed else 0
+    if failed:
+        raise Failure(f"{counted(failed, 'version')} could not be sent; the same command sends what is left")
 
 
 def _order(pending: Path) -> tuple[str, int]:
@@ -366,13 +375,16 @@ def model_artifact(published: PublishedManifest, lineage: dict[str, Any]) -> Any
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m tasks.tracking replay` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.tracking", description="Send to Weights & Biases what waits."
+    )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser(
         "replay", help="send the published versions that could not be sent when they were made"
     )
     command.add_argument("--root", type=Path, default=Path("data"), help="the storage root")
-    return replay(parser.parse_args(arguments).root)
+    root = parser.parse_args(arguments).root
+    return carry_out(lambda: replay(root))
 
 
 if __name__ == "__main__":

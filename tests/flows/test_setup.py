@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import Posture
@@ -105,6 +106,13 @@ def test_a_kubernetes_job_asks_for_a_gpu_and_a_choice_of_nodes(client):
     assert (variables["gpus"]["default"], variables["node_selector"]["default"]) == (1, {})
     set_up_pool(client, "gpu-kubernetes", "kubernetes")
     set_up_pool(client, "gpu-kubernetes", "kubernetes")
+    assert client.read_work_pool("gpu-kubernetes").base_job_template == template
+    pod["containers"][0]["envFrom"] = [{"secretRef": {"name": "keys"}}]
+    del pod["containers"][0]["resources"]
+    variables["gpus"]["default"] = 4
+    client.update_work_pool("gpu-kubernetes", WorkPoolUpdate(base_job_template=template))
+    set_up_pool(client, "gpu-kubernetes", "kubernetes")
+    pod["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "{{ gpus }}"}}
     assert client.read_work_pool("gpu-kubernetes").base_job_template == template
 
 

@@ -17,6 +17,7 @@ def result(text: str) -> dict[str, Any]:
     speed: dict[str, Any] = {"seconds": {"train": 1.0}, "tokens_per_second": 1.0, "mfu": 0.5, "memory_peak_bytes": 1}
     figures = {"loss_nats": 1.0, "token_perplexity": 2.7, "word_perplexity": None, "bits_per_byte": 1.5}
     return {
+        "config": {"storage": {"root": "data"}},
         "raw": {"name": "files"},
         "stages": {"fetch": {"seconds": 1.0, "cached": False}},
         "checkpoint": {"speed": speed, "steps": 900, "config": {"tokenizer": {"kind": "bpe"}}},
@@ -101,16 +102,18 @@ def test_a_run_that_did_nothing_says_so_first(capsys):
 
 
 @pytest.mark.parametrize(
-    ("champion", "path", "commands"),
+    ("champion", "root", "path", "commands"),
     [
-        ("v1", "data/models/textgen/v1", ["textgen@champion"]),
-        ("v3", "data/models/textgen/v1", ["textgen@champion", "textgen@v1"]),
-        (None, "data/models/textgen/v1", ["textgen@v1"]),
-        ("v1", "/a b/models/textgen/v1", ["textgen@champion --root '/a b'"]),
+        ("v1", "data", "data/models/textgen/v1", ["textgen@champion"]),
+        ("v3", "data", "data/models/textgen/v1", ["textgen@champion", "textgen@v1"]),
+        (None, "data", "data/models/textgen/v1", ["textgen@v1"]),
+        ("v1", "/a b", "/a b/models/textgen/v1", ["textgen@champion --root '/a b'"]),
+        ("v1", "s3://a/b", "data/s3--a--b/models/textgen/v1", ["textgen@champion --root s3://a/b"]),
     ],
 )
-def test_what_to_do_next_is_a_command_that_can_be_pasted(champion, path, commands, capsys):
-    lines = printed_of(capsys, champion=champion, published={"path": path})
+def test_what_to_do_next_is_a_command_that_can_be_pasted(champion, root, path, commands, capsys):
+    config = {"storage": {"root": root}}
+    lines = printed_of(capsys, champion=champion, published={"path": path}, config=config)
     typed = [line.removeprefix("Next:").strip() for line in lines[lines.index(f"Model: {path}") + 1 :]]
     for line, model in zip(typed, commands, strict=True):
         python, *arguments = shlex.split(line, comments=True)

@@ -16,8 +16,9 @@ from tests.inference.serving import ENDLESS, QUICK, Running, Shelf, another, ser
 from textgen.errors import Damaged
 from textgen.inference import replies
 from textgen.inference.engine import Engine, Request, complete
+from textgen.inference.figures import Figures
 from textgen.inference.sampling import SamplingConfig
-from textgen.inference.worker import Probe, check_probe
+from textgen.inference.worker import Job, Probe, Served, Version, check_probe
 from textgen.model.pretrained import LoadedModel
 
 
@@ -381,6 +382,17 @@ def test_a_fault_of_the_server_has_the_id_by_which_the_log_names_it(running, cap
 def test_a_version_that_is_not_there_is_refused_without_a_folder_of_the_server(running):
     reply = post(running, '{"prompt": "a", "model": "tiny@v9"}')
     assert (reply.status_code, reply.json()["error"]["message"]) == (404, "'tiny@v9': no such version")
+
+
+def test_a_text_that_is_cancelled_while_it_waits_has_read_and_written_nothing(loaded):
+    figures, engine = Figures(), Engine(loaded)
+    generation = engine.submit(Request([5, 6, 7], SamplingConfig()))
+    generation.cancelled = True
+    [piece] = engine.step()
+    figures.note(Job(Served(Version("tiny@v1", loaded, {}, None), engine), [generation], stream=False), piece)
+    read = figures.registry.get_sample_value
+    assert read("textgen_request_success_total", {"finished_reason": "cancelled"}) == 1
+    assert read("textgen_prompt_tokens_total") == read("textgen_time_to_first_token_seconds_count") == 0
 
 
 def test_prometheus_reads_the_figures(running):

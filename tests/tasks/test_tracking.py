@@ -367,7 +367,13 @@ def test_offline_a_version_waits_for_replay_which_sends_it_once(model, server, m
     assert (len(server.used), len(server.logged), len(server.linked)) == (2, 1, 1)
     assert not pending.exists()
     assert main(["replay", "--root", str(config.root)]) == 0
+    assert capsys.readouterr().err.endswith("nothing is to be sent\n")
     assert len(server.logged) == 1
+
+
+def test_a_root_that_is_not_there_is_a_mistake(tmp_path, capsys):
+    assert main(["replay", "--root", str(tmp_path / "no")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_versions_that_wait_are_sent_in_the_order_they_were_published(model, server, monkeypatch, publication):

@@ -44,13 +44,15 @@ class Figures:
     def note(self, job: Job, piece: Piece) -> None:
         """Count what a text got in a step; the worker's thread calls this."""
         now, generation = time.monotonic(), piece.generation
-        if generation.tokens_at is None:
-            self.prompt_tokens.inc(len(generation.request.prompt_ids))
-            self.first_token.observe(now - job.started)
-        else:
-            self.between_tokens.observe(now - generation.tokens_at)
-        self.generation_tokens.inc(len(generation.ids) - generation.counted)
-        generation.tokens_at, generation.counted = now, len(generation.ids)
+        made = len(generation.ids) - generation.counted
+        if made or generation.prompt_scores:  # else it was cancelled while it waited, or between two tokens
+            if generation.tokens_at is None:
+                self.prompt_tokens.inc(len(generation.request.prompt_ids))
+                self.first_token.observe(now - job.started)
+            else:
+                self.between_tokens.observe(now - generation.tokens_at)
+            self.generation_tokens.inc(made)
+            generation.tokens_at, generation.counted = now, len(generation.ids)
         if piece.finish is not None:
             self.success.labels(piece.finish).inc()
             self.whole.observe(now - job.started)

@@ -25,8 +25,6 @@ VALIDATION_BOUND_NATS = 0.02  # a token: about the noise of a few thousand words
 LEAST_DISTINCT = 0.25
 MOST_REPETITION = 0.5
 MOST_RECITED = 0.5
-FINITE, WHOLE = "finite", "scored tokens"
-ALWAYS_GUARDED = (FINITE, WHOLE)
 BY_HAND = "`textgen models promote VERSION --name NAME` makes it the champion"
 
 
@@ -162,7 +160,7 @@ def _halves(groups: int) -> Tensor:
 
 def decide_without_comparison(policy: PublishConfig, guards: list[Guard]) -> Decision:
     """Return whether a challenger is promoted under the policies `always` and `never`."""
-    failed = [guard for guard in guards if not guard.passed and guard.name.startswith(ALWAYS_GUARDED)]
+    failed = [guard for guard in guards if not guard.passed and guard.always]
     reason = f"publish.policy={policy.policy}" + "".join(f"; {guard.in_words()}" for guard in failed[:1])
     return Decision(promoted=policy.policy == "always" and not failed, reason=reason, guards=guards)
 
@@ -172,13 +170,13 @@ def decide(
 ) -> Decision:
     """Return whether the challenger is promoted: always and never as `policy` says, or by the comparison on test.
 
-    Under `gate` no opponent means that there were champions and none is sound. Under every policy a guard of
-    `ALWAYS_GUARDED` that failed keeps it from being promoted.
+    Under `gate` no opponent means that there were champions and none is sound. Under every policy a guard
+    that always counts and failed keeps it from being promoted.
     """
     if policy.policy != "gate":
         return decide_without_comparison(policy, guards)
     if opponent is None:
-        reason = f"no champion is sound that it could be compared with; {BY_HAND}"
+        reason = f"no champion is sound, so there is none to compare it with; {BY_HAND}"
         return Decision(promoted=False, reason=reason, protocol=protocol, guards=guards)
     found = rates(challenger, opponent, "test")
     if found is None or not len(found.weight_D):
@@ -270,7 +268,7 @@ def guard_recital(samples: Overlaps) -> Guard:
 def guard_finite(challenger: Scores) -> Guard:
     """Return the guard of the documents of every split: none has a loss that is no finite number."""
     count = sum(int((~documents.nats.isfinite()).sum()) for documents in challenger.splits.values())
-    return Guard(name=f"{FINITE}: documents whose loss is none", passed=count == 0, value=count, bound=0)
+    return Guard(name="finite loss: documents without one", passed=count == 0, value=count, bound=0, always=True)
 
 
 def guard_whole(challenger: Scores, tokens_by_split: dict[str, int]) -> list[Guard]:
@@ -278,7 +276,8 @@ def guard_whole(challenger: Scores, tokens_by_split: dict[str, int]) -> list[Gua
     guards = []
     for split, expected in tokens_by_split.items():
         scored = int(challenger.splits[split].tokens.sum())
-        guards.append(Guard(name=f"{WHOLE} of {split}", passed=scored == expected, value=scored, bound=expected))
+        name = f"scored tokens of {split}"
+        guards.append(Guard(name=name, passed=scored == expected, value=scored, bound=expected, always=True))
     return guards
 
 

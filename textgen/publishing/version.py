@@ -28,6 +28,7 @@ class Guard(BaseModel):
     value: float | None  # None where it is no finite number, or there was nothing to measure
     bound: float
     detail: str | None = None  # what was worst
+    always: bool = False  # whether it counts under every policy, and not under `gate` alone
 
     def in_words(self) -> str:
         """Return the guard's outcome in words."""
