@@ -35,8 +35,8 @@ from textgen.terminal import printable, say
 from textgen.text.local_files import NO_TEXT_YET, is_awaited
 
 SERVER_HINT = (
-    "PREFECT_SERVER_LOGGING_LEVEL=ERROR shows what a temporary one says; "
-    "PREFECT_API_URL says where it is; without it the command uses one that runs here, or starts a temporary one"
+    "PREFECT_API_URL names the server; without it the command uses one that runs on this machine, or starts a "
+    "temporary one, whose errors PREFECT_SERVER_LOGGING_LEVEL=ERROR shows"
 )
 
 

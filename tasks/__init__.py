@@ -1,4 +1,11 @@
-"""One thin Prefect task a stage: the library's function, with retries and a result cached under its content key."""
+"""One thin Prefect task a stage: the library's function, with retries and a result cached under its content key.
+
+- `fetch`, `look`, `drift`, `tokenize`, `fit_tokenizer`, `train`, `evaluate`, `publish`, `upload`, `compare`: a stage
+  each.
+- `stage`: what they share. `dispatch`, `follow`, `cancel`: a training on another work pool, its progress and its end.
+- `report`: what a run shows in the Prefect UI. `redact`: secrets reach no log.
+- `tracking`, `tracker`, `run_page`: the W&B run of a training, the thread that writes it, and its page.
+"""
 
 import logging
 import os

@@ -1,6 +1,7 @@
 """Who may import whom: flows -> tasks -> textgen, and within textgen from a room to those below it."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -115,6 +116,20 @@ def imported_rooms(path: Path) -> set[str]:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     parts = [name.split(".") for name in names]
     return {part[1] for part in parts if part[0] == "textgen" and len(part) > 1} & set().union(*ROOMS)
+
+
+@pytest.mark.parametrize(
+    "package", ["flows", "tasks", "textgen", *(f"textgen/{room}" for room in sorted(set().union(*ROOMS)))]
+)
+def test_a_package_says_what_each_of_its_files_is(package):
+    named = set(
+        re.findall(r"`(\w+)`", ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or "")
+    )
+    there = {path.stem for path in (ROOT / package).glob("*.py") if not path.stem.startswith("__")}
+    if package == "textgen/commands":  # a file a command
+        there = {"arguments"}
+    rooms = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()}
+    assert named & (there | rooms) == there | rooms
 
 
 def test_every_room_has_its_place_and_is_packaged():

@@ -98,6 +98,7 @@ def shown_in(place: str, case: Case, capsys) -> str:
 def result_of(made: Publication) -> dict[str, Any]:
     """Return what a run leaves, as far as its summary shows it."""
     return {
+        "config": made.config.model_dump(mode="json"),
         "stages": {}, "drift": None, "tokenizer": None, "raw": made.raw.model_dump(mode="json"),
         "text": report_on(made.raw, Storage(made.config.storage)).content(),
         "checkpoint": made.checkpoint.model_dump(mode="json"),

@@ -113,7 +113,7 @@ class Remote:
 
 
 class Folders:
-    """The folders of a storage root on this machine: the one place that spells their names."""
+    """The folders of the stages in a storage root on this machine: the one place that spells their names."""
 
     def __init__(self, local: Path) -> None:
         self.local = local

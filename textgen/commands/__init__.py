@@ -1,1 +1,1 @@
-"""`textgen …`, a command a file: its arguments and what it prints."""
+"""`textgen …`, a command a file: its arguments and what it prints. `arguments` has what several of them share."""

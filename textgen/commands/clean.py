@@ -1,4 +1,4 @@
-"""`textgen clean`: what can go, and how much it is, asked first; and a document that had to be withdrawn."""
+"""`textgen clean`: removes what nothing needs, or a document with all that was made of it; asks first."""
 
 import argparse
 import json
@@ -23,7 +23,9 @@ SHOWN = 10  # of a kind, the largest; and of a document's places
 
 def add_clean(commands: Commands) -> None:
     """Add `clean` to the commands."""
-    parser = commands.add_parser("clean", help="what can go from the disk, or a document that has to; asked first")
+    parser = commands.add_parser(
+        "clean", help="remove what nothing needs, or a document and all that was made of it; asks first"
+    )
     add_configuration(parser)
     parser.add_argument(
         "--document", type=Path, metavar="FILE",

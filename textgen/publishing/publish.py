@@ -171,7 +171,7 @@ def recital(samples: Sequence[Sample], raw: RawManifest) -> Overlaps:
 
 
 def draw_samples(checkpoint: CheckpointManifest, raw: RawManifest, seed: int) -> tuple[list[Sample], list[list[int]]]:
-    """Return what the model writes after the first words of rows spread over the validation split, and that as ids."""
+    """Return what the model writes after the first words of documents spread over validation, and that as ids."""
     long, short = list[str](), list[str]()
     for texts in by_document(read_unit_parts(raw, "validation")):
         words = first_words(texts, 2 * SAMPLE_PROMPT_WORDS)

@@ -1,7 +1,7 @@
 """Which versions a run takes for the models that its configuration names, as NAME@champion: for all of its stages.
 
-The champion moves when a run promotes what it made. The same run again would start from that model, and train again.
-So a run whose text and configuration are those that the champion was made from takes what was taken then.
+A run that promotes its model moves the champion, so the same command would start from the new one and train again.
+Therefore a run with the text and the configuration that made the champion takes the versions that were taken then.
 """
 
 import logging

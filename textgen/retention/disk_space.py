@@ -1,7 +1,7 @@
 """What can go from a storage folder: nothing that a version, a running training, a trunk or a rollback needs.
 
-A training that goes on holds the lock of its folder. What a run uses it marks with the time, so that what it has made
-or found and not yet locked is known: things that were used in the last hour always stay.
+A training that goes on holds the lock of its folder. Between two stages a run holds no lock, but it marks each folder
+that it uses with the time: what was used in the last hour always stays.
 """
 
 import logging

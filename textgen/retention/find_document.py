@@ -54,7 +54,7 @@ class Asked:
         return census.hashes_D[census.words_D > 0]
 
     def found_in(self, raw: RawManifest, split: str) -> list[int]:
-        """Return which documents of a split it holds, whole or cut as those of the text are."""
+        """Return which documents of a split it holds, whole or cut into documents as that text was."""
         cut_words = raw.reading.cut_words if raw.reading is not None and raw.reading.cut else None
         own = self.hashes(raw.source.get("document", "file"), cut_words)
         known = np.concatenate([own, self.hashes("file", None)])
@@ -62,7 +62,7 @@ class Asked:
 
 
 def find_document(asked: Asked, storage: Storage) -> list[Place]:
-    """Return where the documents that are asked about are, whole or cut as those of each text are.
+    """Return where the documents that are asked about are, whole or cut into documents as each text was.
 
     Raises:
         InputError: there is no text to look in.

@@ -85,7 +85,7 @@ class Withdrawal:
 
 
 def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawal:
-    """Return which texts hold the documents of `file`, whole or cut as that text was, and what was made of them.
+    """Return which texts hold the documents of `file`, whole or cut as each text was, and what was made of them.
 
     Texts and versions of a remote root are brought first, to be looked in.
 

@@ -1,6 +1,7 @@
 """Text becomes tokens.
 
-- `sources`: where a corpus comes from, a class a kind: files, a folder in Hub layout, a Hub dataset, Python's docs.
+- `sources`: where a corpus comes from, a class a kind: files, a folder in Hub layout, a Hub dataset, and
+  Python's docstrings (`python_docs`).
 - `local_files`, `readers`: which files a value of `data.files` names, and how a file of each kind is read.
 - `documents`: how plain text is cut into documents, which rows begin one, and the content by which one is known.
 - `freezing`: which split a document of local files is in, and the parquet files. `corpus`: the frozen text in data/raw.
@@ -13,5 +14,6 @@ table is a document. A file is read as what its ending says: .txt, .md, .jsonl, 
 also with .gz, .bz2, .xz or .zst. In folders, hidden entries and other endings are left out and counted. One set of
 files is split by a salted hash of each document's words, so a document stays in its split whatever is added or renamed.
 Long files are cut into documents only while validation or test would hold fewer than 20; when that changes, their
-documents are new ones. Of documents with the same words, one is kept. A split that is given is only measured.
+documents are new ones. Of documents with the same words, one is kept. Splits that you give stay as they are; how much
+of them stands in train is measured.
 """

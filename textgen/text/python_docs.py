@@ -17,8 +17,8 @@ NOT_DOCUMENTATION = {
     "__pycache__", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests",
     "turtledemo",
 }  # fmt: skip
-MODULES_IN_A_HAND = 20  # modules are dealt by size, so that every split has long ones and short ones:
-SPLIT_OF_CARD = {9: "validation", 10: "test"}  # one in 20 to validation, one to test, the others to train
+GROUP_SIZE = 20  # modules are sorted by size, so that every split has long ones and short ones; of every 20 in a row,
+SPLIT_OF_PLACE = {9: "validation", 10: "test"}  # one goes to validation, one to test, and the others to train
 
 
 def standard_library() -> dict[str, Path]:
@@ -45,8 +45,8 @@ def python_docs() -> dict[str, list[str]]:
     by_size = sorted(sizes, key=lambda name: (-sizes[name], name))
     documents: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
     for name in sorted(by_size):
-        card = by_size.index(name) % MODULES_IN_A_HAND
-        documents[SPLIT_OF_CARD.get(card, "train")].append(modules[name])
+        place = by_size.index(name) % GROUP_SIZE
+        documents[SPLIT_OF_PLACE.get(place, "train")].append(modules[name])
     train_text = "\n".join(_folded(p) for paragraphs in documents["train"] for p in paragraphs)
     splits: dict[str, list[str]] = {}
     seen: set[str] = set()

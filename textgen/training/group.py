@@ -36,7 +36,7 @@ class Group:
 
     @property
     def is_orphaned(self) -> bool:
-        """Return whether the agent was killed, so that nobody would see the others fail, or stop them.
+        """Return whether the agent was killed: then nobody would notice if the other processes failed, or stop them.
 
         Linux's parent-death signal (PR_SET_PDEATHSIG) fires when any thread of the agent ends, so it is not used.
         """

@@ -94,7 +94,7 @@ def launch(processes: int, tokens: Path, config: Config, out: Path, on_metrics: 
 
 
 def _first_failure(failures: "dict[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
-    """Return the first process that failed by itself, and its rank: no one that lost a peer or that the agent ended."""
+    """Return the first process that failed by itself and its rank: not one that lost a peer or that the agent ended."""
 
     def order(item: "tuple[int, ProcessFailure]") -> tuple[bool, bool, float]:
         _, failure = item
