@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from textgen.sections import SPLITS
 from textgen.training import environment
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.environment import Environment
+from textgen.training.folder import Origin
 
 STAGES = ("raw", "tokens", "checkpoint", "evaluation")
 HEX = re.compile(r"[0-9a-f]{16,64}")
@@ -57,6 +60,18 @@ def test_each_hash_is_that_of_a_file_or_of_a_record(publication, lineage):
 def test_the_weights_in_the_lineage_are_those_that_are_published(publication, lineage):
     weights = publication.published.folder / "model.safetensors"
     assert lineage["checkpoint"]["sha256"][weights.name] == sha256_file(weights)
+
+
+def test_the_lineage_names_all_texts_that_the_model_came_from(publication, lineage, tmp_path):
+    assert (lineage["earlier_texts"], lineage["names_all_texts"]) == ([], True)
+    started = publication.checkpoint.model_copy(update={"path": "elsewhere", "initial_sha256": "0"})  # by older code
+    later = lineage_of(replace(publication.candidate, checkpoint=started), publication.published.decision, None)
+    assert (later["earlier_texts"], later["names_all_texts"]) == ([], False)
+    folder = Path(shutil.copytree(publication.checkpoint.folder, tmp_path / "other"))
+    Origin.parse(folder).model_copy(update={"texts": [publication.raw.key, "a", "b"]}).write(folder)
+    checkpoint = publication.checkpoint.model_copy(update={"path": str(folder)})
+    later = lineage_of(replace(publication.candidate, checkpoint=checkpoint), publication.published.decision, None)
+    assert (later["earlier_texts"], later["names_all_texts"]) == (["a", "b"], True)
 
 
 def test_the_lineage_names_the_run_the_decision_the_configuration_and_the_packages(publication, lineage):

@@ -314,6 +314,46 @@ def test_states_of_a_finished_training_go_from_a_remote_root_too(here, there, ch
     assert (there.training("mine") / "states").exists()  # another machine's own copy
 
 
+def test_the_texts_of_the_models_that_a_version_came_from_stay(storage):
+    """Else nobody could tell any longer that it came from a document in one of them."""
+    before = storage.raw() / "files" / "0123456789abcdef"
+    shutil.copytree(storage.raw() / "files" / RAW, before)
+    file = storage.models("old") / "v1" / "lineage.json"
+    lineage = json.loads(file.read_text())
+    assert storage.name(before) in can_go(storage)
+    write_atomic(file, json.dumps({**lineage, "earlier_texts": [before.name], "names_all_texts": True}))
+    grow_old(storage.local, days=100)
+    assert storage.name(before) not in can_go(storage)
+
+
+@pytest.mark.parametrize("place", ["models/old", "models/old/v1", f"checkpoints/{TRAINING}", f"processed/{TOKENS}"])
+def test_what_is_behind_a_link_stays_with_what_it_needs(storage, place, tmp_path):
+    path = storage.local / place
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    os.utime(path, (0, 0), follow_symlinks=False)
+    if not place.startswith("models"):
+        shutil.rmtree(storage.models("old"))
+    needed = {name for name in MADE if not place.startswith("processed") or name.startswith("raw")}
+    assert not can_go(storage).keys() & (needed | {place, f"{place}/states"})
+
+
+@pytest.mark.parametrize("place", ["models/old/v1-keep", "models/archive/old/v1", "models/best"])
+def test_a_copy_of_a_version_keeps_what_it_needs(storage, place):
+    (storage.local / place).parent.mkdir(parents=True, exist_ok=True)
+    (storage.models("old") / "v1").rename(storage.local / place)
+    assert can_go(storage) == {STATES: "states"}
+
+
+def test_an_unfinished_training_in_a_folder_of_trainings_keeps_its_tokens(unpublished, tokens, make_config):
+    shutil.copytree(tokens.folder, unpublished.processed(tokens.key))
+    out = unpublished.training("experiments") / "one"
+    with pytest.raises(Interruption):
+        train(tokens, make_config(), out, interrupt_at(10))
+    grow_old(unpublished.local, days=100)
+    assert not {name for name in can_go(unpublished) if tokens.key in name or "experiments" in name}
+
+
 def test_the_tokens_of_an_unfinished_training_stay_alone(unpublished, tokens, make_config):
     """By its tokenizer it could be on either of two."""
     for name in (tokens.key, "0123456789abcdef"):

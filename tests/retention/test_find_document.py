@@ -35,7 +35,9 @@ def find(storage: Storage, text: str, **data: str) -> list[str]:
     """Return where a text is, as `split document`."""
     file = storage.local.parent / "asked.txt"
     file.write_text(text)
-    return [f"{place.split} {place.document}" for place in find_document(Asked(file, DataConfig(**data)), storage)]
+    return [
+        f"{place.split} {place.document}" for place in find_document(Asked(file, DataConfig(**data)), storage).places
+    ]
 
 
 TEXTS = {"train": "one two\n\nthree four\n%%\nfive\n", "validation": "six\n%%\nseven\n", "test": "eight\n%%\nnine\n"}
@@ -113,7 +115,7 @@ def test_the_versions_of_a_text_are_named_the_oldest_first(storage):
         lineage.write_text(json.dumps({"raw": {"folder": storage.name(raw.folder)}}))
     file = storage.local.parent / "asked.txt"
     file.write_text(TEXTS["test"])
-    (place,) = find_document(Asked(file, DataConfig()), storage)
+    (place,) = find_document(Asked(file, DataConfig()), storage).places
     assert place.versions == ["notes@v1", "notes@v2", "notes@v2.damaged-1", "notes@v10"]
 
 

@@ -14,7 +14,7 @@ import textgen.retention.withdrawal
 from tests.publications import Publication, make, write_text
 from tests.trainings import Interruption, interrupt_at
 from textgen.config import StorageConfig
-from textgen.errors import Failure, InputError
+from textgen.errors import Damaged, Failure, InputError
 from textgen.files import REMOVED, Manifest, lock_file, sha256_file, write_atomic
 from textgen.model.find import read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
@@ -204,19 +204,23 @@ def test_an_unfinished_training_that_started_from_its_weights_goes(find, storage
     assert storage.name(other) in names(find(), "unfinished")
 
 
-def test_the_text_stays_while_a_training_does_not_say_from_what_it_started(find, storage, made):
+def check_nothing_goes(find: Callable[[], Withdrawal], storage: Storage, *unclear: str) -> None:
+    """Check that nothing is removed, and what has to be settled first; twice, as a person may try again."""
+    before = there(storage)
+    for _ in range(2):
+        withdrawal = find()
+        assert [part for part, said in zip(unclear, withdrawal.unclear, strict=True) if part not in said] == []
+        with pytest.raises(Failure, match="nothing was removed: it is not known"):
+            carry_out_withdrawal(withdrawal, storage)
+        assert there(storage) == before
+
+
+def test_nothing_goes_while_a_training_does_not_say_from_what_it_started(find, storage, made):
     """An unfinished one of older code, which may have started from the model of the text."""
-    other, one = unfinished(storage, made[1]["v1"]), made[1]["v2"]
+    other = unfinished(storage, made[1]["v1"])
     (other / Origin.FILE).unlink()
-    withdrawal = find()
-    (unclear,) = withdrawal.unclear
-    assert unclear == f"{storage.name(other)} is unfinished, and does not say from what it started"
-    raw = f"raw/files/{one.raw.key}"
-    for _ in range(2):  # though nothing is left that it may have started from
-        carry_out_withdrawal(find(), storage)
-        assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other), raw}
+    check_nothing_goes(find, storage, f"{storage.name(other)} is unfinished, and does not say of what it was made")
     unfinished(storage, made[1]["v1"])  # the same training goes on, and says it now
-    assert find().unclear == []
     carry_out_withdrawal(find(), storage)
     assert there(storage) == made_of(made[1]["v1"]) | {storage.name(other)}
 
@@ -231,13 +235,140 @@ def started_from(storage: Storage, one: Publication, sha256: str, config: dict[s
     return folder
 
 
-def test_the_text_stays_while_a_training_started_from_a_model_that_is_gone(find, storage, made):
-    folder = started_from(storage, made[1]["v1"], "ab" * 32)
-    assert find().unclear == [f"{storage.name(folder)} started from a model, which is not here"]
-    carry_out_withdrawal(find(), storage)
-    assert there(storage) == made_of(made[1]["v1"]) | {f"raw/files/{made[1]['v2'].raw.key}"}
-    started_from(storage, made[1]["v1"], made[1]["v1"].checkpoint.weights_sha256)
+def test_nothing_goes_while_a_training_started_from_a_model_that_is_gone(find, storage, made):
+    one = made[1]["v1"]
+    folder = started_from(storage, one, "ab" * 32)
+    check_nothing_goes(find, storage, f"{storage.name(folder)} started from a model, which is not here")
+    started_from(storage, one, one.checkpoint.weights_sha256)
     assert find().unclear == []
+
+
+def test_nothing_goes_while_the_tokens_of_a_training_are_gone_that_names_no_text(find, storage, made):
+    one = made[1]["v1"]
+    folder = started_from(storage, one, "")
+    manifest = type(one.checkpoint).read(folder)
+    manifest.model_copy(update={"initial_sha256": None}).write(folder)
+    shutil.rmtree(home_of(storage) / "v1")
+    assert find().unclear == []
+    shutil.rmtree(storage.processed(one.tokens.key))
+    check_nothing_goes(find, storage, f"{storage.name(folder)} was made of the tokens {one.tokens.key}, which are not")
+
+
+def test_what_says_that_it_came_from_the_text_goes_whatever_is_gone_between(find, storage, made):
+    """As after years of `publish.keep_versions` and `textgen clean`: of the first models only the texts are left."""
+    one, other = made[1]["v2"], made[1]["v1"]
+    folder, texts = storage.training(other.checkpoint.folder.name), [other.raw.key, "gone", one.raw.key]
+    Origin.parse(folder).model_copy(update={"texts": texts, "initial": None}).write(folder)
+    for path in (home_of(storage) / "v2", storage.training(one.checkpoint.folder.name), home_of(storage) / "v1"):
+        shutil.rmtree(path)
+    shutil.rmtree(storage.processed(one.tokens.key))
+    assert names(find(), "training") == {storage.name(folder)}
+
+
+def test_a_version_that_says_that_it_came_from_the_text_goes(find, storage, made):
+    version = home_of(storage) / "v1"
+    lineage = json.loads((version / "lineage.json").read_text())
+    write_atomic(version / "lineage.json", json.dumps({**lineage, "earlier_texts": [made[1]["v2"].raw.key]}))
+    shutil.rmtree(storage.training(made[1]["v1"].checkpoint.folder.name))
+    assert names(find(), "version") == {storage.name(version), storage.name(version.with_name("v2"))}
+
+
+def test_nothing_goes_while_a_text_cannot_be_looked_in(find, storage, made):
+    raw = storage.raw() / "files" / made[1]["v1"].raw.key
+    parquet = raw / "train.parquet"
+    content = parquet.read_bytes()
+    parquet.chmod(0o644)
+    parquet.write_bytes(content[:-1])
+    withdrawal = find()
+    assert "train.parquet is damaged" in withdrawal.unclear[0]
+    parquet.write_bytes(content)
+    assert find().unclear == []
+    shutil.rmtree(raw)
+    withdrawal = find()
+    assert withdrawal.unclear == [f"{storage.name(raw)} of {home_of(storage).name}@v1 is not there"]
+
+
+def test_a_text_of_which_only_tokens_are_left_is_no_all_clear(find, storage, made):
+    shutil.rmtree(storage.models())
+    shutil.rmtree(storage.raw() / "files" / made[1]["v2"].raw.key)
+    with pytest.raises(Damaged, match="not every text could"):
+        find()
+
+
+def test_versions_of_other_texts_stay_though_a_training_is_damaged(find, storage, made):
+    """One of older code, without a note of its beginning, whose tokenizer another text has too: v1 and v2 went."""
+    folder = storage.training(made[1]["v1"].checkpoint.folder.name)
+    (folder / Origin.FILE).unlink()
+    write_atomic(folder / Manifest.FILE, "{}")
+    tokens = storage.processed(made[1]["v2"].tokens.key)
+    taken = {"tokenizer.json": sha256_file(folder / "tokenizer.json")}
+    type(made[1]["v2"].tokens).parse(tokens).model_copy(update={"tokenizer_sha256": taken}).write(tokens)
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+
+
+@pytest.mark.parametrize("place", ["models/textgen/v2", "checkpoints", "processed", "raw/files"])
+def test_nothing_goes_while_a_part_of_it_is_behind_a_link(find, storage, made, place, tmp_path):
+    (path,) = [storage.local / name for name in made_of(made[1]["v2"]) if name.startswith(place)]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    check_nothing_goes(find, storage, f"{storage.name(path)} is of this text, and is or is in a link")
+
+
+def test_nothing_goes_while_a_copy_of_a_file_of_it_is_elsewhere(find, storage, made):
+    home = home_of(storage)
+    copy = shutil.copytree(storage.training(made[1]["v2"].checkpoint.folder.name), storage.training("copies") / "mine")
+    (copy / KEY_FILE).unlink()
+    shutil.copytree(storage.raw() / "files" / made[1]["v2"].raw.key, storage.raw() / "backup")
+    unclear = find().unclear
+    assert any(f"{storage.name(copy)}/model.safetensors is a copy of a file of it" in one for one in unclear)
+    assert any("raw/backup/train.parquet is a copy of a file of it" in one for one in unclear)
+    shutil.rmtree(copy)
+    shutil.rmtree(storage.raw() / "backup")
+    shutil.copytree(home / "v2", home.with_name("best"))
+    assert storage.name(home.with_name("best")) in names(find(), "copy")
+
+
+def test_a_training_in_a_folder_of_trainings_goes_too(find, storage, made):
+    out = unfinished(storage, made[1]["v2"])
+    (storage.training("experiments")).mkdir()
+    nested = out.rename(storage.training("experiments") / "one")
+    with FileLock(lock_file(nested)):
+        assert find().running == [storage.name(nested)]
+    carry_out_withdrawal(find(), storage)
+    assert not nested.exists()
+
+
+def test_what_killed_runs_left_goes_too(find, storage):
+    left = [storage.raw() / "files" / ".0123.abcdefgh", storage.processed() / ".0123.abcdefgh",
+            storage.report() / f".0123{REMOVED}", storage.local / "wandb" / f".run-1{REMOVED}"]  # fmt: skip
+    for path in left:
+        path.mkdir(parents=True)
+        (path / "train.parquet").write_text(SECRET)
+    assert names(find(), "leftover") == {storage.name(path) for path in left}
+    carry_out_withdrawal(find(), storage)
+    assert not [path for path in left if path.exists()]
+
+
+@pytest.mark.parametrize("stage", ["processed", "raw/files"])
+def test_what_is_being_made_is_named_and_nothing_is_removed(find, storage, stage):
+    before, withdrawal = there(storage), find()
+    with FileLock(storage.local / stage / ".0123.lock"):
+        assert find().running == [f"{stage}/0123"]
+        with pytest.raises(Failure, match=f"{stage}/0123: a run works there .* end it"):
+            carry_out_withdrawal(withdrawal, storage)
+    assert there(storage) == before
+
+
+def test_if_the_champion_cannot_step_down_the_tokens_are_where_they_were(find, storage, monkeypatch):
+    def fail(*arguments: Any) -> None:
+        raise PermissionError
+
+    before = there(storage)
+    monkeypatch.setattr(textgen.retention.withdrawal, "step_down", fail)
+    with pytest.raises(PermissionError):
+        carry_out_withdrawal(find(), storage)
+    assert there(storage) == before
 
 
 def test_what_started_from_a_trunk_that_is_gone_goes_by_the_name_of_the_version(find, storage, made):
@@ -266,14 +397,15 @@ def test_what_started_from_the_weights_of_a_damaged_training_goes(find, storage,
 def test_a_training_that_started_from_its_weights_after_the_look_is_found(find, storage, made, is_named):
     withdrawal, other = find(), unfinished(storage, made[1]["v1"])
     start = storage.name(home_of(storage) / "v2") if is_named else None
-    weights = made[1]["v2"].checkpoint.weights_sha256
-    Origin.parse(other).model_copy(update={"initial_sha256": weights, "initial": start}).write(other)
+    noted = {"initial_sha256": made[1]["v2"].checkpoint.weights_sha256, "initial": start, "names_all_texts": False}
+    Origin.parse(other).model_copy(update=noted).write(other)
     with pytest.raises(Failure, match=f"{storage.name(other)}: made of the text meanwhile"):
         carry_out_withdrawal(withdrawal, storage)
-    assert bool(find().unclear) != is_named
-    carry_out_withdrawal(find(), storage)
-    left = made_of(made[1]["v1"])
-    assert there(storage) == (left if is_named else left | {storage.name(other), f"raw/files/{made[1]['v2'].raw.key}"})
+    if is_named:
+        carry_out_withdrawal(find(), storage)
+        assert there(storage) == made_of(made[1]["v1"])
+    else:
+        check_nothing_goes(find, storage, f"{storage.name(other)} started from a model, which is not here")
 
 
 def test_a_running_training_on_another_text_with_the_same_tokenizer_goes_on(find, storage, made):
@@ -290,19 +422,14 @@ def test_a_running_training_on_another_text_with_the_same_tokenizer_goes_on(find
 
 
 @pytest.mark.parametrize("file", ["lineage", "tokens"])
-def test_the_text_stays_while_what_may_be_of_it_is_damaged(find, storage, made, file):
-    version = home_of(storage) / "v1"
-    tokens = storage.processed(made[1]["v1"].tokens.key)
-    if file == "lineage":
-        write_atomic(version / "lineage.json", "{}")
-    else:
-        tokens = tokens.rename(tokens.with_name("mine"))
-        write_atomic(tokens / Manifest.FILE, "{}")
-    carry_out_withdrawal(withdrawal := find(), storage)
-    (unclear,) = withdrawal.unclear
-    assert str(version if file == "lineage" else tokens) in unclear
-    assert {folder.name for folder in storage.raw().glob("files/*/")} == {one.raw.key for one in made[1].values()}
-    shutil.rmtree(version if file == "lineage" else tokens)
+def test_nothing_goes_while_what_may_be_of_it_is_damaged(find, storage, made, file):
+    damaged = home_of(storage) / "v1" / "lineage.json"
+    if file == "tokens":
+        tokens = storage.processed(made[1]["v1"].tokens.key)
+        damaged = tokens.rename(tokens.with_name("mine")) / Manifest.FILE
+    write_atomic(damaged, "{}")
+    check_nothing_goes(find, storage, f"{damaged} is damaged")
+    shutil.rmtree(damaged.parent)
     carry_out_withdrawal(find(), storage)
     assert {folder.name for folder in storage.raw().glob("files/*/")} == {made[1]["v1"].raw.key}
 
@@ -356,7 +483,7 @@ def test_a_running_training_is_named_and_nothing_is_removed(find, storage, made)
     before, withdrawal = there(storage), find()
     out = unfinished(storage, made[1]["v2"])  # began after the look
     with FileLock(lock_file(out)):
-        with pytest.raises(Failure, match=f"{storage.name(out)}: a training runs .* end it"):
+        with pytest.raises(Failure, match=f"{storage.name(out)}: a run works there .* end it"):
             carry_out_withdrawal(withdrawal, storage)
         assert find().running == [storage.name(out)]
         assert there(storage) == before | {storage.name(out)}
@@ -403,7 +530,8 @@ def test_after_a_kill_the_same_command_removes_the_rest(find, storage, made, aft
 
 
 def test_a_removal_killed_in_its_last_folder_is_finished(find, storage):
-    shutil.rmtree(storage.models())
+    for stage in (storage.models(), storage.training(), storage.processed()):
+        shutil.rmtree(stage)
     for folder in storage.raw().glob("files/*/"):
         folder.rename(folder.with_name(f".{folder.name}{REMOVED}"))
     withdrawal = find()
@@ -450,7 +578,7 @@ def test_a_link_with_the_name_of_a_damaged_copy_is_left_alone(find, storage, mad
     version.rename(tmp_path / "elsewhere")
     link = version.with_name("v2.damaged-1")
     link.symlink_to(tmp_path / "elsewhere")
-    carry_out_withdrawal(find(), storage)
+    check_nothing_goes(find, storage, f"{storage.name(link)} is of this text, and is or is in a link")
     assert link.is_symlink() and (tmp_path / "elsewhere" / WEIGHTS_FILE).exists()
 
 

@@ -14,11 +14,11 @@ from tests.trainings import ignore
 from textgen.__main__ import main
 from textgen.config import Config
 from textgen.errors import USER_MISTAKE, InputError
-from textgen.files import sha256_file
+from textgen.files import sha256_file, write_atomic
 from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.folder import KEY_FILE, STATES_FOLDER, Origin
+from textgen.training.folder import KEY_FILE, STATES_FOLDER, Origin, texts_of
 from textgen.training.plan import plan_training
 from textgen.training.state import OPTIMIZER_FILE, StateManifest
 from textgen.training.train import train, train_key
@@ -89,6 +89,26 @@ def test_the_first_step_starts_from_the_weights_and_with_fresh_moments(tokens, c
     first = load_file(tmp_path / "out" / STATES_FOLDER / "step-00000001" / WEIGHTS_FILE)
     moved = torch.stack([(first[name] - theirs[name]).abs().max() for name in theirs])
     assert 0.004 < moved.max() <= 0.0050001
+
+
+def test_a_training_notes_the_texts_that_it_came_from(checkpoint, tokens, tmp_path):
+    assert texts_of(checkpoint.folder) == ([tokens.raw_key], True)
+    assert texts_of(tmp_path) == ([], False)
+    stages = {"raw": {"key": "a"}, "checkpoint": {"initial_sha256": None}}
+    write_atomic(tmp_path / LINEAGE_FILE, json.dumps(stages))  # of older code
+    assert texts_of(tmp_path) == (["a"], True)
+    write_atomic(tmp_path / LINEAGE_FILE, json.dumps({**stages, "checkpoint": {"initial_sha256": "0"}}))
+    assert texts_of(tmp_path) == (["a"], False)
+    write_atomic(tmp_path / LINEAGE_FILE, json.dumps({**stages, "earlier_texts": ["b"], "names_all_texts": True}))
+    assert texts_of(tmp_path) == (["a", "b"], True)
+
+
+@pytest.mark.parametrize("names_all", [True, False])
+def test_the_texts_of_the_other_model_are_noted_too(names_all, tokens, checkpoint, warm, tmp_path):
+    folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "other"))
+    Origin.parse(folder).model_copy(update={"texts": ["other", "older"], "names_all_texts": names_all}).write(folder)
+    origin = Origin.parse(train(tokens, warm(folder), tmp_path / "out", ignore).folder)
+    assert (origin.texts, origin.names_all_texts) == ([tokens.raw_key, "other", "older"], names_all)
 
 
 def test_without_init_from_nothing_is_loaded(tokens, warm, tmp_path):

@@ -82,16 +82,15 @@ def _clean(options: argparse.Namespace, storage: "Storage") -> None:
 
 
 def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "Storage") -> None:
-    from textgen.retention.withdrawal import carry_out_withdrawal, running_in_words
+    from textgen.retention.withdrawal import UNCLEAR, carry_out_withdrawal, running_in_words
 
     if not options.json:
         for line in _withdrawal_lines(withdrawal):
             say(line)
     wanted = bool(withdrawal.items) and (options.yes or not options.json)
-    if wanted and withdrawal.running:
-        raise Failure(running_in_words(withdrawal.running))
-    removed = wanted and _agrees(options, f"Remove all of this for good, {bytes_in_words(withdrawal.bytes)}?")
-    if removed:
+    cannot = wanted and bool(withdrawal.running or withdrawal.unclear)
+    question = f"Remove all of this for good, {bytes_in_words(withdrawal.bytes)}?"
+    if removed := wanted and not cannot and _agrees(options, question):
         carry_out_withdrawal(withdrawal, storage)
     if options.json:
         found = {
@@ -106,11 +105,8 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
         say(json.dumps(found, indent=2))
     elif removed:
         say(f"removed: {bytes_in_words(withdrawal.bytes)}")
-    if withdrawal.unclear and (removed or not withdrawal.items):
-        raise Failure(
-            "the text stays: it is not known whether all that was made of it is gone; repair or remove what the notes "
-            "name, and give the same command again"
-        )
+    if cannot:
+        raise Failure(running_in_words(withdrawal.running) if withdrawal.running else UNCLEAR)
 
 
 def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
@@ -121,13 +117,14 @@ def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
         yield f"{place.split} of {place.raw}: {place.document}"
     if (more := len(withdrawal.places) - SHOWN) > 0:
         yield f"and {counted(more, 'document')} more"
-    if not withdrawal.places and not withdrawal.items:
+    if not withdrawal.places:
         yield "no text holds it"
+    if not withdrawal.items:
         return
     yield from _table(withdrawal.items, KINDS, shown=None)
     yield from (one.in_words() for one in withdrawal.champions)
     yield from (f"note: {remark}" for remark in withdrawal.remarks)
-    yield from (f"note: the text stays, as this may have been made of it: {thing}" for thing in withdrawal.unclear)
+    yield from (f"note: nothing can go until this is settled: {thing}" for thing in withdrawal.unclear)
     if withdrawal.places:
         yield "note: take the document out of your own files too: the next run reads them again"
 

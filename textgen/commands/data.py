@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> None:
     config = load_config(find_config(options.config), options.overrides)
     storage = Storage(config.storage)
     if options.find is not None:
-        found = find_document(Asked(options.find, config.data), storage)
+        found = find_document(Asked(options.find, config.data), storage).places
         if options.json:
             say(json.dumps([place._asdict() for place in found], indent=2))
         for place in found if not options.json else ():

@@ -7,6 +7,7 @@ from textgen.publishing.candidate import Candidate
 from textgen.publishing.tokenizer_fit import bytes_per_token
 from textgen.publishing.version import Decision
 from textgen.storage import Storage
+from textgen.training.folder import Origin
 
 
 def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None) -> dict[str, Any]:
@@ -15,12 +16,17 @@ def lineage_of(candidate: Candidate, decision: Decision, flow_run_id: str | None
     Code and packages are the training's: null and empty if it did not record them. The run is the one that published.
 
     A `folder` is under the storage root; its `sha256` are of the files in it, and its `key` is that of its manifest.
+    `earlier_texts` are the keys of the other texts that it came from, those of the models that its training and theirs
+    started from; `names_all_texts` is whether each of these said its own.
     """
     checkpoint, metrics, tokens, raw = candidate.checkpoint, candidate.metrics, candidate.tokens, candidate.raw
     storage, environment = Storage(candidate.config.storage), checkpoint.environment
     resolution, fit = candidate.resolution, candidate.fit
     trained = storage.training(checkpoint.folder.name)
+    origin = Origin.of(checkpoint.folder, checkpoint.key)
     return {
+        "earlier_texts": [key for key in origin.texts if key != raw.key] if origin is not None else [],
+        "names_all_texts": origin.names_all_texts if origin is not None else checkpoint.initial_sha256 is None,
         "raw": {**_record(raw, storage.name(storage.raw(raw.name) / raw.key)), "source": raw.source},
         "tokens": {
             **_record(tokens, storage.name(storage.processed(tokens.key))),

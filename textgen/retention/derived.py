@@ -1,13 +1,16 @@
 """What was made of some texts: tokens, trainings, versions, and whatever was started from their weights."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from textgen.errors import Damaged
-from textgen.files import REMOVED
+from textgen.files import REMOVED, sha256_file
 from textgen.publishing.registry import WITHDRAWN
 from textgen.retention.origins import (
+    ANY_WEIGHTS,
     Lineage,
     Made,
     Model,
@@ -15,6 +18,7 @@ from textgen.retention.origins import (
     Trunks,
     all_trainings,
     folders_in,
+    is_linked,
     models,
     not_made_anew,
     undamaged,
@@ -23,6 +27,7 @@ from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 
 RECORDS = ("cache", "results")  # Prefect's, of finished stages
+HOLDING = (".parquet", ".pt", ANY_WEIGHTS)  # ends the name of a file with a text, tokens or weights
 
 
 class Derived:
@@ -48,7 +53,7 @@ class Derived:
             if isinstance(model.lineage, Lineage) and model.lineage.raw.folder in self.raws:
                 self.told |= {model.lineage.tokens.folder, model.lineage.checkpoint.folder}
         self.tokenizers, self.other_tokenizers = set[str](), set[str]()
-        self.tokens_keys = set[str]()
+        self.tokens_keys, self.other_tokens_keys = set[str](), set[str]()
         self.tokens = self.find_tokens()
         self.kinds = dict[Path, str]()  # of trainings, versions and their copies, each after what it was made of
         self.names = list[str]()  # of the versions
@@ -57,10 +62,11 @@ class Derived:
             count = len(self.kinds)
             self.add_trainings(known)
             self.add_models(there)
-        self.find_unclear(
-            [training for training in known if training.folder not in self.kinds],
-            [model for model in there if model.folder not in self.kinds],
-        )
+        others = [training for training in known if training.folder not in self.kinds]
+        other_models = [model for model in there if model.folder not in self.kinds]
+        self.find_unclear(others, other_models)
+        self.find_links([*known, *there])
+        self.find_copies({*(one.folder for one in others), *(one.folder for one in other_models)})
 
     def find_tokens(self) -> list[Path]:
         """Return the folders of the tokens of the texts, and note their tokenizers and those of other tokens."""
@@ -70,33 +76,32 @@ class Derived:
                 text = self.storage.read_manifest(self.storage.inside(raw), Made)
                 same_text.append(text.texts_sha256())
                 self.raw_keys.add(text.key)
-        home, found, learned = self.storage.processed(), list[Path](), list[tuple[Path, str]]()
-        there = {*folders_in(home), *home.glob(f".*{REMOVED}"), *self.storage.folders(home, "*")}
-        originals = {copy: folder for folder, copy in not_made_anew(home)}
+        home, found, others = self.storage.processed(), list[Path](), list[tuple[Path, str]]()
+        there = {*folders_in(home, links=True), *home.glob(f".*{REMOVED}"), *self.storage.folders(home, "*")}
+        originals, learned = {copy: folder for folder, copy in not_made_anew(home)}, set[str]()
         for folder in sorted(there | originals.keys()):
+            original = originals.get(folder, folder)
             try:
                 made = self.storage.read_manifest(folder, Made)
             except Damaged as damage:
-                original = originals.get(folder, folder)
                 if self.storage.name(original) in self.told:
                     self.tokens_keys.add(original.name)
                     found.append(original)
                 else:
                     self.unclear.append(str(damage))
                 continue
-            of_them = made.raw_key in self.raw_keys or made.raw_sha256 in same_text
             tokenizer = made.tokenizer_sha256.get(TOKENIZER_FILE, "")
-            if of_them:
-                self.tokenizers.add(tokenizer)
+            if made.raw_key in self.raw_keys or made.raw_sha256 in same_text:
                 self.tokens_keys.add(made.key)
-                hidden = folder.name.startswith(".")
-                found.append(self.storage.processed(made.key) if hidden else originals.get(folder, folder))
+                self.tokenizers.add(tokenizer)
+                learned |= {tokenizer} if made.tokenizer.get("path") is None else set()
+                found.append(self.storage.processed(made.key) if folder.name.startswith(".") else original)
             else:
+                self.other_tokens_keys.add(made.key)
                 self.other_tokenizers.add(tokenizer)
-                if made.tokenizer.get("kind") != "gpt2":
-                    learned.append((folder, tokenizer))
-        for folder, tokenizer in learned:
-            if tokenizer in self.tokenizers:
+                others += [(folder, tokenizer)] if made.tokenizer.get("kind") != "gpt2" else []
+        for folder, tokenizer in others:
+            if tokenizer in learned:
                 self.remarks.append(f"{self.storage.name(folder)} stays, with a tokenizer that learned from this text")
         return sorted(set(found))
 
@@ -120,15 +125,12 @@ class Derived:
 
     def is_of_them(self, training: Training) -> bool:
         """Return whether a training was made of the texts, as far as it says."""
-        name = self.storage.name(training.folder)
-        if name in self.told:
+        if self.storage.name(training.folder) in self.told:
             return True
-        if (origin := training.origin) is not None:
-            return origin.tokens_key in self.tokens_keys or self.is_started_from(origin.initial_sha256, origin.initial)
-        tokenizer = training.tokenizer_sha256
-        if tokenizer in self.tokenizers and tokenizer in self.other_tokenizers:
-            self.remarks.append(f"{name}: unfinished, and may be of another text")
-        return tokenizer in self.tokenizers
+        if (origin := training.origin) is None:  # its tokenizer tells, if no other text has it
+            return training.tokenizer_sha256 in self.tokenizers - self.other_tokenizers
+        is_on_them = origin.tokens_key in self.tokens_keys or not self.raw_keys.isdisjoint(origin.texts)
+        return is_on_them or self.is_started_from(origin.initial_sha256, origin.initial)
 
     def is_started_from(self, sha256: str | None, initial: str | None) -> bool:
         """Return whether weights of this sha256, or in this folder under the root, are a start that was made of them.
@@ -148,7 +150,7 @@ class Derived:
             is_of_them, weights, lineage = False, model.weights(), model.lineage
             if isinstance(lineage, Lineage):
                 folders = {lineage.raw.folder, lineage.tokens.folder, lineage.checkpoint.folder}
-                is_of_them = bool(made & folders)
+                is_of_them = bool(made & folders or self.raw_keys & lineage.text_keys)
                 is_of_them |= self.is_started_from(lineage.checkpoint.initial_sha256, lineage.initial)
             if is_of_them or weights & self.weights:
                 self.kinds[model.folder] = model.kind
@@ -158,29 +160,52 @@ class Derived:
 
     def find_unclear(self, trainings: Sequence[Training], models: Sequence[Model]) -> None:
         """Note which of the trainings and models that were not found do not say enough to tell."""
+        lineages = {self.storage.name(one.folder): one.lineage for one in models if isinstance(one.lineage, Lineage)}
+        told = {lineage.checkpoint.folder for lineage in lineages.values()}
+        starts = [(name, lineage.start, lineage.initial) for name, lineage in lineages.items()]
         self.unclear += [str(model.lineage) for model in models if isinstance(model.lineage, Damaged)]
         for training in trainings:
-            if training.origin is None and training.holds_weights():
-                name, state = self.storage.name(training.folder), "damaged" if training.is_damaged else "unfinished"
-                self.unclear.append(f"{name} is {state}, and does not say from what it started")
-        if not (starts := self.starts(trainings, models)):
+            name, origin = self.storage.name(training.folder), training.origin
+            if origin is not None:
+                starts.append((name, training.start, origin.initial))
+                if not origin.texts and origin.tokens_key not in self.other_tokens_keys and name not in told:
+                    self.unclear.append(f"{name} was made of the tokens {origin.tokens_key}, which are not here")
+            elif name not in told and training.holds_weights():
+                state = "damaged" if training.is_damaged else "unfinished"
+                self.unclear.append(f"{name} is {state}, and does not say of what it was made")
+        if not any(sha256 for _, sha256, _ in starts):
             return
-        folders = [one.folder for one in trainings] + [one.folder for one in models]
-        there = {*map(self.storage.name, folders)}
+        folders = {*lineages, *(self.storage.name(training.folder) for training in trainings)}
         weights = {sha256 for training in trainings for sha256 in training.weights(self.storage)}
         weights |= {sha256 for model in models for sha256 in model.weights()}
         for name, sha256, initial in starts:
-            if sha256 not in weights and initial not in there:
+            if sha256 is not None and sha256 not in weights and initial not in folders:
                 self.unclear.append(f"{name} started from {initial or 'a model'}, which is not here")
 
-    def starts(self, trainings: Sequence[Training], models: Sequence[Model]) -> list[tuple[str, str, str | None]]:
-        """Return from what each of them started: its folder, the sha256 of those weights, and their folder."""
-        origins = {self.storage.name(one.folder): one.origin for one in trainings if one.origin is not None}
-        found = [(name, origin.initial_sha256, origin.initial) for name, origin in origins.items()]
-        for model in models:
-            if isinstance(lineage := model.lineage, Lineage) and lineage.checkpoint.folder not in origins:
-                found.append((self.storage.name(model.folder), lineage.checkpoint.initial_sha256, lineage.initial))
-        return [(name, sha256, initial) for name, sha256, initial in found if sha256 is not None]
+    def find_links(self, known: Sequence[Training | Model]) -> None:
+        """Note what of it is behind a link, which may lead anywhere: a removal would leave what it leads to."""
+        paths = [*self.tokens, *(self.storage.local / raw for raw in self.raws)]
+        paths += [copy for one in known if one.folder in self.kinds for copy in one.copies]
+        for path in paths:
+            if is_linked(path, self.storage):
+                self.unclear.append(
+                    f"{self.storage.name(path)} is of this text, and is or is in a link: remove what it leads to"
+                )
+
+    def find_copies(self, others: Collection[Path]) -> None:
+        """Note the files that are copies of a file of it, in a place where nothing was looked for."""
+        folders = [*self.tokens, *self.kinds, *(self.storage.local / raw for raw in self.raws)]
+        known = {*folders, *others, *folders_in(self.storage.processed()), *self.storage.raw().glob("*/*/")}
+        by_size = defaultdict[int, set[Path]](set)
+        for folder in folders:
+            for file in _files_in(folder):
+                by_size[file.stat().st_size].add(file)
+        for file in _files_in(self.storage.local):
+            above = [folder for folder in file.parents if self.storage.local in folder.parents]
+            if known.isdisjoint(folder.with_name(undamaged(folder.name)) for folder in above):
+                originals = by_size.get(file.stat().st_size, set())
+                if originals and sha256_file(file) in map(sha256_file, originals):
+                    self.unclear.append(f"{self.storage.name(file)} is a copy of a file of it")
 
     def trunks(self) -> list[Path]:
         """Return the folders with a trunk of the trainings, that are in none of them."""
@@ -217,6 +242,14 @@ class Derived:
         runs = [folder for folder in folders_in(home) if folder.name.endswith(tuple(ids))]
         pending = [home / "pending" / f"{name.replace('@', '-')}.json" for name in self.names]
         return [*runs, *(file for file in pending if file.exists())]
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder that hold a text, tokens or weights; none behind a link."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # what is being made, or removed
+        paths = [Path(place, file) for file in files if file.endswith(HOLDING)]
+        yield from (path for path in paths if not path.is_symlink())
 
 
 def _has(file: Path, names: Sequence[bytes]) -> bool:

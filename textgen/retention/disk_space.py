@@ -23,10 +23,10 @@ from textgen.retention.origins import (
     Trunks,
     folders_in,
     is_held,
-    lineage_of_version,
+    is_linked,
+    models,
     texts,
     trainings,
-    versions,
 )
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -139,21 +139,20 @@ class Survey:
         self.look_at_texts()
         self.look_at_wandb()
         going = {path for item in self.items for path in item.paths}
-        for path in self.strays():
+        for path in strays(self.storage):
             if not going.intersection(path.parents):
                 self.look_at_stray(path)
         return Space(self.items, self.remarks)
 
     def look_at_versions(self) -> None:
         """Note what each version needs: all of them stay."""
-        for name, folder in versions(self.storage):
-            try:
-                lineage = lineage_of_version(folder)
-            except Damaged as damage:
+        for model in models(self.storage):
+            if isinstance(lineage := model.lineage, Damaged):
                 self.all_needed = True
-                self.remarks.append(f"{name}: {damage}; until that is settled no training, tokens or text can go")
+                self.remarks.append(f"{model.name}: {lineage}; until then no training, tokens or text can go")
                 continue
             self.needed |= {lineage.raw.folder, lineage.tokens.folder, lineage.checkpoint.folder}
+            self.raw_keys |= lineage.text_keys  # also of the models that it came from: a document in one can be found
 
     def look_at_trainings(self) -> None:
         """Find states and trainings, and note the tokens of those that stay."""
@@ -162,15 +161,16 @@ class Survey:
             if kind is not None:
                 self.add(kind, training.folder, locks=locks_of(training.folder))
                 continue
-            if training.made is not None and not training.is_running:
+            if training.made is not None and not training.is_running and not is_linked(training.folder, self.storage):
                 self.find_states(training)
-            self.note_tokens(training)
+            self.note_origin(training)
 
     def kind_of(self, training: Training) -> str | None:
         """Return what can go: None where a training is needed, or somebody may want it."""
         folder = training.folder
         if (
             training.is_running or training.is_damaged or not training.is_named_by_key
+            or folder.parent != self.storage.training() or folder.is_symlink()
             or self.trunks.of(folder) or self.is_needed(folder) or self.is_recent(folder)
         ):  # fmt: skip
             return None
@@ -183,10 +183,11 @@ class Survey:
             size = sum(map(size_of, states))
             self.items.append(Item("states", name, tuple(states), size, (lock_file(training.folder),)))
 
-    def note_tokens(self, training: Training) -> None:
-        """Note the tokens of a training that stays."""
-        if training.origin is not None and training.origin.tokens_key is not None:
+    def note_origin(self, training: Training) -> None:
+        """Note the tokens and the texts of a training that stays."""
+        if training.origin is not None:
             self.tokens_keys.add(training.origin.tokens_key)
+            self.raw_keys |= {*training.origin.texts}
         elif (tokenizer := training.tokenizer_sha256) is not None:
             self.tokenizers.add(tokenizer)
         else:  # it has only begun
@@ -194,13 +195,13 @@ class Survey:
 
     def look_at_tokens(self) -> None:
         """Find tokens that nothing needs, and note the texts of those that stay."""
-        for folder in folders_in(self.storage.processed()):
+        for folder in folders_in(self.storage.processed(), links=True):
             try:
                 made = Made.parse(folder)
             except Damaged:  # who needs them notices, and sets them aside
                 continue
             is_needed = folder.name in self.tokens_keys or made.tokenizer_sha256.get(TOKENIZER_FILE) in self.tokenizers
-            if is_needed or self.all_tokens or self.is_needed(folder) or self.is_recent(folder):
+            if folder.is_symlink() or is_needed or self.all_tokens or self.is_needed(folder) or self.is_recent(folder):
                 self.raw_keys.add(made.raw_key or "")
             else:
                 self.add("tokens", folder, locks=locks_of(folder))
@@ -233,17 +234,11 @@ class Survey:
         """Find what was set aside, and what killed processes left."""
         if DAMAGED.fullmatch(path.name):
             if not self.holds_a_number(path):
-                self.add("damaged", path, self.locks_around(path))
+                self.add("damaged", path, locks_around(path, self.storage))
         elif last_change(path) < time.time() - ALWAYS_SECONDS:
-            locks = self.locks_around(path)
+            locks = locks_around(path, self.storage)
             if not any(map(is_held, locks)):
                 self.add("leftover", path, locks)
-
-    def strays(self) -> Iterator[Path]:
-        """Yield what was set aside and what has the hidden name of a thing that is being made or removed."""
-        yield from _strays(self.storage.local, deep=False)
-        for stage in STAGES:
-            yield from _strays(self.storage.local / stage, deep=True)
 
     def holds_a_number(self, path: Path) -> bool:
         """Return whether a damaged version is the last one, or the champion: its number must not be given again."""
@@ -254,14 +249,6 @@ class Survey:
             return number >= max(numbers(home), default=0) or read_champion(home) == version
         except Damaged:
             return True
-
-    def locks_around(self, path: Path) -> tuple[Path, ...]:
-        """Return the locks of whoever may be making a thing. Those of models are held anyway."""
-        if self.storage.models() in path.parents:
-            return ()
-        locks = dict.fromkeys(lock for lock in path.parent.glob(".*") if lock.name.endswith(".lock"))
-        folders = [folder for folder in path.parents if self.storage.local in folder.parents]
-        return tuple(locks | dict.fromkeys(lock for folder in folders if (lock := lock_file(folder)).exists()))
 
     def is_needed(self, folder: Path) -> bool:
         return self.all_needed or self.storage.name(folder) in self.needed
@@ -276,6 +263,23 @@ class Survey:
 def locks_of(folder: Path) -> tuple[Path, ...]:
     """Return the locks of a folder and of what is in it."""
     return lock_file(folder), *(path for path in sorted(folder.rglob(".*.lock")))
+
+
+def locks_around(path: Path, storage: Storage) -> tuple[Path, ...]:
+    """Return the locks of whoever may be making a thing. Those of models are held anyway."""
+    if storage.models() in path.parents:
+        return ()
+    locks = dict.fromkeys(lock for lock in path.parent.glob(".*") if lock.name.endswith(".lock"))
+    folders = [folder for folder in path.parents if storage.local in folder.parents]
+    return tuple(locks | dict.fromkeys(lock for folder in folders if (lock := lock_file(folder)).exists()))
+
+
+def strays(storage: Storage) -> Iterator[Path]:
+    """Yield what was set aside and what has the hidden name of a thing that is being made or removed."""
+    for folder in (storage.local, storage.local / "wandb"):
+        yield from _strays(folder, deep=False)
+    for stage in STAGES:
+        yield from _strays(storage.local / stage, deep=True)
 
 
 def _strays(folder: Path, deep: bool) -> Iterator[Path]:

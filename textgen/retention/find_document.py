@@ -12,6 +12,7 @@ from textgen.errors import Damaged, InputError
 from textgen.files import sha256_file
 from textgen.model.find import number_of
 from textgen.publishing.version import LINEAGE_FILE, read_lineage
+from textgen.retention.origins import text_keys
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
@@ -53,24 +54,42 @@ class Asked:
         census = take_census(Documents(self.files, data, cut_words))
         return census.hashes_D[census.words_D > 0]
 
-    def found_in(self, raw: RawManifest, split: str) -> list[int]:
-        """Return which documents of a split it holds, whole or cut into documents as that text was."""
+    def cut_as(self, raw: RawManifest) -> np.ndarray:
+        """Return the hashes of its documents, as a text was cut into documents."""
         cut_words = raw.reading.cut_words if raw.reading is not None and raw.reading.cut else None
-        own = self.hashes(raw.source.get("document", "file"), cut_words)
-        known = np.concatenate([own, self.hashes("file", None)])
-        return np.flatnonzero(np.isin(document_hashes(raw, split), known)).tolist()
+        return self.hashes(raw.source.get("document", "file"), cut_words)
+
+    def found_in(self, raw: RawManifest, split: str) -> tuple[list[int], set[int]]:
+        """Return which documents of a split it holds, whole or cut as that text was, and their hashes."""
+        known, hashes_D = np.concatenate([self.cut_as(raw), self.hashes("file", None)]), document_hashes(raw, split)
+        numbers = np.flatnonzero(np.isin(hashes_D, known))
+        return numbers.tolist(), {*hashes_D[numbers].tolist()}
+
+    def share(self, raw: RawManifest, held: set[int]) -> tuple[int, int]:
+        """Return how many of its documents are among the hashes that a text holds, and of how many."""
+        own = {*self.cut_as(raw).tolist()}
+        is_whole = held.issuperset(self.hashes("file", None).tolist())
+        return len(own if is_whole else own & held), len(own)
 
 
-def find_document(asked: Asked, storage: Storage) -> list[Place]:
+class Found(NamedTuple):
+    """Where documents are, and why they may be in other places too."""
+
+    places: list[Place]
+    missed: list[str]  # texts that could not be looked in
+    shares: dict[str, tuple[int, int]]  # of the documents asked about, by text: how many it holds, and of how many
+
+
+def find_document(asked: Asked, storage: Storage) -> Found:
     """Return where the documents that are asked about are, whole or cut into documents as each text was.
 
     Raises:
         InputError: there is no text to look in.
         Damaged: no text holds it, and one could not be looked in.
     """
-    by_raw, missed = _versions_by_raw(storage)
-    places = []
-    looked_in = set[str]()
+    (by_raw, silent), missed = _versions_by_raw(storage), list[str]()
+    places, shares = list[Place](), dict[str, tuple[int, int]]()
+    keys = set[str]()  # of the texts that were looked in
     for folder in _raw_folders(storage):
         name = storage.name(folder)
         try:
@@ -78,19 +97,27 @@ def find_document(asked: Asked, storage: Storage) -> list[Place]:
         except Damaged as damage:
             missed.append(str(damage))
             continue
-        looked_in.add(name)
+        keys.add(raw.key)
+        held = set[int]()
         for split in SPLITS:
-            if numbers := asked.found_in(raw, split):
+            numbers, hashes = asked.found_in(raw, split)
+            if numbers:
                 documents = DocumentList(raw, split)
                 places += [Place(name, split, documents.name(n), by_raw.get(name, [])) for n in numbers]
-    missed += [f"{raw} of {', '.join(by_raw[raw])} is not there" for raw in sorted(by_raw.keys() - looked_in)]
-    for one in missed:
+                held |= hashes
+        shares[name] = asked.share(raw, held)
+    gone = {raw: versions for raw, versions in by_raw.items() if raw.split("/")[-1] not in keys}
+    missed += [f"{raw} of {', '.join(gone[raw])} is not there" for raw in sorted(gone)]
+    keys |= {raw.split("/")[-1] for raw in gone}
+    others = {key: name for key, name in text_keys(storage) if key not in keys}
+    missed += [f"the text {key} is not there, of which {name} was made" for key, name in sorted(others.items())]
+    for one in (*silent, *missed):
         log.warning("not looked in: %s", one)
-    if not places and missed:
+    if not places and (silent or missed):
         raise Damaged("no text that could be looked in holds it, but not every text could")
-    if not looked_in:
+    if not keys:
         raise InputError(f"storage.root={storage.root!r}: there is no text in {storage.raw()} to look in")
-    return places
+    return Found(places, missed, shares)
 
 
 def _raw_folders(storage: Storage) -> Iterator[Path]:

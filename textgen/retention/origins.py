@@ -65,11 +65,23 @@ class Lineage(BaseModel):
     tokens: Stage
     checkpoint: Stage
     config: dict[str, Any] = Field({})
+    earlier_texts: list[str] = Field([])
+    names_all_texts: bool = False
 
     @property
     def initial(self) -> str | None:
         """The folder of the version that its training started from, under the root."""
         return _version_in(self.config)
+
+    @property
+    def text_keys(self) -> set[str]:
+        """The keys of the texts that it says it came from."""
+        return {self.raw.folder.split("/")[-1], *self.earlier_texts}
+
+    @property
+    def start(self) -> str | None:
+        """The sha256 of the weights it started from, None where it needs none to tell all texts that it came from."""
+        return None if self.names_all_texts else self.checkpoint.initial_sha256
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class Training:
     is_damaged: bool
     is_running: bool
     copies: tuple[Path, ...]  # where its files are: the folder, or what was set aside of it
+
+    @property
+    def start(self) -> str | None:
+        """The sha256 of the weights it started from, None where it needs none to tell all texts that it came from."""
+        return self.origin.initial_sha256 if self.origin is not None and not self.origin.names_all_texts else None
 
     @property
     def is_named_by_key(self) -> bool:
@@ -158,13 +175,31 @@ def undamaged(name: str) -> str:
     return matched[1] if matched is not None else name
 
 
-def folders_in(home: Path, set_aside: bool = False) -> list[Path]:
-    """Return the folders of a stage, without those that are hidden; those that were set aside only if asked for."""
+def folders_in(home: Path, set_aside: bool = False, links: bool = False) -> list[Path]:
+    """Return the folders of a stage, without those that are hidden; those set aside, and links, only if asked for."""
     return [
         path
         for path in sorted(home.iterdir() if home.is_dir() else ())
-        if path.is_dir() and not path.is_symlink() and path.name[0] != "." and (set_aside or not is_set_aside(path))
-    ]
+        if path.is_dir() and path.name[0] != "." and (links or not path.is_symlink())
+        and (set_aside or not is_set_aside(path))
+    ]  # fmt: skip
+
+
+def folders_under(home: Path, set_aside: bool = False) -> Iterator[Path]:
+    """Yield the folders in one and in these, at any depth, through links too: each place once."""
+    seen, waiting = set[Path](), [home]
+    while waiting:
+        for path in folders_in(waiting.pop(), set_aside, links=True):
+            if (place := path.resolve()) not in seen:
+                seen.add(place)
+                waiting.append(path)
+                yield path
+
+
+def is_linked(path: Path, storage: Storage) -> bool:
+    """Return whether a path leads out of the storage folder by a link that is in it."""
+    above = [one for one in path.parents if storage.local in one.parents]
+    return any(one.is_symlink() for one in (path, *above))
 
 
 def is_set_aside(path: Path) -> bool:
@@ -180,8 +215,8 @@ def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def trainings(storage: Storage) -> Iterator[Training]:
-    """Yield the training folders of this machine."""
-    for folder in folders_in(storage.training()):
+    """Yield the training folders of this machine, at any depth."""
+    for folder in sorted(folders_under(storage.training())):
         if (folder / KEY_FILE).is_file():
             made = _parsed(folder)
             is_damaged = made is None and (folder / Made.FILE).exists()
@@ -225,8 +260,12 @@ def _complete(begun: Origin | None, made: Made | None) -> Origin | None:
     """Return what a training was made of, of what it says when it begins and when it is finished."""
     if made is None or made.tokens_key is None:
         return begun
-    initial = begun.initial if begun is not None and begun.key == made.key else _version_in(made.config)
-    return Origin(key=made.key, tokens_key=made.tokens_key, initial_sha256=made.initial_sha256, initial=initial)
+    if begun is not None and (begun.key, begun.initial_sha256) == (made.key, made.initial_sha256):
+        return begun
+    return Origin(
+        key=made.key, tokens_key=made.tokens_key, initial_sha256=made.initial_sha256,
+        initial=_version_in(made.config), texts=[], names_all_texts=False,
+    )  # fmt: skip
 
 
 def _version_in(config: Mapping[str, Any]) -> str | None:
@@ -237,34 +276,45 @@ def _version_in(config: Mapping[str, Any]) -> str | None:
     return f"models/{matched[1]}/{matched[2]}" if matched is not None and matched[2] != "champion" else None
 
 
+def text_keys(storage: Storage) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the texts that something here was made of, and what that is."""
+    for folder in folders_in(storage.processed(), links=True):
+        if (made := _parsed(folder)) is not None and made.raw_key is not None:
+            yield made.raw_key, storage.name(folder)
+    for training in trainings(storage):
+        for key in training.origin.texts if training.origin is not None else ():
+            yield key, storage.name(training.folder)
+    for model in models(storage):
+        for key in model.lineage.text_keys if isinstance(model.lineage, Lineage) else ():
+            yield key, storage.name(model.folder)
+
+
 def texts(storage: Storage) -> list[Path]:
     """Return the folders of the frozen texts of this machine."""
     homes = [home for home in folders_in(storage.raw()) if home.name != GPT2_FOLDER]
     return [folder for home in homes for folder in folders_in(home) if (folder / Made.FILE).exists()]
 
 
-def versions(storage: Storage) -> Iterator[tuple[str, Path]]:
-    """Yield the versions of this machine, of each name the oldest first: NAME@v3 and the folder."""
-    for home in folders_in(storage.models()):
-        for folder in sorted(folders_in(home), key=lambda folder: number_of(folder.name)):
-            if VERSION.fullmatch(folder.name):
-                yield f"{home.name}@{folder.name}", folder
-
-
 def models(storage: Storage) -> Iterator[Model]:
-    """Yield the versions of this machine, of each name the oldest first, and copies of them under other names.
+    """Yield the versions of this machine, of each name the oldest first, and copies of them in other places.
 
     A damaged copy says what was made of what where the version itself does not, or is not there.
     """
-    for home in folders_in(storage.models(), set_aside=True):
-        copies = defaultdict[str, list[Path]](list)
-        for path in folders_in(home, set_aside=True):
-            copies[undamaged(path.name)].append(path)
-        for version in sorted(copies, key=lambda version: (number_of(version), version)):
-            is_version = VERSION.fullmatch(version) is not None and not is_set_aside(home)
-            if is_version or any(map(_holds_a_model, copies[version])):
-                kind, name = "version" if is_version else "copy", f"{home.name}@{version}"
-                yield Model(kind, name, home / version, copies[version], _first_lineage(copies[version]))
+    root, copies = storage.models(), defaultdict[Path, list[Path]](list)
+    for path in folders_under(root, set_aside=True):
+        folder = path.with_name(undamaged(path.name))
+        if _holds_a_model(path) or _is_version(folder, root):
+            copies[folder].append(path)
+    for folder in sorted(copies, key=lambda folder: (folder.parent, number_of(folder.name), folder.name)):
+        found, kind = sorted(copies[folder]), "version" if _is_version(folder, root) else "copy"
+        yield Model(kind, f"{folder.parent.name}@{folder.name}", folder, found, _first_lineage(found))
+
+
+def _is_version(folder: Path, root: Path) -> bool:
+    """Return whether a folder is where a version is."""
+    return (
+        VERSION.fullmatch(folder.name) is not None and folder.parent.parent == root and not is_set_aside(folder.parent)
+    )
 
 
 def _holds_a_model(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Withdrawing a document: the texts that hold it, and all that was made of them, here and in the remote root.
 
-What was made goes before what it was made of, the text last: after a kill the same command finds the rest. The text
-stays while there is something that may have been made of it and does not say so.
+What was made goes before what it was made of, the text last: after a kill the same command finds the rest. Nothing goes
+while there is something of which it is not known whether it was made of the text: the rest tells what it was.
 """
 
 import logging
@@ -17,17 +17,21 @@ from textgen.model.find import numbers, read_champion
 from textgen.publishing.registry import opened, step_down, successor, withdraw
 from textgen.publishing.upload import RECORD_FILE
 from textgen.retention.derived import Derived
-from textgen.retention.disk_space import Item, locks_of, size_of
-from textgen.retention.find_document import Asked, Place, find_document
-from textgen.retention.origins import Made, texts, trainings
+from textgen.retention.disk_space import Item, locks_around, locks_of, size_of, strays
+from textgen.retention.find_document import Asked, Found, Place, find_document
+from textgen.retention.origins import Made, is_held, texts, trainings
 from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
-from textgen.text.tokenizer import TOKENIZER_FILE
+from textgen.text.tokenizer import GPT2_FOLDER, TOKENIZER_FILE
 
 log = logging.getLogger(__name__)
 
 ONLY_HERE = ("leftover", "record", "wandb")
+UNCLEAR = (
+    "nothing was removed: it is not known whether all that was made of it was found; repair or remove what the notes "
+    "name, and give the same command again"
+)
 KINDS = {
     "version": "a version",
     "copy": "a copy of a version, under another name",
@@ -37,7 +41,7 @@ KINDS = {
     "report": "figures of the text",
     "record": "a record of a stage",
     "wandb": "a record for W&B",
-    "leftover": "left by a removal that was killed",
+    "leftover": "left by a process that was killed",
     "tokens": "tokens",
     "text": "a text that holds it",
 }
@@ -68,10 +72,8 @@ class Withdrawal:
     items: list[Item] = field(default_factory=list)
     champions: list[Succession] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    unclear: list[str] = field(
-        default_factory=list
-    )  # what may have been made of the texts, which stay until it is known
-    running: list[str] = field(default_factory=list)  # trainings that have to end first
+    unclear: list[str] = field(default_factory=list)  # why something else may be of the texts: until then nothing goes
+    running: list[str] = field(default_factory=list)  # what is being made, and has to end first
     tokens_keys: set[str] = field(default_factory=set)
     weights: set[str] = field(default_factory=set)  # sha256 of all that were made of the texts
 
@@ -95,28 +97,33 @@ def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawa
     """
     asked = Asked(file, data, "--document")
     bring_all(storage)
-    left = left_of_removals(storage)
-    at_its_end = bool(left) and not texts(storage)  # a removal was killed at its very end
-    places = [] if at_its_end else find_document(asked, storage)
-    found = _plan(places, storage) if places else Withdrawal([])
+    left = leftovers(storage)
+    if left and not texts(storage):  # a removal was killed at its very end
+        found = Withdrawal([])
+    else:
+        there = find_document(asked, storage)
+        found = _plan(there, storage) if there.places else Withdrawal([])
     found.items += [Item("leftover", storage.name(path), (path,), size_of(path)) for path in left]
     return found
 
 
-def _plan(places: list[Place], storage: Storage) -> Withdrawal:
+def _plan(there: Found, storage: Storage) -> Withdrawal:
     """Return what is to be removed, the last that was made first."""
-    derived = Derived(storage, {place.raw for place in places})
-    raws = sorted(derived.raws) if not derived.unclear else []
+    derived = Derived(storage, raws := {place.raw for place in there.places})
     groups = [
         *((kind, [folder]) for folder, kind in reversed(derived.kinds.items())),
         ("trunk", derived.trunks()), ("report", derived.reports()), ("record", derived.records()),
         ("wandb", derived.wandb()), ("tokens", derived.tokens),
-        ("text", [storage.local / raw for raw in raws]),
+        ("text", [storage.local / raw for raw in sorted(derived.raws)]),
     ]  # fmt: skip
     found = Withdrawal(
-        places, remarks=derived.remarks, unclear=derived.unclear, running=derived.running,
-        tokens_keys=derived.tokens_keys, weights=derived.weights,
+        there.places, remarks=derived.remarks, unclear=[*there.missed, *derived.unclear],
+        running=[*derived.running, *making(storage)], tokens_keys=derived.tokens_keys, weights=derived.weights,
     )  # fmt: skip
+    for raw in sorted(raws):
+        held, of = there.shares[raw]
+        if held < of:
+            found.remarks.append(f"{raw} holds {held} of the {of} documents in the file; it goes all the same")
     found.items = [_item(kind, path, storage) for kind, paths in groups for path in paths]
     for home in sorted({folder.parent for folder in derived.versions}):
         found.champions += _successions(home, [one.name for one in derived.versions if one.parent == home])
@@ -165,14 +172,24 @@ def carry_out_withdrawal(withdrawal: Withdrawal, storage: Storage) -> None:
     """Remove all of it.
 
     Raises:
-        Failure: something of it is in use, or a training that may read the text runs; nothing was removed. Or something
-            was made of the text meanwhile: the text is still there, and the same command removes the rest.
+        Failure: it is not known of something whether it was made of the texts, something of it is in use, or something
+            that may read the texts runs: nothing was removed. Or something was made of the texts meanwhile: they are
+            still there, and the same command removes the rest.
     """
-    with all_held(lock for item in withdrawal.items for lock in item.locks) as alone:
+    if withdrawal.unclear:
+        raise Failure(UNCLEAR)
+    locks = {lock for item in withdrawal.items for lock in item.locks}
+    with all_held(locks) as alone:
         if not alone:
             raise Failure("something that is to go is in use: try again when the run that uses it has ended")
-        _hide_tokens(withdrawal, storage)
-        _step_down(withdrawal.of("version"), storage)
+        if made := making(storage, locks):
+            raise Failure(running_in_words(made))
+        hidden = _hide_tokens(withdrawal, storage)
+        try:
+            _step_down(withdrawal.of("version"), storage)
+        except BaseException:
+            _show_again(hidden)
+            raise
         texts = withdrawal.of("text")
         for item in withdrawal.items:
             if item in texts[:1]:
@@ -198,8 +215,8 @@ def _check_nothing_new(withdrawal: Withdrawal, storage: Storage) -> None:
         raise Failure(f"{', '.join(new)}: made of the text meanwhile; give the same command again")
 
 
-def _hide_tokens(withdrawal: Withdrawal, storage: Storage) -> None:
-    """Hide the tokens, so that no training can begin to read them, and check that none does.
+def _hide_tokens(withdrawal: Withdrawal, storage: Storage) -> list[tuple[Path, Path]]:
+    """Hide the tokens, so that no training can begin to read them, check that none does, and return where they are.
 
     Raises:
         Failure: one does; the tokens are where they were.
@@ -214,14 +231,26 @@ def _hide_tokens(withdrawal: Withdrawal, storage: Storage) -> None:
         if (one.origin.tokens_key in withdrawal.tokens_keys if one.origin else one.tokenizer_sha256 in vocabularies)
     ]
     if running:
-        for path, where in hidden:
-            where.rename(path)
+        _show_again(hidden)
         raise Failure(running_in_words(running))
+    return hidden
+
+
+def _show_again(hidden: Sequence[tuple[Path, Path]]) -> None:
+    for path, where in hidden:
+        where.rename(path)
+
+
+def making(storage: Storage, ours: Collection[Path] = ()) -> list[str]:
+    """Return the texts and tokens that another process is making: it may be reading the text. `ours` are held here."""
+    locks = [*storage.raw().glob("*/.*.lock"), *storage.processed().glob(".*.lock")]
+    held = [lock for lock in locks if lock not in ours and lock.parent.name != GPT2_FOLDER and is_held(lock)]
+    return [storage.name(lock.with_name(lock.name[1:].removesuffix(".lock"))) for lock in held]
 
 
 def running_in_words(running: Sequence[str]) -> str:
-    """Return what to do about trainings that run on the text."""
-    return f"{', '.join(running)}: a training runs that may be on this text; end it and give the same command again"
+    """Return what to do about what is being made of the text, perhaps."""
+    return f"{', '.join(running)}: a run works there that may be on this text; end it and give the same command again"
 
 
 def _step_down(items: Sequence[Item], storage: Storage) -> None:
@@ -251,10 +280,13 @@ def bring_all(storage: Storage) -> None:
             pass
 
 
-def left_of_removals(storage: Storage) -> list[Path]:
-    """Return what killed removals left hidden, which may hold the text still."""
-    stages = [storage.raw(), storage.processed(), storage.training(), storage.models()]
-    return [path for stage in stages if stage.is_dir() for path in sorted(stage.rglob(f".*{REMOVED}"))]
+def leftovers(storage: Storage) -> list[Path]:
+    """Return what killed runs and removals left hidden, which may hold the text."""
+    return [
+        path
+        for path in strays(storage)
+        if path.name.startswith(".") and not any(map(is_held, locks_around(path, storage) or (path.parent / ".lock",)))
+    ]
 
 
 def _vocabulary(tokens: Path) -> str | None:

@@ -12,7 +12,7 @@ from textgen.sections import TrainingConfig
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest
 from textgen.training.batches import blocks_an_epoch
-from textgen.training.folder import Origin
+from textgen.training.folder import Origin, texts_of
 from textgen.training.trunk import INHERITED, LENGTH, Trunk, bring_trunks, find_trunk, trunk_step
 from textgen.training.warm_start import OtherModel, find_other
 
@@ -37,11 +37,16 @@ class Plan:
 
     def origin(self, tokens: TokensManifest) -> Origin:
         """Return what the training is made of."""
-        initial, root = None, Storage(self.config.storage).local.absolute()
+        initial, texts, names_all = None, [tokens.raw_key], True
         if self.other is not None:
-            folder = self.other.folder.absolute()
+            folder, root = self.other.folder.absolute(), Storage(self.config.storage).local.absolute()
             initial = (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
-        return Origin(key=self.key, tokens_key=tokens.key, initial_sha256=self.initial_sha256, initial=initial)
+            before, names_all = texts_of(folder)
+            texts += [key for key in before if key not in texts]
+        return Origin(
+            key=self.key, tokens_key=tokens.key, initial_sha256=self.initial_sha256, initial=initial, texts=texts,
+            names_all_texts=names_all,
+        )  # fmt: skip
 
     def fits(self, trunk: Trunk) -> bool:
         """Return whether the training may go on from a trunk."""
