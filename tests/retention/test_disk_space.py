@@ -324,6 +324,12 @@ def test_the_texts_of_the_models_that_a_version_came_from_stay(storage):
     write_atomic(file, json.dumps({**lineage, "earlier_texts": [before.name], "names_all_texts": True}))
     grow_old(storage.local, days=100)
     assert storage.name(before) not in can_go(storage)
+    checkpoint = {**lineage["checkpoint"], "initial_sha256": "0"}
+    write_atomic(
+        file, json.dumps({**lineage, "checkpoint": checkpoint})
+    )  # of older code: which text it was is not known
+    grow_old(storage.local, days=100)
+    assert storage.name(before) not in can_go(storage)
 
 
 @pytest.mark.parametrize("place", ["models/old", "models/old/v1", f"checkpoints/{TRAINING}", f"processed/{TOKENS}"])

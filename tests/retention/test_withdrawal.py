@@ -254,6 +254,13 @@ def test_nothing_goes_while_the_tokens_of_a_training_are_gone_that_names_no_text
     check_nothing_goes(find, storage, f"{storage.name(folder)} was made of the tokens {one.tokens.key}, which are not")
 
 
+def test_that_no_text_holds_it_is_no_all_clear_while_a_model_came_from_another(find, storage, made, secret):
+    secret.write_text("in no text at all")
+    assert (find().items, find().unclear) == ([], [])
+    folder = started_from(storage, made[1]["v1"], "ab" * 32)
+    assert find().unclear == [f"{storage.name(folder)} started from a model, which is not here"]
+
+
 def test_what_says_that_it_came_from_the_text_goes_whatever_is_gone_between(find, storage, made):
     """As after years of `publish.keep_versions` and `textgen clean`: of the first models only the texts are left."""
     one, other = made[1]["v2"], made[1]["v1"]

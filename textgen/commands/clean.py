@@ -87,10 +87,10 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
     if not options.json:
         for line in _withdrawal_lines(withdrawal):
             say(line)
-    wanted = bool(withdrawal.items) and (options.yes or not options.json)
+    wanted = options.yes or not options.json
     cannot = wanted and bool(withdrawal.running or withdrawal.unclear)
     question = f"Remove all of this for good, {bytes_in_words(withdrawal.bytes)}?"
-    if removed := wanted and not cannot and _agrees(options, question):
+    if removed := wanted and bool(withdrawal.items) and not cannot and _agrees(options, question):
         carry_out_withdrawal(withdrawal, storage)
     if options.json:
         found = {
@@ -119,9 +119,8 @@ def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
         yield f"and {counted(more, 'document')} more"
     if not withdrawal.places:
         yield "no text holds it"
-    if not withdrawal.items:
-        return
-    yield from _table(withdrawal.items, KINDS, shown=None)
+    if withdrawal.items:
+        yield from _table(withdrawal.items, KINDS, shown=None)
     yield from (one.in_words() for one in withdrawal.champions)
     yield from (f"note: {remark}" for remark in withdrawal.remarks)
     yield from (f"note: nothing can go until this is settled: {thing}" for thing in withdrawal.unclear)

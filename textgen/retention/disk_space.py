@@ -129,7 +129,7 @@ class Survey:
         self.tokens_keys = set[str]()
         self.raw_keys = set[str]()
         self.tokenizers = set[str]()  # of unfinished trainings, whose tokens are told by them
-        self.all_tokens = self.all_needed = False  # where what is needed cannot be told
+        self.all_texts = self.all_tokens = self.all_needed = False  # where what is needed cannot be told
 
     def space(self) -> Space:
         """Return what can go."""
@@ -153,6 +153,7 @@ class Survey:
                 continue
             self.needed |= {lineage.raw.folder, lineage.tokens.folder, lineage.checkpoint.folder}
             self.raw_keys |= lineage.text_keys  # also of the models that it came from: a document in one can be found
+            self.all_texts |= lineage.start is not None
 
     def look_at_trainings(self) -> None:
         """Find states and trainings, and note the tokens of those that stay."""
@@ -188,6 +189,7 @@ class Survey:
         if training.origin is not None:
             self.tokens_keys.add(training.origin.tokens_key)
             self.raw_keys |= {*training.origin.texts}
+            self.all_texts |= training.start is not None
         elif (tokenizer := training.tokenizer_sha256) is not None:
             self.tokenizers.add(tokenizer)
         else:  # it has only begun
@@ -209,8 +211,9 @@ class Survey:
     def look_at_texts(self) -> None:
         """Find texts that nothing needs, and the figures of texts that do not stay."""
         staying = set[str]()
+        all_stay = self.all_texts or self.all_tokens
         for folder in texts(self.storage):
-            if folder.name in self.raw_keys or self.all_tokens or self.is_needed(folder) or self.is_recent(folder):
+            if all_stay or folder.name in self.raw_keys or self.is_needed(folder) or self.is_recent(folder):
                 staying.add(folder.name)
             else:
                 self.add("text", folder, locks=locks_of(folder))

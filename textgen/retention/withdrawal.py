@@ -102,7 +102,7 @@ def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawa
         found = Withdrawal([])
     else:
         there = find_document(asked, storage)
-        found = _plan(there, storage) if there.places else Withdrawal([])
+        found = _plan(there, storage) if there.places else Withdrawal([], unclear=Derived(storage, ()).unclear)
     found.items += [Item("leftover", storage.name(path), (path,), size_of(path)) for path in left]
     return found
 
