@@ -291,6 +291,9 @@ def test_the_command_measures_a_published_model_with_the_stride_it_was_published
     (tmp_path / "text.txt").write_text("".join(read_rows(publication.raw, "test")), "utf-8")
     measured = run("--text", str(tmp_path / "text.txt"))
     assert measured["stride"] == 5
+    marked = tmp_path / "marked.txt"
+    marked.write_text((tmp_path / "text.txt").read_text("utf-8"), "utf-8-sig")
+    assert run("--text", str(marked)) == measured
     storage = Storage.at(tmp_path / "data")
     without_ends = tokenize(publication.raw, publication.tokens.tokenizer, storage, end_of_document=False)
     there = evaluate(publication.checkpoint.folder, without_ends, config)

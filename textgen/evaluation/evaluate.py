@@ -17,6 +17,7 @@ from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, find_raw, read_units
 from textgen.text.documents import mark_rows
+from textgen.text.readers import BYTE_ORDER_MARK
 from textgen.text.stream import encode_stream
 from textgen.text.tokens import TokensManifest
 
@@ -113,7 +114,8 @@ def evaluate_text(loaded: LoadedModel, text_file: Path, evaluation: EvaluationCo
         InputError: the file is absent, is not UTF-8, or holds fewer than two tokens.
     """
     try:
-        rows = list(io.StringIO(text_file.read_text("utf-8")))  # at \n alone, as the corpus is cut
+        text = text_file.read_text("utf-8").removeprefix(BYTE_ORDER_MARK)  # as a training reads it
+        rows = list(io.StringIO(text))  # cut at \n alone, as the corpus is
     except OSError as error:
         raise InputError(f"--text {text_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
