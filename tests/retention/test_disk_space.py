@@ -344,6 +344,13 @@ def test_what_is_behind_a_link_stays_with_what_it_needs(storage, place, tmp_path
     assert not can_go(storage).keys() & (needed | {place, f"{place}/states"})
 
 
+@pytest.mark.parametrize("link", ["0", "z"])
+def test_a_link_to_a_training_that_is_there_changes_nothing(unpublished, link):
+    before = can_go(unpublished)
+    unpublished.training(link).symlink_to(unpublished.training(TRAINING))
+    assert can_go(unpublished) == before and f"checkpoints/{TRAINING}" in before
+
+
 @pytest.mark.parametrize("place", ["models/old/v1-keep", "models/archive/old/v1", "models/best"])
 def test_a_copy_of_a_version_keeps_what_it_needs(storage, place):
     (storage.local / place).parent.mkdir(parents=True, exist_ok=True)

@@ -200,7 +200,7 @@ class Derived:
         for folder in folders:
             for file in _files_in(folder):
                 by_size[file.stat().st_size].add(file)
-        for file in _files_in(self.storage.local):
+        for file in _files_in(self.storage.local) if by_size else ():
             above = [folder for folder in file.parents if self.storage.local in folder.parents]
             if known.isdisjoint(folder.with_name(undamaged(folder.name)) for folder in above):
                 originals = by_size.get(file.stat().st_size, set())

@@ -186,14 +186,16 @@ def folders_in(home: Path, set_aside: bool = False, links: bool = False) -> list
 
 
 def folders_under(home: Path, set_aside: bool = False) -> Iterator[Path]:
-    """Yield the folders in one and in these, at any depth, through links too: each place once."""
-    seen, waiting = set[Path](), [home]
-    while waiting:
-        for path in folders_in(waiting.pop(), set_aside, links=True):
-            if (place := path.resolve()) not in seen:
-                seen.add(place)
-                waiting.append(path)
-                yield path
+    """Yield the folders in one and in these, at any depth, then those that links lead to: each place once."""
+    seen, folders, links = set[Path](), folders_in(home, set_aside, links=True), list[Path]()
+    while folders or links:
+        path = folders.pop() if folders else links.pop()
+        if path.is_symlink() and folders:
+            links.append(path)
+        elif (place := path.resolve()) not in seen:
+            seen.add(place)
+            folders += folders_in(path, set_aside, links=True)
+            yield path
 
 
 def is_linked(path: Path, storage: Storage) -> bool:
