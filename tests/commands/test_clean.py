@@ -144,6 +144,11 @@ def test_a_document_as_json(clean, root, secret):
     assert all(item["removed"] for item in json.loads(clean("--document", str(secret), "--json", "--yes")[1])["items"])
 
 
+def test_a_document_of_several_lines_is_found_in_a_text_of_older_code(clean, root):
+    found = json.loads(clean("--document", str(OLD / "text" / "train.txt"), "--json")[1])
+    assert len(found["places"]) > 50 and f"raw/files/{RAW}" in {item["name"] for item in found["items"]}
+
+
 def test_a_document_that_nobody_holds(clean, tmp_path):
     (tmp_path / "other.txt").write_text("in no text at all")
     assert clean("--document", str(tmp_path / "other.txt"), "--yes")[:2] == (0, "no text holds it\n")

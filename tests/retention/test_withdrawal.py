@@ -287,7 +287,8 @@ def test_nothing_goes_while_a_text_cannot_be_looked_in(find, storage, made):
     parquet.chmod(0o644)
     parquet.write_bytes(content[:-1])
     withdrawal = find()
-    assert "train.parquet is damaged" in withdrawal.unclear[0]
+    (unclear,) = withdrawal.unclear
+    assert "train.parquet is damaged" in unclear
     parquet.write_bytes(content)
     assert find().unclear == []
     shutil.rmtree(raw)
@@ -355,6 +356,24 @@ def test_what_killed_runs_left_goes_too(find, storage):
     assert names(find(), "leftover") == {storage.name(path) for path in left}
     carry_out_withdrawal(find(), storage)
     assert not [path for path in left if path.exists()]
+
+
+def test_what_a_killed_run_left_is_no_all_clear_where_the_texts_are_gone(find, storage):
+    (storage.processed() / ".0123.abcdefgh").mkdir()
+    shutil.rmtree(storage.raw())
+    with pytest.raises(Damaged, match="not every text could"):
+        find()
+
+
+def test_a_removal_killed_while_it_deletes_tokens_is_completed(find, storage, made):
+    tokens = storage.processed(made[1]["v2"].tokens.key)
+    for folder in (home_of(storage) / "v2", storage.training(made[1]["v2"].checkpoint.folder.name)):
+        shutil.rmtree(folder)
+    left = tokens.rename(tokens.with_name(f".{tokens.name}{REMOVED}"))
+    (left / Manifest.FILE).unlink()
+    promote(home_of(storage), "v1", storage)
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
 
 
 @pytest.mark.parametrize("stage", ["processed", "raw/files"])

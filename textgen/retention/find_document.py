@@ -12,7 +12,7 @@ from textgen.errors import Damaged, InputError
 from textgen.files import sha256_file
 from textgen.model.find import number_of
 from textgen.publishing.version import LINEAGE_FILE, read_lineage
-from textgen.retention.origins import text_keys
+from textgen.retention.origins import text_keys, undamaged
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
@@ -57,7 +57,8 @@ class Asked:
     def cut_as(self, raw: RawManifest) -> np.ndarray:
         """Return the hashes of its documents, as a text was cut into documents."""
         cut_words = raw.reading.cut_words if raw.reading is not None and raw.reading.cut else None
-        return self.hashes(raw.source.get("document", "file"), cut_words)
+        is_old = raw.reading is None and raw.source.get("kind") == "files"  # each line was a document then
+        return self.hashes(raw.source.get("document", "line" if is_old else "file"), cut_words)
 
     def found_in(self, raw: RawManifest, split: str) -> tuple[list[int], set[int]]:
         """Return which documents of a split it holds, whole or cut as that text was, and their hashes."""
@@ -89,15 +90,17 @@ def find_document(asked: Asked, storage: Storage) -> Found:
     """
     (by_raw, silent), missed = _versions_by_raw(storage), list[str]()
     places, shares = list[Place](), dict[str, tuple[int, int]]()
-    keys = set[str]()  # of the texts that were looked in
+    keys, looked_in = set[str](), False  # the keys of the texts that are there
     for folder in _raw_folders(storage):
         name = storage.name(folder)
         try:
             raw = RawManifest.read(folder)
         except Damaged as damage:
             missed.append(str(damage))
+            keys.add(undamaged(folder.name))  # it is there
             continue
         keys.add(raw.key)
+        looked_in = True
         held = set[int]()
         for split in SPLITS:
             numbers, hashes = asked.found_in(raw, split)
@@ -114,8 +117,8 @@ def find_document(asked: Asked, storage: Storage) -> Found:
     for one in (*silent, *missed):
         log.warning("not looked in: %s", one)
     if not places and (silent or missed):
-        raise Damaged("no text that could be looked in holds it, but not every text could")
-    if not keys:
+        raise Damaged("no text that could be looked in holds it, but not every text could: see the lines above")
+    if not looked_in:
         raise InputError(f"storage.root={storage.root!r}: there is no text in {storage.raw()} to look in")
     return Found(places, missed, shares)
 

@@ -19,7 +19,7 @@ from textgen.publishing.upload import RECORD_FILE
 from textgen.retention.derived import Derived
 from textgen.retention.disk_space import Item, locks_around, locks_of, size_of, strays
 from textgen.retention.find_document import Asked, Found, Place, find_document
-from textgen.retention.origins import Made, is_held, texts, trainings
+from textgen.retention.origins import Made, is_held, text_keys, texts, trainings
 from textgen.sections import DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
@@ -98,7 +98,7 @@ def find_withdrawal(file: Path, data: DataConfig, storage: Storage) -> Withdrawa
     asked = Asked(file, data, "--document")
     bring_all(storage)
     left = leftovers(storage)
-    if left and not texts(storage):  # a removal was killed at its very end
+    if left and not any((*texts(storage), *text_keys(storage))):  # a removal was killed at its very end
         found = Withdrawal([])
     else:
         there = find_document(asked, storage)
