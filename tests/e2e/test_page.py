@@ -328,6 +328,28 @@ def test_nothing_is_wider_than_a_phone(page, running):
     expect(page.get_by_role("button", name="Stop")).to_be_in_viewport()
 
 
+def test_a_text_is_followed_until_the_reader_scrolls(page, running):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(running.url)
+    write(page, max_tokens=str(ENDLESS), seed="5")
+    tokens = page.locator(".token")
+
+    def hidden() -> float:
+        """Return how much of the page is below what is seen."""
+        return page.evaluate("document.documentElement.scrollHeight - innerHeight - scrollY")
+
+    wait_until(lambda: tokens.count() > 40)
+    page.evaluate("scrollTo(0, 0)")  # as when the browser shows the field that has the focus
+    wait_until(lambda: tokens.count() > 400 and hidden() < 40)
+    page.mouse.move(180, 300)
+    page.mouse.wheel(0, -500)
+    wait_until(lambda: hidden() > 300)
+    before = tokens.count()
+    wait_until(lambda: tokens.count() > before + 40)
+    assert hidden() > 300
+    page.get_by_role("button", name="Stop").click()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_tint_can_be_read_and_told_apart_without_hue(scheme, page, running):
     page.emulate_media(color_scheme=scheme)
