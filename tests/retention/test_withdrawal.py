@@ -243,6 +243,20 @@ def test_nothing_goes_while_a_training_started_from_a_model_that_is_gone(find, s
     assert find().unclear == []
 
 
+def test_a_training_that_started_from_a_model_of_somebody_else_is_named_and_stays(find, storage, made):
+    folder = storage.training(made[1]["v1"].checkpoint.folder.name)
+    manifest = type(made[1]["v1"].checkpoint).read(folder)
+    manifest.model_copy(update={"initial_sha256": "0"}).write(folder)
+    noted = {"initial_sha256": "0", "initial": "/models/base", "names_all_texts": False}
+    Origin.parse(folder).model_copy(update=noted).write(folder)
+    lineage = json.loads((home_of(storage) / "v1" / "lineage.json").read_text())
+    lineage["checkpoint"]["initial_sha256"], lineage["names_all_texts"] = "0", False
+    write_atomic(home_of(storage) / "v1" / "lineage.json", json.dumps(lineage))
+    assert any("started from /models/base, which is not in this storage" in remark for remark in find().remarks)
+    carry_out_withdrawal(find(), storage)
+    assert there(storage) == made_of(made[1]["v1"])
+
+
 def test_nothing_goes_while_the_tokens_of_a_training_are_gone_that_names_no_text(find, storage, made):
     one = made[1]["v1"]
     folder = started_from(storage, one, "")
@@ -337,10 +351,11 @@ def test_nothing_goes_while_a_copy_of_a_file_of_it_is_elsewhere(find, storage, m
     assert storage.name(home.with_name("best")) in names(find(), "copy")
 
 
-def test_a_training_in_a_folder_of_trainings_goes_too(find, storage, made):
+@pytest.mark.parametrize("place", ["checkpoints/experiments/one", "mine"])
+def test_a_training_that_a_person_put_elsewhere_goes_too(find, storage, made, place):
     out = unfinished(storage, made[1]["v2"])
-    (storage.training("experiments")).mkdir()
-    nested = out.rename(storage.training("experiments") / "one")
+    (storage.local / place).parent.mkdir(exist_ok=True)
+    nested = out.rename(storage.local / place)
     with FileLock(lock_file(nested)):
         assert find().running == [storage.name(nested)]
     carry_out_withdrawal(find(), storage)

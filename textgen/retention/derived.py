@@ -164,7 +164,12 @@ class Derived:
         """Note which of the trainings and models that were not found do not say enough to tell."""
         lineages = {self.storage.name(one.folder): one.lineage for one in models if isinstance(one.lineage, Lineage)}
         told = {lineage.checkpoint.folder for lineage in lineages.values()}
-        starts = [(name, lineage.start, lineage.initial) for name, lineage in lineages.items()]
+        said = {self.storage.name(training.folder) for training in trainings if training.origin is not None}
+        starts = [
+            (name, lineage.start, lineage.initial)
+            for name, lineage in lineages.items()
+            if lineage.checkpoint.folder not in said
+        ]
         self.unclear += [str(model.lineage) for model in models if isinstance(model.lineage, Damaged)]
         for training in trainings:
             name, origin = self.storage.name(training.folder), training.origin
@@ -181,7 +186,13 @@ class Derived:
         weights = {sha256 for training in trainings for sha256 in training.weights(self.storage)}
         weights |= {sha256 for model in models for sha256 in model.weights()}
         for name, sha256, initial in starts:
-            if sha256 is not None and sha256 not in weights and initial not in folders:
+            if sha256 is None or sha256 in weights or initial in folders:
+                continue
+            if initial is not None and Path(initial).is_absolute():
+                self.remarks.append(
+                    f"{name} stays; it started from {initial}, which is not in this storage: look there"
+                )
+            else:
                 self.unclear.append(f"{name} started from {initial or 'a model'}, which is not here")
 
     def find_links(self, known: Sequence[Training | Model]) -> None:

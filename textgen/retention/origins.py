@@ -217,8 +217,8 @@ def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def trainings(storage: Storage) -> Iterator[Training]:
-    """Yield the training folders of this machine, at any depth."""
-    for folder in sorted(folders_under(storage.training())):
+    """Yield the training folders of this machine, wherever in the root a person has put them."""
+    for folder in sorted(folders_under(storage.local)):
         if (folder / KEY_FILE).is_file():
             made = _parsed(folder)
             is_damaged = made is None and (folder / Made.FILE).exists()
