@@ -351,6 +351,13 @@ def test_a_link_to_a_training_that_is_there_changes_nothing(unpublished, link):
     assert can_go(unpublished) == before and f"checkpoints/{TRAINING}" in before
 
 
+def test_what_a_link_beside_the_stages_leads_to_is_not_searched(unpublished, tmp_path):
+    """`text/` may be a link to all that a person has."""
+    shutil.copytree(unpublished.training(TRAINING), tmp_path / "home" / "mine")
+    (unpublished.local / "text").symlink_to(tmp_path / "home")
+    assert [training.folder.name for training in origins.trainings(unpublished)] == [TRAINING]
+
+
 @pytest.mark.parametrize("place", ["models/old/v1-keep", "models/archive/old/v1", "models/best"])
 def test_a_copy_of_a_version_keeps_what_it_needs(storage, place):
     (storage.local / place).parent.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,13 @@ from textgen.errors import Damaged
 from textgen.files import all_held, lock_file, locked, remove
 from textgen.model.find import number_of, numbers, read_champion
 from textgen.retention.origins import (
-    DAMAGED,
     Made,
     Training,
     Trunks,
     folders_in,
     is_held,
     is_linked,
+    is_set_aside,
     models,
     texts,
     trainings,
@@ -235,7 +235,7 @@ class Survey:
 
     def look_at_stray(self, path: Path) -> None:
         """Find what was set aside, and what killed processes left."""
-        if DAMAGED.fullmatch(path.name):
+        if is_set_aside(path):
             if not self.holds_a_number(path):
                 self.add("damaged", path, locks_around(path, self.storage))
         elif last_change(path) < time.time() - ALWAYS_SECONDS:
@@ -289,7 +289,7 @@ def _strays(folder: Path, deep: bool) -> Iterator[Path]:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        if DAMAGED.fullmatch(path.name) or (LEFTOVER.fullmatch(path.name) and not path.name.endswith(".lock")):
+        if is_set_aside(path) or (LEFTOVER.fullmatch(path.name) and not path.name.endswith(".lock")):
             yield path
         elif deep and path.is_dir() and not path.is_symlink():
             yield from _strays(path, deep)

@@ -126,7 +126,7 @@ def find_document(asked: Asked, storage: Storage) -> Found:
 def _raw_folders(storage: Storage) -> Iterator[Path]:
     """Yield the folders of frozen texts, but for those that were set aside and made anew."""
     for file in sorted(storage.raw().glob(f"*/*/{RawManifest.FILE}")):
-        folder, key = file.parent, file.parent.name.split(".damaged-")[0]
+        folder, key = file.parent, undamaged(file.parent.name)
         is_replaced = key != folder.name and (folder.with_name(key) / RawManifest.FILE).exists()
         if folder.parent.name != GPT2_FOLDER and not folder.name.startswith(".") and not is_replaced:
             yield folder
@@ -148,4 +148,4 @@ def _versions_by_raw(storage: Storage) -> tuple[dict[str, list[str]], list[str]]
 
 
 def _name_and_number(version: Path) -> tuple[str, int, str]:
-    return version.parent.name, number_of(version.name.split(".")[0]), version.name
+    return version.parent.name, number_of(undamaged(version.name)), version.name

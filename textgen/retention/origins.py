@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textgen.config import VERSION, VERSION_NAME
 from textgen.errors import Damaged
-from textgen.files import Manifest, all_held, lock_file, read_json, sha256_file
+from textgen.files import M, Manifest, all_held, lock_file, read_json, sha256_file
 from textgen.model.find import number_of
 from textgen.publishing.version import LINEAGE_FILE
 from textgen.storage import Storage
@@ -185,16 +185,16 @@ def folders_in(home: Path, set_aside: bool = False, links: bool = False) -> list
     ]  # fmt: skip
 
 
-def folders_under(home: Path, set_aside: bool = False) -> Iterator[Path]:
-    """Yield the folders in one and in these, at any depth, then those that links lead to: each place once."""
-    seen, folders, links = set[Path](), folders_in(home, set_aside, links=True), list[Path]()
-    while folders or links:
-        path = folders.pop() if folders else links.pop()
+def folders_under(home: Path, set_aside: bool = False, links: bool = True) -> Iterator[Path]:
+    """Yield the folders in one and in these, at any depth; then those that `links` lead to. Each place comes once."""
+    seen, folders, waiting = set[Path](), folders_in(home, set_aside, links), list[Path]()
+    while folders or waiting:
+        path = folders.pop() if folders else waiting.pop()
         if path.is_symlink() and folders:
-            links.append(path)
+            waiting.append(path)
         elif (place := path.resolve()) not in seen:
             seen.add(place)
-            folders += folders_in(path, set_aside, links=True)
+            folders += folders_in(path, set_aside, links)
             yield path
 
 
@@ -218,12 +218,14 @@ def not_made_anew(home: Path) -> Iterator[tuple[Path, Path]]:
 
 def trainings(storage: Storage) -> Iterator[Training]:
     """Yield the training folders of this machine, wherever in the root a person has put them."""
-    for folder in sorted(folders_under(storage.local)):
+    # A link elsewhere in the root, as `text/` may be one, can lead to all that a person has.
+    for folder in sorted({*folders_under(storage.training()), *folders_under(storage.local, links=False)}):
         if (folder / KEY_FILE).is_file():
-            made = _parsed(folder)
+            made = _manifest(folder, Made)
+            origin = _complete(_manifest(folder, Origin), made)
             is_damaged = made is None and (folder / Made.FILE).exists()
             key = (folder / KEY_FILE).read_text(errors="replace").strip()
-            yield Training(folder, key, made, _origin(folder, made), is_damaged, is_held(lock_file(folder)), (folder,))
+            yield Training(folder, key, made, origin, is_damaged, is_held(lock_file(folder)), (folder,))
 
 
 def all_trainings(storage: Storage) -> Iterator[Training]:
@@ -231,31 +233,21 @@ def all_trainings(storage: Storage) -> Iterator[Training]:
     yield from trainings(storage)
     home = storage.training()
     for folder, copy in not_made_anew(home):
-        made = _parsed(copy)
-        yield Training(folder, folder.name, made, _origin(copy, made), made is None, is_running=False, copies=(copy,))
+        made = _manifest(copy, Made)
+        origin = _complete(_manifest(copy, Origin), made)
+        yield Training(folder, folder.name, made, origin, is_damaged=made is None, is_running=False, copies=(copy,))
     for folder in sorted({*storage.folders(home, "*"), *storage.folders(home, "*", file=Origin.FILE)}):
         if not (folder / Made.FILE).exists():
-            made, begun = None, None
-            with suppress(Damaged):
-                made = storage.read_manifest(folder, Made)
-            with suppress(Damaged):
-                begun = storage.read_manifest(folder, Origin)
-            origin = _complete(begun, made)
+            made = _manifest(folder, Made, storage)
+            origin = _complete(_manifest(folder, Origin, storage), made)
             yield Training(folder, folder.name, made, origin, is_damaged=False, is_running=False, copies=(folder,))
 
 
-def _parsed(folder: Path) -> Made | None:
+def _manifest(folder: Path, kind: type[M], storage: Storage | None = None) -> M | None:
+    """Return a manifest of a folder, with a `storage` also of one in its remote root; None where none is sound."""
     with suppress(Damaged):
-        return Made.parse(folder)
+        return kind.parse(folder) if storage is None else storage.read_manifest(folder, kind)
     return None
-
-
-def _origin(folder: Path, made: Made | None) -> Origin | None:
-    """Return what a training was made of, where it says so."""
-    begun = None
-    with suppress(Damaged):
-        begun = Origin.parse(folder)
-    return _complete(begun, made)
 
 
 def _complete(begun: Origin | None, made: Made | None) -> Origin | None:
@@ -281,7 +273,7 @@ def _version_in(config: Mapping[str, Any]) -> str | None:
 def text_keys(storage: Storage) -> Iterator[tuple[str, str]]:
     """Yield the keys of the texts that something here was made of, and what that is."""
     for folder in folders_in(storage.processed(), links=True):
-        if (made := _parsed(folder)) is not None and made.raw_key is not None:
+        if (made := _manifest(folder, Made)) is not None and made.raw_key is not None:
             yield made.raw_key, storage.name(folder)
     for training in trainings(storage):
         for key in training.origin.texts if training.origin is not None else ():

@@ -1,7 +1,7 @@
 """Withdrawing a document: the texts that hold it, and all that was made of them, here and in the remote root.
 
-What was made goes before what it was made of, the text last: after a kill the same command finds the rest. Nothing goes
-while there is something of which it is not known whether it was made of the text: the rest tells what it was.
+What was made goes before what it was made of, the text last: after a kill the same command finds the rest. While it is
+not known of something whether it was made of the text, nothing goes: what would go may be what can tell.
 """
 
 import logging
