@@ -16,9 +16,9 @@ from textgen.retention.origins import text_keys, undamaged
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
-from textgen.text.freezing import Documents, take_census
 from textgen.text.local_files import SplitFile, find_files
 from textgen.text.report import DocumentList
+from textgen.text.splitting import Documents, take_census
 from textgen.text.tokenizer import GPT2_FOLDER
 
 log = logging.getLogger(__name__)

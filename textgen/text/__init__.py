@@ -4,7 +4,8 @@
   Python's docstrings (`python_docs`).
 - `local_files`, `readers`: which files a value of `data.files` names, and how a file of each kind is read.
 - `documents`: how plain text is cut into documents, which rows begin one, and the content by which one is known.
-- `freezing`: which split a document of local files is in, and the parquet files. `corpus`: the frozen text in data/raw.
+- `splitting`: the documents of local files, and which split each is in. `freezing`: the parquet files of a split.
+- `corpus`: the frozen text in data/raw.
 - `overlap`, `report`: how much of the held-out text stands in train, and what else `textgen data` shows.
 - `tokenizer`, `encoding`: GPT-2's BPE, a BPE trained on the text, or its words; long documents in bounded memory.
 - `stream`, `tokens`: the token ids of a text as one tensor, and those of each split in data/processed.

@@ -13,9 +13,9 @@ from textgen.storage import Storage
 from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, list_documents, read_parts
 from textgen.text.documents import Part, WordCount
-from textgen.text.freezing import FEW_DOCUMENTS
 from textgen.text.local_files import ending_of, in_words, read_kind
 from textgen.text.overlap import Overlaps, Runs, worst
+from textgen.text.splitting import FEW_DOCUMENTS
 
 REPORT_VERSION = 2  # of the figures; a change makes every report key new
 HELD_OUT = ("validation", "test")

@@ -19,9 +19,9 @@ from textgen import files
 from textgen.errors import InputError
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
-from textgen.text import documents, freezing, readers
+from textgen.text import documents, freezing, readers, splitting
 from textgen.text.corpus import RawManifest, fetch, list_documents, read_rows, read_units
-from textgen.text.freezing import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
+from textgen.text.splitting import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
 
 EXAMPLES = 100
 WORDS = ["river", "tower", "lamp", "old", "small", "winds", "under", "stone", "light", "house", "the", "a", "and", "of"]
@@ -344,9 +344,9 @@ def test_a_file_that_is_changed_between_two_readings_is_refused(tmp_path, monkey
     path = tmp_path / "a.txt"
     text = "".join(some_text(9, number) + "\n" for number in range(90))
     path.write_text(text)
-    taken = freezing.take_census
+    taken = splitting.take_census
 
-    def take_and_change(found: freezing.Documents) -> freezing.Census:
+    def take_and_change(found: splitting.Documents) -> splitting.Census:
         census = taken(found)
         match change:
             case "edited":
@@ -359,7 +359,7 @@ def test_a_file_that_is_changed_between_two_readings_is_refused(tmp_path, monkey
                 path.unlink()
         return census
 
-    monkeypatch.setattr(freezing, "take_census", take_and_change)
+    monkeypatch.setattr(splitting, "take_census", take_and_change)
     said = refusal(tmp_path, files=str(path), document="line")
     assert str(path) in said and ("No such file" if change == "gone" else "was changed while it was read") in said
 
