@@ -18,9 +18,10 @@ from tasks.publish import publish
 from tasks.report import show_drift, show_model
 from tasks.stage import run_stage
 from tasks.tokenize import tokenize
-from tasks.tracking import one_run, track_champion
+from tasks.tracking import track_champion
 from tasks.train import train
 from tasks.upload import upload_champion
+from tasks.wandb_run import one_run
 from textgen.config import Config
 from textgen.model.find import read_champion
 from textgen.publishing.resolution import resolve_champions

@@ -9,8 +9,8 @@ from prefect.exceptions import TerminationSignal
 from tasks.cancel import ended_by
 from tasks.redact import redacted
 from tasks.stage import run_stage
-from tasks.tracking import one_run
 from tasks.train import train
+from tasks.wandb_run import one_run
 from textgen.config import Config
 from textgen.storage import Storage
 from textgen.text.tokens import TokensManifest

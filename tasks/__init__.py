@@ -4,7 +4,8 @@
   each.
 - `stage`: what they share. `dispatch`, `follow`, `cancel`: a training on another work pool, its progress and its end.
 - `report`: what a run shows in the Prefect UI. `redact`: secrets reach no log.
-- `tracking`, `tracker`, `run_page`: the W&B run of a training, the thread that writes it, and its page.
+- `wandb_run`, `tracker`, `run_page`: the W&B run of a training, the thread that writes it, and its page.
+- `tracking`: published versions in W&B, and the command that sends what waits.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 from tasks.run_page import evaluation_figures
 from tasks.stage import stage
-from tasks.tracking import track
+from tasks.wandb_run import track
 from textgen.config import Config
 from textgen.evaluation import evaluate as evaluation
 from textgen.evaluation.scoring import Metrics

@@ -1,7 +1,7 @@
 """The task that publishes the checkpoint."""
 
-from tasks.stage import NETWORK_RETRY_SECONDS, is_transient, stage
-from tasks.tracking import flow_run_id, track_model
+from tasks.stage import NETWORK_RETRY_SECONDS, flow_run_id, is_transient, stage
+from tasks.tracking import track_model
 from textgen.config import Config
 from textgen.evaluation.scoring import Metrics
 from textgen.files import content_key

@@ -10,14 +10,13 @@ from typing import Any
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.serializers import JSONSerializer
 from prefect.states import State
 from prefect.utilities.importtools import to_qualified_name
 from pydantic import BaseModel, ConfigDict
 
 from tasks.redact import redacted
-from tasks.tracking import flow_run_id
 from textgen.config import Config
 from textgen.errors import Damaged, Failure, SourceUnavailable, StorageUnavailable
 from textgen.files import Manifest, content_key, mark_used, set_aside
@@ -39,6 +38,12 @@ class StageReport(BaseModel):
 
     seconds: float
     cached: bool
+
+
+def flow_run_id() -> str | None:
+    """Return the id of the flow run that this is a part of, None outside one."""
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context is not None and context.flow_run is not None else None
 
 
 def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:

@@ -1,172 +1,35 @@
-"""Weights & Biases: the record of a run. The only module that imports wandb, and never a reason for a run to fail."""
+"""Published versions in Weights & Biases: on the page of their run, and as artifacts, now or by `replay`."""
 
 import argparse
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict
 
 from tasks import run_page
 from tasks.tracker import Tracker, forgiving, warn
+from tasks.wandb_run import choose_mode, has_key, is_unreachable, run_name, run_options, track
 from textgen.config import Config, TrackingConfig
 from textgen.errors import Damaged, Failure, InputError, carry_out
 from textgen.files import read_json, write_atomic
 from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
-from textgen.publishing.runs import KEY_DIGITS
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.terminal import counted, one_line, printable
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.figures import read_log
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT_SECONDS = 30
-FINISH_TIMEOUT_SECONDS = 60
 UPLOAD_TIMEOUT_SECONDS = 60  # of a version: its weights stay where they are
 PENDING_FOLDER = Path("wandb", "pending")  # under the root: published versions that are yet to be sent
 SENT_FOLDER = Path("wandb", "champions")  # by name, the version that has the alias `champion`
 INPUTS = ("raw", "tokens")  # of a model, in its lineage
 REPLAY = "`python -m tasks.tracking replay` sends it"
-_unreachable = False  # the server did not answer this process: the stages after do not ask it again
-_kept: dict[str, Tracker] | None = None  # the trackers that `one_run` keeps open, by training
-
-
-@contextmanager
-def one_run() -> Iterator[None]:
-    """Have the stages in the block share the run of their training, and end it with the block."""
-    global _kept
-    kept: dict[str, Tracker] = {}
-    _kept = kept
-    interrupted = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        _kept = None
-        for tracker in kept.values():
-            tracker.close(interrupted)
-
-
-@contextmanager
-def track(config: Config, folder: Path, **facts: Any) -> Iterator[Tracker]:
-    """Yield the tracker of the training in `folder`. Its run ends with the block, or with `one_run` around it.
-
-    Args:
-        config: The configuration. The run's page shows it, and the `facts` of the training with it.
-        folder: The training folder; the run's id is its name, so that a training that is continued stays one run.
-        facts: Such as the number of parameters.
-    """
-    kept = {} if _kept is None else _kept
-    tracker = kept.get(folder.name) or _tracker(config, folder, facts)
-    kept[folder.name] = tracker
-    tracker.failed = True  # until it has gone well
-    try:
-        yield tracker
-        tracker.failed = False
-    finally:
-        if kept is not _kept:
-            tracker.close()
-
-
-def _tracker(config: Config, folder: Path, facts: dict[str, Any]) -> Tracker:
-    if config.tracking.mode == "disabled":
-        return Tracker(None)
-    name, described = _run_name(config, folder), {**run_page.described(config), **facts}
-    if (flow_run := flow_run_id()) is not None:
-        described["flow_run"] = flow_run
-    tokens_per_step = config.training.sequences_per_step * config.data.seq_length
-    return Tracker(lambda: _open(config, folder.name, name, described), read_log(folder), tokens_per_step)
-
-
-def _open(config: Config, id: str, name: str, described: dict[str, Any]) -> Any:
-    """Open a run, offline where W&B refuses. Later stages do not ask a server again that did not answer."""
-    global _unreachable
-    import wandb
-
-    def init(mode: Any) -> Any:
-        return wandb.init(mode=mode, config=described, **_options(config.tracking, config.root, id, config.name))
-
-    mode = "offline" if _unreachable else "as it was set"
-    try:
-        if not _unreachable:
-            mode = choose_mode(config.tracking)
-        run = init(mode)
-    except Exception as error:  # of the server, of the client, of a setting in the environment
-        if mode == "offline":
-            raise
-        _unreachable = _unreachable or mode == "online"
-        wandb.teardown()  # the failed run still holds its id
-        run = init("offline")
-        warn(f"{one_line(error)}; recording offline")
-    if not run.resumed:  # else it has them, and perhaps those of the version that was published
-        run.name, run.tags = name, tuple(run_page.tags_of(config))
-    for axis in run_page.AXES:
-        run.define_metric(axis, hidden=True)  # it gets no chart
-    for section in run_page.SECTIONS:
-        run.define_metric(f"{section}/*", step_metric=run_page.AXES[0])
-    run.define_metric("validation/loss_nats", step_metric=run_page.AXES[0], summary="min")
-    return run
-
-
-def choose_mode(tracking: TrackingConfig) -> str:
-    """Return W&B's mode: `auto` is WANDB_MODE if that is set (wandb checks it), else online with a key."""
-    if tracking.mode != "auto":
-        return tracking.mode
-    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-
-
-def _has_key() -> bool:
-    import wandb
-    from requests.utils import get_netrc_auth
-
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url) is not None
-
-
-def flow_run_id() -> str | None:
-    """Return the id of the flow run that this is a part of, None outside one."""
-    context = FlowRunContext.get()
-    return str(context.flow_run.id) if context is not None and context.flow_run is not None else None
-
-
-def _run_name(config: Config, folder: Path) -> str:
-    """Return the name of the flow run, by which Prefect's pages and W&B's are matched; outside one, the training's."""
-    context = FlowRunContext.get()
-    if context is not None and context.flow_run is not None:
-        return context.flow_run.name
-    return f"{config.name} {folder.name[:KEY_DIGITS]}"
-
-
-def _options(tracking: TrackingConfig, root: Path, id: str, group: str | None) -> dict[str, Any]:
-    """Return what the run of a training is opened with, whatever is recorded."""
-    import wandb
-
-    settings = wandb.Settings(
-        console="off", silent=True, init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS,
-        reinit="create_new",
-    )  # fmt: skip
-    return {
-        "project": tracking.project,
-        "entity": tracking.entity,
-        "id": id,  # the training's: a retry goes on in the same run
-        "resume": "allow",
-        "group": group,
-        "job_type": "train",
-        "dir": root,
-        "settings": settings,
-    }
 
 
 class Pending(BaseModel):
@@ -190,7 +53,7 @@ def track_model(config: Config, published: PublishedManifest, checkpoint: Checkp
         return
     with forgiving(f"{published.name} {published.version} is not recorded"):
         pending = _note(config, published, checkpoint.folder.name)
-        title = run_page.title_of(published, _run_name(config, checkpoint.folder))
+        title = run_page.title_of(published, run_name(config, checkpoint.folder))
         facts = {"parameters": checkpoint.parameters, "steps": checkpoint.steps}
         with track(config, checkpoint.folder, **facts) as tracker:
             tracker.do(lambda run: _show(run, published, title))
@@ -229,7 +92,7 @@ def _note(config: Config, published: PublishedManifest, id: str) -> Pending | No
 def _send_now(run: Any, pending: Pending, root: Path) -> None:
     """Send a version if the run is on the server; else it waits for `replay`."""
     if run.offline:
-        if _unreachable:
+        if is_unreachable():
             warn(f"{pending.name} {pending.version} is not sent; {REPLAY}")
         return
     try:
@@ -263,7 +126,7 @@ def _track_champion(config: Config, published: PublishedManifest) -> None:
     training = PurePosixPath(read_lineage(manifest.folder, "checkpoint", "folder")).name
     if (pending := _note(config, manifest, training)) is None:
         return
-    if choose_mode(config.tracking) == "online" and not _unreachable:
+    if choose_mode(config.tracking) == "online" and not is_unreachable():
         tracker = Tracker(lambda: _resume(pending, config.root))
         tracker.do(lambda run: _send_now(run, pending, config.root))
         tracker.close()
@@ -284,7 +147,7 @@ def replay(root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"--root={str(root)!r}: there is no such folder")
     files = sorted((root / PENDING_FOLDER).glob("*.json"), key=_order)
-    if files and not _has_key():
+    if files and not has_key():
         raise InputError("Weights & Biases: there is no key; set WANDB_API_KEY, or run `wandb login`")
     if not files:
         print("nothing is to be sent", file=sys.stderr)
@@ -319,7 +182,7 @@ def _resume(pending: Pending, root: Path) -> Any:
     import wandb
 
     try:
-        return wandb.init(mode="online", **_options(pending.tracking, root, pending.training_key, pending.group))
+        return wandb.init(mode="online", **run_options(pending.tracking, root, pending.training_key, pending.group))
     except Exception:
         wandb.teardown()  # the failed run still holds its id
         raise

@@ -10,7 +10,7 @@ from tasks.dispatch import train_elsewhere
 from tasks.report import shown
 from tasks.run_page import training_figures
 from tasks.stage import stage
-from tasks.tracking import track
+from tasks.wandb_run import track
 from textgen.config import Config
 from textgen.errors import Diverged, InputError, OutOfMemory, StateNotSaved, TrainingCancelled
 from textgen.model.transformer import count_parameters

@@ -63,13 +63,10 @@ def test_imports_go_from_flows_to_tasks_to_textgen(package):
         assert not imported(path) & FORBIDDEN[package], path
 
 
-def test_only_tracking_imports_wandb():
-    importers = [path.name for package in FORBIDDEN for path in files(package) if "wandb" in imported(path)]
-    assert importers == ["tracking.py"]
-
-
-def test_tracking_loads_wandb_only_when_it_records():
-    assert "wandb" not in imported(ROOT / "tasks" / "tracking.py", when_loaded=True)
+def test_only_tracking_imports_wandb_and_only_when_it_records():
+    importers = [path for package in FORBIDDEN for path in files(package) if "wandb" in imported(path)]
+    assert {path.name for path in importers} == {"tracking.py", "wandb_run.py"}
+    assert not any("wandb" in imported(path, when_loaded=True) for path in importers)
 
 
 def test_the_library_imports_heavy_packages_only_inside_functions():

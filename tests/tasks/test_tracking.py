@@ -13,10 +13,11 @@ import pytest
 import wandb
 from wandb.util import get_core_path
 
-from tasks import tracker, tracking
+from tasks import tracker, tracking, wandb_run
 from tasks.run_page import described, evaluation_figures, training_figures
 from tasks.tracker import Tracker
-from tasks.tracking import choose_mode, main, model_artifact, one_run, track, track_champion, track_model
+from tasks.tracking import main, model_artifact, track_champion, track_model
+from tasks.wandb_run import choose_mode, one_run, track
 from tests.waiting import PATIENCE_SECONDS
 from textgen.config import Config, StorageConfig, TrackingConfig, parse_config
 from textgen.files import sha256_file
@@ -32,7 +33,7 @@ def no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tracking, "_unreachable", False)
+    monkeypatch.setattr(wandb_run, "_unreachable", False)
     monkeypatch.setattr(tracker, "_warned", set())
     monkeypatch.setattr(tracker, "CLOSE_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setenv("WANDB_DISABLE_WEAVE", "true")  # it greets the openai client, which other tests load
@@ -70,7 +71,9 @@ def recorded(root: Path) -> str:
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the warnings of ours."""
-    return [one.getMessage() for one in caplog.records if one.name in ("tasks.tracking", "tasks.tracker")]
+    return [
+        one.getMessage() for one in caplog.records if one.name in ("tasks.tracking", "tasks.tracker", "tasks.wandb_run")
+    ]
 
 
 def test_without_a_key_the_run_is_recorded_offline(tmp_path, capsys):
@@ -112,7 +115,7 @@ def unreachable(monkeypatch) -> Iterator[None]:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
         monkeypatch.setattr(wandb, "init", ask_for_a_second)
-        monkeypatch.setattr(tracking, "_unreachable", False)
+        monkeypatch.setattr(wandb_run, "_unreachable", False)
         yield
 
 
