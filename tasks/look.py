@@ -6,7 +6,7 @@ from prefect import task
 
 from tasks.report import show_text
 from textgen.config import Config
-from textgen.publishing.drift import check_fractions
+from textgen.publishing.contenders import check_fractions
 from textgen.publishing.gate import gate_warnings
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest

@@ -15,8 +15,8 @@ from textgen.errors import InputError
 from textgen.evaluation.scoring import read_documents
 from textgen.publishing import contenders
 from textgen.publishing.candidate import Candidate
-from textgen.publishing.contenders import hold_contest
-from textgen.publishing.drift import Changes, check_fractions, measure_drift
+from textgen.publishing.contenders import check_fractions, hold_contest
+from textgen.publishing.drift import Changes, measure_drift
 from textgen.publishing.version import Decision
 from textgen.sections import SPLITS
 from textgen.storage import Storage

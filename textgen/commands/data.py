@@ -102,7 +102,7 @@ def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator
 
 def _refusals(raw: "RawManifest", config: Config, storage: "Storage") -> Iterator[str]:
     """Yield why a run would refuse the text before it trains on it."""
-    from textgen.publishing.drift import check_fractions
+    from textgen.publishing.contenders import check_fractions
 
     try:
         check_fractions(raw, config, storage)

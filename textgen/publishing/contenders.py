@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgen.errors import Damaged
+from textgen.config import Config
+from textgen.errors import Damaged, InputError
 from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_key
 from textgen.evaluation.protocols import WINDOWS, read_split, read_tokens_split
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_parts
@@ -20,7 +21,7 @@ from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import BY_HAND, Scores, decide, most_moved
-from textgen.publishing.registry import trained_text
+from textgen.publishing.registry import find_champion, trained_text
 from textgen.publishing.version import (
     DOCUMENTS_FILE,
     METRICS_FILE,
@@ -45,6 +46,26 @@ log = logging.getLogger(__name__)
 NAMED = 5  # documents that were left out
 OPENING_WORDS, OPENING_CHARACTERS = 8, 60  # of a document that moved
 MOST_SEEN = 0.2  # of a document's words in runs of 13 that the champion was trained on; others are left out
+
+
+def check_fractions(raw: RawManifest, config: Config, storage: Storage) -> None:
+    """Check that no document moves from the champion's test or validation into train.
+
+    Raises:
+        InputError: a fraction of the split is smaller than that of the champion's text.
+    """
+    if "test_fraction" not in raw.source or (folder := find_champion(config, storage)) is None:
+        return
+    try:
+        last = read_lineage(folder, "raw", "source")
+    except Damaged:  # which the publish stage names and sets aside
+        return
+    for name in ("validation_fraction", "test_fraction"):
+        if raw.source[name] < (before := last.get(name, 0.0)):
+            raise InputError(
+                f"data.{name}={raw.source[name]:g} is below the {before:g} of {config.name} {folder.name}: documents "
+                "that it was measured on would be trained on; keep the fraction, or use another name"
+            )
 
 
 def hold_contest(

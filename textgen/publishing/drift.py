@@ -4,7 +4,6 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence, Set
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,14 +11,13 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from textgen.config import Config, EvaluationConfig
-from textgen.errors import Damaged, InputError
+from textgen.errors import Damaged
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
 from textgen.model.device import choose_device
-from textgen.model.find import bring_champion
 from textgen.model.pretrained import LoadedModel, load_model
-from textgen.publishing.registry import trained_text
-from textgen.publishing.version import PublishedManifest, read_lineage
+from textgen.publishing.registry import find_champion, trained_text
+from textgen.publishing.version import PublishedManifest
 from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.terminal import counted
@@ -84,35 +82,6 @@ class Drift(Manifest):
 
     def sha256_by_file(self) -> dict[str, str]:
         return {}
-
-
-def find_champion(config: Config, storage: Storage) -> Path | None:
-    """Return the folder of the version in use, None before there is one."""
-    home = storage.models(config.name)
-    if (version := bring_champion(home, storage)) is None:
-        return None
-    storage.bring(home / version, PublishedManifest)
-    return home / version
-
-
-def check_fractions(raw: RawManifest, config: Config, storage: Storage) -> None:
-    """Check that no document moves from the champion's test or validation into train.
-
-    Raises:
-        InputError: a fraction of the split is smaller than that of the champion's text.
-    """
-    if "test_fraction" not in raw.source or (folder := find_champion(config, storage)) is None:
-        return
-    try:
-        last = read_lineage(folder, "raw", "source")
-    except Damaged:  # which the publish stage names and sets aside
-        return
-    for name in ("validation_fraction", "test_fraction"):
-        if raw.source[name] < (before := last.get(name, 0.0)):
-            raise InputError(
-                f"data.{name}={raw.source[name]:g} is below the {before:g} of {config.name} {folder.name}: documents "
-                "that it was measured on would be trained on; keep the fraction, or use another name"
-            )
 
 
 def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift | None:

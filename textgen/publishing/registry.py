@@ -10,10 +10,18 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from textgen.config import VERSION
+from textgen.config import VERSION, Config
 from textgen.errors import Damaged, InputError
 from textgen.files import locked, remove, set_aside, write_atomic
-from textgen.model.find import CHAMPION_FILE, NO_CHAMPION, find_version, number_of, numbers, read_champion
+from textgen.model.find import (
+    CHAMPION_FILE,
+    NO_CHAMPION,
+    bring_champion,
+    find_version,
+    number_of,
+    numbers,
+    read_champion,
+)
 from textgen.publishing.version import CLAIM_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
@@ -252,6 +260,15 @@ def _read_versions(home: Path) -> list[PublishedManifest]:
         except Damaged as damage:
             set_aside(folder, damage)
     return manifests
+
+
+def find_champion(config: Config, storage: Storage) -> Path | None:
+    """Return the folder of the version in use, None before there is one."""
+    home = storage.models(config.name)
+    if (version := bring_champion(home, storage)) is None:
+        return None
+    storage.bring(home / version, PublishedManifest)
+    return home / version
 
 
 def trained_text(champion: PublishedManifest, storage: Storage) -> RawManifest:

@@ -14,7 +14,7 @@ from textgen.config import VERSION_NAME, Config, TokenizerConfig, parse_config
 from textgen.errors import Damaged, InputError
 from textgen.files import read_json
 from textgen.model.find import bring_version, find_named
-from textgen.publishing.drift import find_champion
+from textgen.publishing.registry import find_champion
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
