@@ -95,12 +95,18 @@ def test_a_damaged_text_is_named_and_nothing_is_all_clear(storage, file, caplog)
     assert f"not looked in: {path} is" in caplog.text
 
 
+def add_version(storage: Storage, version: str, raw: str) -> None:
+    """Add the lineage of a version of `notes` that was trained on the text in a folder."""
+    file = storage.models("notes") / version / LINEAGE_FILE
+    file.parent.mkdir(parents=True)
+    others = {stage: {"folder": stage, "sha256": {}} for stage in ("tokens", "checkpoint")}
+    file.write_text(json.dumps({"raw": {"folder": raw, "sha256": {}}, **others}))
+
+
 def test_a_version_whose_text_is_gone_is_named_and_nothing_is_all_clear(storage, caplog):
     raw = freeze(storage, TEXTS)
     for version, folder in (("v1", storage.name(raw.folder)), ("v2", "raw/files/gone")):
-        lineage = storage.models("notes") / version / LINEAGE_FILE
-        lineage.parent.mkdir(parents=True)
-        lineage.write_text(json.dumps({"raw": {"folder": folder}}))
+        add_version(storage, version, folder)
     assert find(storage, TEXTS["test"]) == ["test test.txt"]
     with pytest.raises(Damaged):
         find(storage, NOWHERE)
@@ -110,13 +116,11 @@ def test_a_version_whose_text_is_gone_is_named_and_nothing_is_all_clear(storage,
 def test_the_versions_of_a_text_are_named_the_oldest_first(storage):
     raw = freeze(storage, TEXTS)
     for version in ("v10", "v2.damaged-1", "v2", "v1"):
-        lineage = storage.models("notes") / version / LINEAGE_FILE
-        lineage.parent.mkdir(parents=True)
-        lineage.write_text(json.dumps({"raw": {"folder": storage.name(raw.folder)}}))
+        add_version(storage, version, storage.name(raw.folder))
     file = storage.local.parent / "asked.txt"
     file.write_text(TEXTS["test"])
     (place,) = find_document(Asked(file, DataConfig()), storage).places
-    assert place.versions == ["notes@v1", "notes@v2", "notes@v2.damaged-1", "notes@v10"]
+    assert place.versions == ["notes@v1", "notes@v2", "notes@v10"]
 
 
 def test_gpt2s_tokenizer_and_what_was_made_anew_are_no_texts_to_look_in(storage):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,7 @@ import numpy as np
 
 from textgen.errors import Damaged, InputError
 from textgen.files import sha256_file
-from textgen.model.find import number_of
-from textgen.publishing.version import LINEAGE_FILE, read_lineage
-from textgen.retention.origins import text_keys, undamaged
+from textgen.retention.origins import models, text_keys, undamaged
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
@@ -134,18 +133,10 @@ def _raw_folders(storage: Storage) -> Iterator[Path]:
 
 def _versions_by_raw(storage: Storage) -> tuple[dict[str, list[str]], list[str]]:
     """Return the versions that were trained on each text, and which do not say on what they were."""
-    by_raw: dict[str, list[str]] = {}
-    silent = []
-    folders = [file.parent for file in storage.models().glob(f"*/v*/{LINEAGE_FILE}")]  # also those that were set aside
-    for folder in sorted(folders, key=_name_and_number):
-        try:
-            raw = str(read_lineage(folder, "raw", "folder"))
-        except Damaged as damage:
-            silent.append(str(damage))
+    by_raw, silent = defaultdict[str, list[str]](list), []
+    for version in (model for model in models(storage) if model.kind == "version"):
+        if isinstance(version.lineage, Damaged):
+            silent.append(str(version.lineage))
         else:
-            by_raw.setdefault(raw, []).append(f"{folder.parent.name}@{folder.name}")
+            by_raw[version.lineage.raw.folder].append(version.name)
     return by_raw, silent
-
-
-def _name_and_number(version: Path) -> tuple[str, int, str]:
-    return version.parent.name, number_of(undamaged(version.name)), version.name
