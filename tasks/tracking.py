@@ -15,7 +15,7 @@ from tasks.tracker import Tracker, forgiving, warn
 from tasks.wandb_run import choose_mode, has_key, is_unreachable, run_name, run_options, track
 from textgen.config import Config, TrackingConfig
 from textgen.errors import Damaged, Failure, InputError, carry_out
-from textgen.files import read_json, write_atomic
+from textgen.files import expand_home, read_json, write_atomic
 from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.publishing.version import LINEAGE_FILE, PublishedManifest, read_lineage
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser(
         "replay", help="send the published versions that could not be sent when they were made"
     )
-    command.add_argument("--root", type=Path, default=Path("data"), help="the storage root")
+    command.add_argument("--root", type=expand_home, default=Path("data"), help="the storage root")
     root = parser.parse_args(arguments).root
     return carry_out(lambda: replay(root))
 

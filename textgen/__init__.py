@@ -6,6 +6,7 @@ The rooms, from the top: `commands`, then `comparison` and `retention`, `publish
 - `config`, `sections`, `settings`, `plain_yaml`: the configuration: its sections, how a person reads it, its YAML.
 - `storage`, `files`, `hub`: the storage root and its mirror on a remote one; files that can be trusted; the Hub.
 - `errors`, `terminal`, `bar`, `polling`: errors and exit codes, text on a terminal, progress, a thread that looks.
+- `cores`: the cores that a process may use.
 """
 
 __version__ = "0.1.0"

@@ -180,7 +180,7 @@ def find_config(name: str) -> Path:
     """
     if name in (shipped := shipped_configs()):
         return shipped[name]
-    path = Path(name)
+    path = expand_home(name)
     try:
         found = path.is_file()
     except OSError as error:  # a name that is too long, or a folder that may not be entered

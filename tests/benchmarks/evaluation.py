@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.benchmarks.rows import SEED, command_line, hardware, write_report
+from textgen.cores import usable_cores
 from textgen.evaluation.protocols import blocks
 from textgen.evaluation.scoring import Window, score
-from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores
+from textgen.model.device import autocast, prepare_cpu, seed_everything
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig
 from textgen.text.stream import encode_stream

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import torch
 
 from textgen.config import Config
+from textgen.cores import usable_cores
 from textgen.errors import carry_out
 from textgen.evaluation.protocols import read_tokens_split
 from textgen.evaluation.scoring import measure
 from textgen.files import write_atomic
-from textgen.model.device import autocast, device_name, has_amx, usable_cores
+from textgen.model.device import autocast, device_name, has_amx
 from textgen.model.loss import device_of
 from textgen.model.transformer import LanguageModel
 from textgen.storage import Storage

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from tests.benchmarks.rows import SEED, command_line, hardware, write_report
-from textgen.model.device import autocast, prepare_cpu, seed_everything, usable_cores, uses_bf16
+from textgen.cores import usable_cores
+from textgen.model.device import autocast, prepare_cpu, seed_everything, uses_bf16
 from textgen.model.loss import NextTokenLoss
 from textgen.model.transformer import LanguageModel
 from textgen.sections import ModelConfig, TrainingConfig

@@ -222,6 +222,13 @@ def test_a_text_file_is_cut_into_rows_where_the_corpus_is(checkpoint, tmp_path):
     assert evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig()).metrics.rows == 2
 
 
+def test_the_line_ends_of_a_text_file_are_scored_as_they_are(checkpoint, tmp_path):
+    content = b"the old\r\nriver\rwinds\n"
+    (tmp_path / "text.txt").write_bytes(content)
+    metrics = evaluate_text(load_model(checkpoint.folder), tmp_path / "text.txt", EvaluationConfig()).metrics
+    assert (metrics.rows, metrics.bytes) == (2, len(content))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "No such file"), (b"", "0 tokens"), (b"a", "1 tokens"), (b"caf\xe9", "byte 3 is not UTF-8")],

@@ -100,13 +100,16 @@ def test_without_text_yet_a_run_is_completed_and_says_where_it_goes(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys):
+def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, capsys, caplog):
     other = {"training": {"max_steps": 3}}
     never = run_flow(tiny(folder, publish={"policy": "never"}, **other))
     assert (never["published"]["promoted"], never["champion"]) == (False, "v1")
     always = run_flow(tiny(folder, publish={"policy": "always"}, **other))
     assert (always["published"]["version"], always["champion"]) == ("v2", "v2")
     assert (always["published"]["promoted"], always["published"]["reason"]) == (True, "publish.policy=always")
+    again = run_flow(tiny(folder, publish={"policy": "always"}, **other))
+    assert again["published"] == always["published"] and cached(again) == list(STAGES)
+    assert "not believed" not in caplog.text, "though the folder says what was decided first"
     summarize(always)
     assert "textgen v2: promoted (publish.policy=always); the champion\n" in capsys.readouterr().out
     summarize(never)

@@ -12,9 +12,9 @@ import httpx
 import openai
 import pytest
 
-from tests.inference.serving import ENDLESS, QUICK, Running, Shelf, another, serve, wait_until
+from tests.inference.serving import ENDLESS, PATIENCE, QUICK, Running, Shelf, another, serve, wait_until
 from textgen.errors import Damaged
-from textgen.inference import replies
+from textgen.inference import replies, worker
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.figures import Figures
 from textgen.inference.sampling import SamplingConfig
@@ -292,6 +292,17 @@ def test_requests_go_over_to_the_next_version_and_end_on_the_one_they_began_with
         shelf.champion = "v1"  # a rollback
         running.wait_until_served("v1")
         assert client.completions.create(**asked).choices[0].text == offline(loaded, "the old", greedy)
+
+
+@pytest.mark.parametrize("between", ["v1", None])
+def test_a_version_that_was_refused_is_tried_again_when_it_is_the_champion_again(loaded, monkeypatch, between):
+    monkeypatch.setattr(worker, "TRY_AGAIN_SECONDS", 10 * PATIENCE)
+    shelf = Shelf(v1=loaded, v2=Damaged("v2 is damaged"))
+    with serve(shelf) as running:
+        running.wait_until_served("v1")
+        for champion, reason in [("v2", "v2 is damaged"), (between, None if between else "no champion")] * 2:
+            shelf.champion = champion
+            wait_until(lambda reason=reason: (reason or "None") in str(running.state.follower.refused))
 
 
 def test_a_request_may_begin_while_its_version_is_left(loaded, monkeypatch):

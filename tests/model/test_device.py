@@ -14,7 +14,6 @@ from textgen.model.device import (
     device_name,
     prepare_cpu,
     seed_everything,
-    usable_cores,
     uses_bf16,
 )
 
@@ -34,6 +33,8 @@ def a_gpu(monkeypatch) -> None:
 def test_a_gpu_that_is_asked_for_and_absent_is_refused(no_gpu):
     with pytest.raises(InputError, match=r"^training\.device='cuda': this machine has no CUDA GPU$"):
         choose_device("cuda")
+    with pytest.raises(InputError, match=r"^--device='cuda': this machine"):
+        choose_device("cuda", "--device")
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu):
@@ -72,30 +73,6 @@ def test_matrices_multiply_in_the_precision_asked_for(precision, dtype):
     with autocast(torch.device("cpu"), precision):
         assert (left @ right).dtype == dtype
     assert (left @ right).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("cpu_max", "cores"),
-    [
-        ("max 100000", 8), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 8),
-        ("6000 1000", 6), ("", 8), ("1 2 3", 8),
-    ],
-)  # fmt: skip
-def test_the_usable_cores_are_those_that_the_container_may_use(cpu_max, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(module, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
-    assert usable_cores() == 8, "without a limit"
-    (tmp_path / "cpu.max").write_text(cpu_max + "\n")
-    assert usable_cores() == cores
-
-
-def test_without_an_affinity_the_usable_cores_are_the_machines(tmp_path, monkeypatch):
-    monkeypatch.delattr(module.os, "sched_getaffinity", raising=False)  # as on macOS
-    monkeypatch.setattr(module, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
-    assert usable_cores() == 6
-    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
-    assert usable_cores() == 1
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from textgen.__main__ import main
+from textgen.config import TokenizerConfig
 from textgen.errors import Damaged, InputError
 from textgen.files import canonical_json
 from textgen.model.find import resolve
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.storage import Storage
+from textgen.text.tokenizer import TOKENIZER_FILE, find_tokenizer_file
 from textgen.text.tokens import TokensManifest
 from textgen.training.warm_start import initial_sha256
 
@@ -38,6 +40,18 @@ def test_a_training_that_goes_on_has_no_manifest_and_is_found(checkpoint, tmp_pa
     folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "training"))
     (folder / "manifest.json").unlink()
     assert resolve(str(folder), Storage.at(tmp_path)) == folder
+
+
+def test_in_every_name_of_a_file_a_tilde_is_the_home_folder(checkpoint, tmp_path, monkeypatch, capsys):
+    """No shell expands it in `tokenizer.path=~/…` or `--text=~/…`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(checkpoint.folder, tmp_path / "mine")
+    (tmp_path / "text.txt").write_text("the old river winds")
+    storage = Storage.at(tmp_path)
+    assert resolve("~/mine", storage) == tmp_path / "mine"
+    gpt2 = TokenizerConfig(kind="gpt2", path="~/mine")
+    assert find_tokenizer_file(gpt2, storage) == tmp_path / "mine" / TOKENIZER_FILE
+    assert main(["evaluate", "~/mine", "--text=~/text.txt", "--root=~/data"]) == 0, capsys.readouterr().err
 
 
 def test_a_name_that_is_no_model_is_the_users_mistake(tmp_path):

@@ -1,6 +1,7 @@
 """The folder in which a model leaves: stock transformers opens it and gives the same, and damage shows."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -93,11 +94,11 @@ def test_a_decoded_row_is_the_row(checkpoint, raw):
         assert tokenizer.decode(tokenizer(row)["input_ids"]) == row
 
 
-def test_another_rotary_base_in_the_stock_copy_is_refused(checkpoint, raw, tmp_path):
+def test_another_rotary_base_for_the_stock_class_is_damage(checkpoint, tmp_path):
     folder = copy(checkpoint.folder, tmp_path / "model")
     change_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 9999.0})
-    with pytest.raises(Refused, match="logits differ by up to"):
-        check_with_transformers(folder, list(read_rows(raw, "validation")))
+    with pytest.raises(Damaged, match="rope_theta is not that of rope_parameters"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.self_attn.k_norm.weight"])
@@ -236,11 +237,36 @@ def test_a_model_of_somebody_else_that_lies_is_one_short_line(damage, checkpoint
     assert len(str(error.value)) < 1_000
 
 
-def test_a_model_of_another_kind_is_named(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "llama"}, "model_type='llama'; only qwen3"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; only silu"),
+        ({"attention_bias": True}, "attention_bias=True; only False"),
+        ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True; only False"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}}, "rope_type='linear'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling={"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(checkpoint, tmp_path, changes, named):
     folder = copy(checkpoint.folder, tmp_path / "model")
-    change_config(folder, model_type="llama")
-    with pytest.raises(InputError, match="of the type 'llama'"):
+    change_config(folder, **changes)
+    with pytest.raises(InputError, match=re.escape(named)):
         load_model(folder)
+
+
+def test_a_model_that_transformers_saved_again_is_read(checkpoint, tmp_path):
+    """It writes `rope_parameters` alone, and more keys than ours."""
+    folder = copy(checkpoint.folder, tmp_path / "model")
+    from transformers import AutoModelForCausalLM
+
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / CONFIG_FILE).unlink()
+    stock.save_pretrained(folder)
+    assert "rope_theta" not in json.loads((folder / CONFIG_FILE).read_text())
+    again, first = load_model(folder).model.state_dict(), load_model(checkpoint.folder).model.state_dict()
+    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+    assert load_model(folder).model.config.rope_theta == load_model(checkpoint.folder).model.config.rope_theta
 
 
 @pytest.mark.parametrize("shape", [{}, AWKWARD, {"tie_word_embeddings": False, "num_hidden_layers": 2}])

@@ -118,6 +118,7 @@ def test_a_champion_file_that_names_no_version_is_damage_that_a_promotion_mends(
     assert len(str(damage.value)) < 500
     promote(home, "v2", local)
     assert read_champion(home) == "v2"
+    assert rollback(home, local).version == "v4", "the champion that the history has last"
 
 
 @pytest.mark.parametrize("content", ['{"champions": ["../../x"]}', '{"settled": "/tmp"}', "[" * 100_000, "3"])

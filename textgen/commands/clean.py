@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import Commands, add_configuration
 from textgen.config import find_config, load_config
 from textgen.errors import Failure, InputError
+from textgen.files import expand_home
 from textgen.terminal import bytes_in_words, columns, counted, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_clean(commands: Commands) -> None:
     )
     add_configuration(parser)
     parser.add_argument(
-        "--document", type=Path, metavar="FILE",
+        "--document", type=expand_home, metavar="FILE",
         help="remove the texts that hold this document, and the tokens, trainings and versions that were made of them",
     )  # fmt: skip
     parser.add_argument(

@@ -4,12 +4,12 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textgen.commands.arguments import Commands, add_configuration
 from textgen.config import Config, find_config, load_config
 from textgen.errors import Damaged, InputError
+from textgen.files import expand_home
 from textgen.terminal import columns, counted, printable, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def add_data(commands: Commands) -> None:
     parser = commands.add_parser("data", help="look at the text before training on it")
     add_configuration(parser)
     parser.add_argument("--tokens", action="store_true", help="tokenize it too, and show a few documents' tokens")
-    parser.add_argument("--find", type=Path, metavar="FILE", help="name the texts and versions that hold a document")
+    parser.add_argument(
+        "--find", type=expand_home, metavar="FILE", help="name the texts and versions that hold a document"
+    )
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_run)
 

@@ -3,10 +3,10 @@
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import Config, EvaluationConfig, StorageConfig
+from textgen.files import expand_home
 from textgen.terminal import say
 
 
@@ -16,7 +16,7 @@ def add_evaluate(commands: Commands) -> None:
     together = "several: the mean of their probabilities"
     parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL_HELP}; {together}")
     parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
+        "--text", type=expand_home, metavar="FILE", help="in UTF-8, a row a line; else its own held-out splits"
     )
     parser.add_argument("--protocol", choices=["sliding", "blocks", "lm-eval"], default=Config().evaluation.protocol)
     parser.add_argument(
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.protocols import DEFINITIONS
     from textgen.evaluation.scoring import figure_in_words
     from textgen.model.cached import CachedModel
-    from textgen.model.device import choose_device
+    from textgen.model.device import choose_device, prepare_cpu
     from textgen.model.ensemble import join
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_finite_model
@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace) -> None:
 
     storage = Storage.at(options.root)
     folders = [resolve(name, storage) for name in options.models]
+    prepare_cpu(1)
     models = [load_finite_model(folder, choose_device("auto")) for folder in folders]
     if options.weights == "int8":
         rows = EvaluationConfig().batch_size

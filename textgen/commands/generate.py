@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands, add_mode, read_mode
 from textgen.config import StorageConfig
 from textgen.errors import InputError
+from textgen.files import expand_home
 from textgen.terminal import one_line, printable, say
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def add_generate(commands: Commands) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt")
     prompts.add_argument(
-        "--file", type=Path, metavar="JSONL", help='of lines {"prompt": …}, with any field of a request of the server'
+        "--file",
+        type=expand_home,
+        metavar="JSONL",
+        help='of lines {"prompt": …}, with any field of a request of the server',
     )
     for name, kind, what in FIELDS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what)
@@ -75,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
     _check_options(options)
     if options.prompt is not None:
         _check_text(options.prompt, "--prompt")
-    device = choose_device(options.device)
+    device = choose_device(options.device, "--device")
     folder = resolve(options.model, Storage.at(options.root))
     asked = list(_read_file(options.file, given)) if options.file is not None else []
     prepare_cpu(1)

@@ -2,10 +2,10 @@
 
 import argparse
 import logging
-from pathlib import Path
 
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands
 from textgen.config import StorageConfig
+from textgen.files import expand_home
 from textgen.terminal import say
 
 
@@ -13,7 +13,7 @@ def add_gguf(commands: Commands) -> None:
     """Add `gguf` to the commands."""
     parser = commands.add_parser("gguf", help="write a model as llama.cpp runs it")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("out", metavar="OUT.gguf", type=Path, help="the file; one that is there is replaced")
+    parser.add_argument("out", metavar="OUT.gguf", type=expand_home, help="the file; one that is there is replaced")
     parser.add_argument("--root", default=StorageConfig().root, help=ROOT_HELP)
     parser.set_defaults(run=_run)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from textgen.commands.arguments import ROOT_HELP, Commands
 from textgen.config import StorageConfig
 from textgen.errors import InputError
+from textgen.files import expand_home
 from textgen.terminal import columns, say
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def add_runs(commands: Commands) -> None:
     comparing.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     comparing.add_argument("--all", action="store_true", help="show what is alike too")
     comparing.add_argument("--name", default="textgen", help="the model that v3 and champion are of")
-    comparing.add_argument("--html", type=Path, metavar="FILE", help="write a page with the plots; it needs no network")
+    comparing.add_argument(
+        "--html", type=expand_home, metavar="FILE", help="write a page with the plots; it needs no network"
+    )
     printed = comparing.add_mutually_exclusive_group()
     printed.add_argument("--json", action="store_true", help="print one JSON document")
     printed.add_argument("--md", action="store_true", help="print Markdown")

@@ -57,10 +57,10 @@ def _run(options: argparse.Namespace) -> None:
     check_address(options.host, options.port)
     if key is None and options.host not in LOCAL:
         log.warning("without %s, everybody who can reach %s may use this server", KEY_VARIABLE, options.host)
-    storage, device = Storage.at(options.root), choose_device(options.device)
+    storage, device = Storage.at(options.root), choose_device(options.device, "--device")
     source = find_source(options.model, storage, device)
     log.info("serving %s of %s", options.model, options.root)
-    if not storage.is_remote and not Path(options.root).is_dir():
+    if not storage.is_remote and not storage.local.is_dir():
         log.warning("--root=%s: there is no such folder yet", options.root)
     prepare_cpu(1)
     settings = Settings(

@@ -1,11 +1,11 @@
 """`textgen train`: a training on tokens that are there."""
 
 import argparse
-from pathlib import Path
 
 from textgen.commands.arguments import Commands
 from textgen.config import find_config, load_config
 from textgen.errors import InputError
+from textgen.files import expand_home
 from textgen.terminal import say
 
 
@@ -13,8 +13,10 @@ def add_train(commands: Commands) -> None:
     """Add `train` to the commands."""
     parser = commands.add_parser("train", help="train a model on tokens that are there")
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
-    parser.add_argument("--tokens", type=Path, required=True, help="a folder of data/processed")
-    parser.add_argument("--out", type=Path, required=True, help="the training folder; one that is there is continued")
+    parser.add_argument("--tokens", type=expand_home, required=True, help="a folder of data/processed")
+    parser.add_argument(
+        "--out", type=expand_home, required=True, help="the training folder; one that is there is continued"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     printed = parser.add_mutually_exclusive_group()
     printed.add_argument("--json", action="store_true", help="print the checkpoint's manifest")

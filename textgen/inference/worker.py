@@ -261,7 +261,8 @@ class Follower:
         self.source, self.worker, self.seconds = source, worker, seconds
         self.refused: str | None = "the first version is being loaded"
         self._prepare, self._stopping = prepare, threading.Event()
-        self._tried, self._again = "", 0.0
+        self._tried: str | None = None
+        self._again = 0.0
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
 
@@ -285,16 +286,19 @@ class Follower:
             current = self.source.current()
         except (InputError, Failure, OSError) as error:
             self._refuse(str(error))
+            self._again = 0.0
             return
+        if current != self._tried:
+            self._tried, self._again = current, 0.0
         if current is None:
             self._refuse(f"{self.source.name}@champion: there is no champion")
             return
         if current == self.worker.current_name:
             self.refused = None
             return
-        if current == self._tried and time.monotonic() < self._again:
+        if time.monotonic() < self._again:
             return
-        self._tried, self._again = current, time.monotonic() + TRY_AGAIN_SECONDS
+        self._again = time.monotonic() + TRY_AGAIN_SECONDS
         try:
             served = self.worker.served.get(current) or self._prepare(self.source.load(current))
         except (InputError, Failure, OSError, RuntimeError) as error:  # the last is torch's, of memory

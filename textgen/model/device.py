@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy
 import torch
 
+from textgen.cores import usable_cores
 from textgen.errors import InputError
 
 CPU_INFO = Path("/proc/cpuinfo")
-CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that torch.compile writes for
 COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile starts, unless CXX names another
 SUMMED, SUMS = 2**28, 5  # floats, a gibibyte, and how often they are summed
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `training.device` asks for; `auto` is the GPU where there is one.
+def choose_device(name: str, asked_by: str = "training.device") -> torch.device:
+    """Return the device that a setting or an option asks for; `auto` is the GPU where there is one.
 
     Of several processes on a host each has its own GPU.
 
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
         InputError: cuda is asked for and absent.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("training.device='cuda': this machine has no CUDA GPU")
+        raise InputError(f"{asked_by}='cuda': this machine has no CUDA GPU")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -88,16 +88,6 @@ def check_compiler(device: torch.device, setting: bool | str) -> None:
     """
     if setting is True and device.type == "cpu" and not shutil.which(compiler := os.environ.get("CXX", COMPILER)):
         raise InputError(f"training.compile=true needs a C++ compiler on a CPU, and there is no {compiler!r}")
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, or fewer where its container is limited."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CGROUP_CPU_LIMIT.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def prepare_cpu(local_processes: int) -> None:

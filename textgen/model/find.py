@@ -6,7 +6,7 @@ from pydantic import ConfigDict
 
 from textgen.config import VERSION, Config
 from textgen.errors import Damaged, InputError
-from textgen.files import Manifest
+from textgen.files import Manifest, expand_home
 from textgen.storage import Storage
 from textgen.terminal import brief
 
@@ -139,7 +139,7 @@ def resolve(name: str, storage: Storage) -> Path:
         StorageUnavailable: the remote root did not answer.
         Damaged: a file differs from its manifest. A training has a manifest only when it is finished.
     """
-    folder = Path(name)
+    folder = expand_home(name)
     if not folder.is_dir():
         base, at, version = name.rpartition("@")
         if not at:

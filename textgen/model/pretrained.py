@@ -30,6 +30,12 @@ DROPOUTS = ("dropout", "embedding_dropout", "input_dropout", "output_dropout")
 TIED_HEAD = "lm_head.weight"
 MODEL_TYPE = "qwen3"
 SIZES = {"vocab_size": MAX_VOCAB_SIZE, "max_position_embeddings": 2**31}  # of a description, with their bounds
+# What else a description may say of a model, and all that can be read of it.
+ONLY = {
+    "model_type": MODEL_TYPE, "attention_bias": False, "hidden_act": "silu", "use_sliding_window": False,
+    "rope_scaling": None,
+}  # fmt: skip
+ONLY_ROPE = "default"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
@@ -187,8 +193,16 @@ def _read_description(path: Path) -> tuple[ModelConfig, int, int]:
         InputError: it describes a model of another kind.
     """
     stored = read_json(path)
-    if (kind := stored.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
-        raise InputError(f"{path}: a model of the type {brief(kind)}; only {MODEL_TYPE} can be read")
+    for key, only in ONLY.items():
+        if (value := stored.get(key, only)) != only:
+            raise InputError(f"{path}: {key}={brief(value)}; only {only} can be read")
+    rope = stored.get("rope_parameters")  # all that transformers 5 writes
+    if isinstance(rope, dict):
+        if (kind := rope.get("rope_type", ONLY_ROPE)) != ONLY_ROPE:
+            raise InputError(f"{path}: rope_type={brief(kind)}; only {ONLY_ROPE} can be read")
+        theta = rope.get("rope_theta", stored.get("rope_theta"))
+        if stored.setdefault("rope_theta", theta) != theta:
+            raise Damaged(f"{path} is damaged: rope_theta is not that of rope_parameters")
     wanted = [*(key for key in ModelConfig.model_fields if key not in DROPOUTS), *SIZES]
     if missing := [key for key in wanted if key not in stored]:
         raise Damaged(f"{path} is damaged: it has no {', '.join(missing)}")

@@ -16,7 +16,7 @@ from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_ke
 from textgen.evaluation.protocols import WINDOWS, read_split, read_tokens_split
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_parts
 from textgen.files import write_atomic
-from textgen.model.device import autocast, choose_device
+from textgen.model.device import autocast, choose_device, prepare_cpu
 from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
@@ -195,6 +195,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
         spread = {split: spread_of(metrics.splits[split]) for split in EVALUATED}
         return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
     log.info("%s, the champion, is scored again: its figures were measured otherwise", folder.name)
+    prepare_cpu(1)
     device = choose_device(config.training.device)
     loaded = load_model(folder, device)
     with autocast(device, config.training.precision):

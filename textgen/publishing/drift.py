@@ -14,7 +14,7 @@ from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
-from textgen.model.device import choose_device
+from textgen.model.device import choose_device, prepare_cpu
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.registry import find_champion, trained_text
 from textgen.publishing.version import PublishedManifest
@@ -99,13 +99,14 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
     if champion.raw_sha256 == {split: text.sha256 for split, text in raw.splits.items()}:
         return None
     key = content_key(DRIFT_VERSION, champion.checkpoint_sha256, raw.key)
-    return storage.build(storage.drift(key), Drift, lambda _: _compare(key, champion, raw, storage))
+    return storage.build(storage.drift(key), Drift, lambda _: _compare(key, champion, raw, config, storage))
 
 
-def _compare(key: str, champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Drift:
+def _compare(key: str, champion: PublishedManifest, raw: RawManifest, config: Config, storage: Storage) -> Drift:
+    prepare_cpu(1)
     try:
         last_raw = trained_text(champion, storage)
-        loaded = load_model(champion.folder, choose_device("auto"))
+        loaded = load_model(champion.folder, choose_device(config.training.device))
     except Damaged as damage:
         return Drift(key=key, champion=champion.version, raw_key=raw.key, verdict="not compared", reasons=[str(damage)])
     known = known_words(last_raw, (last_raw, raw))

@@ -102,11 +102,13 @@ def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
         manifest = PublishedManifest.read(find_version(home, version))
         try:
             champion = read_champion(home)
-        except Damaged as damage:
+            past = read_history(home).until(champion)
+        except Damaged as damage:  # which of its entries was the champion is lost: a rollback may return to any
             set_aside(home / CHAMPION_FILE, damage)
-            champion = None
+            champion, past = None, read_history(home).champions
         if champion != version:
-            _move(home, version, storage, settled=f"v{numbers(home)[-1]}")
+            history = History(champions=[*past, version], settled=f"v{numbers(home)[-1]}")
+            _write(home, history, version, storage)
         return manifest
 
 
@@ -135,9 +137,10 @@ def settle(home: Path, manifest: PublishedManifest, storage: Storage) -> None:
 
     This also completes a publish that was killed. The caller holds `opened`.
     """
-    champion, settled, number = read_champion(home), read_history(home).settled, number_of(manifest.version)
-    if manifest.promoted and all(other is None or number_of(other) < number for other in (champion, settled)):
-        _move(home, manifest.version, storage, settled)
+    champion, history, number = read_champion(home), read_history(home), number_of(manifest.version)
+    if manifest.promoted and all(other is None or number_of(other) < number for other in (champion, history.settled)):
+        champions = [*history.until(champion), manifest.version]
+        _write(home, History(champions=champions, settled=history.settled), manifest.version, storage)
 
 
 def prune(home: Path, keep_versions: int | None, storage: Storage) -> list[str]:
@@ -199,11 +202,6 @@ def withdraw(home: Path, version: str, storage: Storage) -> None:
             remove(path)
 
 
-def _move(home: Path, version: str, storage: Storage, settled: str | None) -> None:
-    way = read_history(home).until(read_champion(home))
-    _write(home, History(champions=[*way, version], settled=settled), version, storage)
-
-
 def _write(home: Path, history: History, champion: str, storage: Storage) -> None:
     """Write the history and then, in one change that counts, the champion."""
     write_atomic(home / HISTORY_FILE, history.model_dump_json(indent=2) + "\n")
@@ -232,8 +230,8 @@ def read_history(home: Path) -> History:
 def read_sound(home: Path, storage: Storage) -> tuple[list[PublishedManifest], PublishedManifest | None]:
     """Return the versions that verify and the champion among them; a damaged one is set aside.
 
-    A damaged champion's place is taken by the newest sound champion before it: without one, and before the first
-    champion, it is None. `opened` holds the models.
+    A damaged champion is replaced by the newest sound champion before it; the second is None if there is none, and
+    before the first champion. `opened` holds the models.
     """
     champion, history = read_champion(home), read_history(home)  # which may be by what a damaged version says
     sound = {manifest.version: manifest for manifest in _read_versions(home)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from textgen.config import VERSION
 from textgen.errors import InputError
-from textgen.files import Manifest, read_json
+from textgen.files import Manifest, expand_home, read_json
 from textgen.model.find import ModelManifest, bring_champion, bring_version, number_of
 from textgen.publishing.index import Entry, Index, read_index
 from textgen.publishing.version import PublishedManifest, read_lineage
@@ -135,7 +135,7 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     if listed := LISTED.fullmatch(name):
         name = f"{listed[1]}@{listed[2]}"
     base, at, version = name.rpartition("@")
-    if (folder := Path(name)).is_dir():
+    if (folder := expand_home(name)).is_dir():
         return _run_in(folder, storage)
     if at:
         return _run_in(bring_version(base, version, storage), storage)

@@ -132,6 +132,13 @@ class PublishedManifest(Manifest):
     def sha256_by_file(self) -> dict[str, str]:
         return self.sha256
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are of the same files: a later policy may promote a version, and its folder stays."""
+        if not isinstance(other, PublishedManifest):
+            return False
+        decided = {"promoted", "reason", "decision", "built"}
+        return self.model_dump(exclude=decided) == other.model_dump(exclude=decided)
+
 
 def published_stride(folder: Path) -> int | None:
     """Return the stride that a published model was measured with, None if it was by another protocol than `sliding`.

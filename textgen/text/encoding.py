@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from textgen.cores import usable_cores
 from textgen.errors import InputError
 from textgen.text.documents import Part, by_document, lines_of, utf8_length
 
@@ -139,7 +140,7 @@ def encode_documents(
     With `by_line` each line of a document is tokenized on its own.
     """
     cutter, affixes = Cutter(tokenizer, window, context), find_affixes(tokenizer)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = usable_cores()
     waiting: deque[Future[Encoded]] = deque()
 
     def encode(batch: Batch) -> Encoded:

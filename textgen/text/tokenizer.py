@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
-from textgen.files import Manifest, sha256_file, write_atomic
+from textgen.files import Manifest, expand_home, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 from textgen.storage import Storage
 from textgen.text.documents import Part, by_document
@@ -60,7 +60,7 @@ def find_tokenizer_file(config: TokenizerConfig, storage: Storage) -> Path | Non
     if config.kind != "gpt2":
         return None
     if config.path is not None:
-        path = Path(config.path)
+        path = expand_home(config.path)
         path = path / TOKENIZER_FILE if path.is_dir() else path
         load_tokenizer(path)
         return path

@@ -31,9 +31,11 @@ class DeferredSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None and self.pending is not None:
-            self.deliver()
-        self._restore()
+        try:
+            if self.pending is not None:  # also after an error: what failed is not to be tried again
+                self.deliver()
+        finally:
+            self._restore()
 
     def deliver(self) -> None:
         """Let the pending signal do now what it would have done."""
