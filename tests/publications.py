@@ -20,7 +20,8 @@ from textgen.text import corpus
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.train import train, train_key
+from textgen.training.plan import train_key
+from textgen.training.train import train
 
 
 @dataclass(frozen=True)

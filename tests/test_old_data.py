@@ -24,7 +24,8 @@ from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokens import TokensManifest, tokenize
 from textgen.training.checkpoint import CheckpointManifest
-from textgen.training.train import train, train_key
+from textgen.training.plan import train_key
+from textgen.training.train import train
 
 OLD = Path(__file__).parent / "old_data"
 RAW, TOKENS, TRAINING, EVALUATION = "29e5a0e9a9335d30", "3bbb76fca8125fa2", "e567c3dff8e52e30", "840e8521f5351e10"

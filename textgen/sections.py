@@ -265,12 +265,12 @@ class TrainingConfig(Section):
 
     @property
     def resolved_warmup_steps(self) -> int | None:
-        """None with `epochs`: how many steps they are, the text says."""
+        """None where `epochs` is set: the number of steps then depends on the text."""
         return None if self.max_steps is None else self.pace(self.max_steps).warmup_steps
 
     @property
     def resolved_eval_every(self) -> int | None:
-        """None with `epochs`: how many steps they are, the text says."""
+        """None where `epochs` is set, as above."""
         return None if self.max_steps is None else self.pace(self.max_steps).eval_every
 
 

@@ -44,6 +44,7 @@ from textgen.text.tokens import TokensManifest
 from textgen.training import train
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.meters import memory_peak_bytes
+from textgen.training.plan import train_key
 
 MB = 10**6
 ENDINGS = (".py", ".md", ".rst")
@@ -92,7 +93,7 @@ class Manifests:
 
 
 def run_train(made: Manifests) -> Path:
-    out = made.storage.training(train.train_key(made.tokens, made.config))
+    out = made.storage.training(train_key(made.tokens, made.config))
     return train.train(made.tokens, made.config, out, lambda step, figures: None).folder
 
 

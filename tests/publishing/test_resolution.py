@@ -30,7 +30,7 @@ from textgen.text import corpus
 from textgen.text.corpus import RawManifest
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_stream, tokenize
-from textgen.training.train import train_key
+from textgen.training.plan import train_key
 
 OWN = "textgen@champion"
 

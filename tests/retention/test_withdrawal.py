@@ -26,8 +26,9 @@ from textgen.storage import Storage
 from textgen.text import corpus
 from textgen.training import handover
 from textgen.training.folder import KEY_FILE, Origin
+from textgen.training.plan import train_key
 from textgen.training.state import StateManifest
-from textgen.training.train import train, train_key
+from textgen.training.train import train
 from textgen.training.trunk import Trunk, bring_trunks
 
 SECRET = "the old lamp in the tower was never to be spoken of"

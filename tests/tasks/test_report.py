@@ -28,7 +28,7 @@ from textgen.publishing.card import CARD_FILE
 from textgen.publishing.verdict import background, headline, moved_in_markdown
 from textgen.publishing.version import Decision
 from textgen.text.stream import block_count
-from textgen.training.train import total_steps
+from textgen.training.plan import total_steps
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-import textgen.training.train
 from tests.trainings import Interruption, ignore
 from textgen.config import Config
 from textgen.errors import Diverged
@@ -28,6 +27,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE
 from textgen.training.folder import STATES_FOLDER
 from textgen.training.optim import lr_at
+from textgen.training.plan import train_key
 from textgen.training.state import newest_state
 from textgen.training.step import Stepper
 from textgen.training.train import Run, train
@@ -206,7 +206,7 @@ def test_so_many_bad_steps_in_a_row_end_the_training(variant, tokens, make_confi
         train(tokens, config, tmp_path / "out", lambda step, figures: steps.append(step))
     assert max(steps) == 10, "it went on"
     assert not (tmp_path / "out" / Manifest.FILE).exists()
-    saved = newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config))
+    saved = newest_state(tmp_path / "out", train_key(tokens, config))
     assert saved is not None and saved.folder.name == "step-00000010"
     for file in saved.folder.glob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file

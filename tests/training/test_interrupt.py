@@ -31,6 +31,7 @@ from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.figures import LOG_FILE, OnMetrics
 from textgen.training.folder import STATES_FOLDER
 from textgen.training.interrupt import DEFERRED, DeferredSignals
+from textgen.training.plan import train_key
 from textgen.training.state import OPTIMIZER_FILE, newest_state
 from textgen.training.step import Stepper
 from textgen.training.train import train
@@ -72,7 +73,7 @@ def sha256_of_the_end(out: Path, steps: int = STEPS) -> list[str]:
 
 def saved_step(out: Path, tokens, config: Config) -> int:
     """Return the step of the newest state, which verifies."""
-    saved = newest_state(out, textgen.training.train.train_key(tokens, config))
+    saved = newest_state(out, train_key(tokens, config))
     assert saved is not None, "no state was saved"
     return int(saved.folder.name.removeprefix("step-"))
 
@@ -215,7 +216,7 @@ def test_a_second_signal_does_not_wait(number, tokens, config, tmp_path):
     with pytest.raises(Termination):
         train(tokens, config, tmp_path / "out", on_metrics)
     assert reached == ["the first waits"]
-    assert newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config)) is None
+    assert newest_state(tmp_path / "out", train_key(tokens, config)) is None
 
 
 def test_a_handler_that_returns_ends_the_training_as_ctrl_c_does(tokens, config, tmp_path):

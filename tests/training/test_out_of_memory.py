@@ -18,6 +18,7 @@ from tests.trainings import ignore
 from textgen.config import parse_config
 from textgen.errors import OutOfMemory
 from textgen.training.out_of_memory import advice_on_memory
+from textgen.training.plan import train_key
 from textgen.training.state import newest_state
 from textgen.training.train import train
 
@@ -141,7 +142,7 @@ def test_a_step_that_does_not_fit_is_advised_on_and_continues_from_its_state(
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match=advised):
         patch.setattr(owner, name, on_call(call, getattr(owner, name), failure))
         train(tokens, config, tmp_path / "out", ignore)
-    saved = newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config))
+    saved = newest_state(tmp_path / "out", train_key(tokens, config))
     assert saved is not None and saved.folder.name == "step-00000005"
     assert train(tokens, config, tmp_path / "out", ignore).steps == 10
 
@@ -156,7 +157,7 @@ def test_before_a_validation_that_does_not_fit_the_state_was_saved(kind, tokens,
             textgen.training.validation, "score", on_call(2, textgen.training.validation.score, FAILURES[kind]())
         )
         train(tokens, config, tmp_path / "out", ignore)
-    saved = newest_state(tmp_path / "out", textgen.training.train.train_key(tokens, config))
+    saved = newest_state(tmp_path / "out", train_key(tokens, config))
     assert saved is not None and saved.folder.name == "step-00000007"
     followed = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 3})})
     steps: list[int] = []

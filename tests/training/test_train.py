@@ -26,8 +26,9 @@ from textgen.text.tokens import TokensManifest, load_stream, tokenize
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.folder import STATES_FOLDER
 from textgen.training.optim import lr_at
+from textgen.training.plan import total_steps, train_key
 from textgen.training.state import OPTIMIZER_FILE
-from textgen.training.train import total_steps, train
+from textgen.training.train import train
 
 STEPS = 20
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.2, "embedding_dropout": 0.2}
@@ -314,7 +315,7 @@ def test_the_tokens_of_a_training_are_named_in_its_manifest(
     uninterrupted: CheckpointManifest, tokens: TokensManifest, config: Config
 ):
     assert uninterrupted.tokens_key == tokens.key
-    assert uninterrupted.key == textgen.training.train.train_key(tokens, config)
+    assert uninterrupted.key == train_key(tokens, config)
 
 
 @pytest.mark.parametrize(

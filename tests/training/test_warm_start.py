@@ -19,9 +19,9 @@ from textgen.model.find import LINEAGE_FILE
 from textgen.model.pretrained import WEIGHTS_FILE
 from textgen.training.checkpoint import CheckpointManifest
 from textgen.training.folder import KEY_FILE, STATES_FOLDER, Origin, texts_of
-from textgen.training.plan import plan_training
+from textgen.training.plan import plan_training, train_key
 from textgen.training.state import OPTIMIZER_FILE, StateManifest
-from textgen.training.train import train, train_key
+from textgen.training.train import train
 from textgen.training.trunk import Trunk
 from textgen.training.warm_start import find_kept
 

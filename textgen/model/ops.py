@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return `x` over its root mean square along the last axis, times `weight`; any shape, in the type of `x`."""
+    """Return `x` over its root mean square along the last axis, times `weight`. Any shape.
+
+    As in Qwen3, in the type that both promote to: bf16 with an fp32 weight gives fp32.
+    """
     return _RMSNorm.apply(x, weight, eps)
 
 

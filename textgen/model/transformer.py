@@ -5,8 +5,6 @@ A state dict of `LanguageModel` is one of transformers' `Qwen3ForCausalLM`, and 
 (with SDPA and no cache: the stock cache lays keys out otherwise, which can move the last bits).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -161,9 +159,10 @@ class LanguageModel(nn.Module):
     def initialize(self) -> None:
         """Draw new weights from torch's global generator: every matrix normal, every norm 1.
 
-        What writes to the residual stream is scaled down by the number of writers (Radford et al. 2019, section 2.3).
-        The embedding is drawn at 1 / C where the head is tied to it: the last norm undoes its scale in the stream, and
-        a wider one would have each token predict itself, far above the loss ln V of a model that knows nothing.
+        The standard deviation is `initializer_range`; of the two projections of a block that write to the residual
+        stream, it is divided by the square root of their number, 2 * layers (Radford et al. 2019, section 2.3). Of an
+        embedding that is tied to the head it is at most 1 / C: the last norm undoes its scale in the stream, and a
+        wider one would have each token predict itself, far above the loss ln V of a model that knows nothing.
         """
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
@@ -178,31 +177,15 @@ class LanguageModel(nn.Module):
 
 
 def weight_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a model's state dict, without building the model."""
-    C, D, inner = config.hidden_size, config.resolved_head_dim, config.intermediate_size
-    H, K = config.num_attention_heads, config.resolved_num_key_value_heads
-    block: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj": (H * D, C),
-        "self_attn.k_proj": (K * D, C),
-        "self_attn.v_proj": (K * D, C),
-        "self_attn.o_proj": (C, H * D),
-        "self_attn.q_norm": (D,),
-        "self_attn.k_norm": (D,),
-        "mlp.gate_proj": (inner, C),
-        "mlp.up_proj": (inner, C),
-        "mlp.down_proj": (C, inner),
-        "input_layernorm": (C,),
-        "post_attention_layernorm": (C,),
-    }
-    layers = range(config.num_hidden_layers)
-    blocks = {f"model.layers.{layer}.{name}.weight": shape for layer in layers for name, shape in block.items()}
-    ends = {"model.embed_tokens.weight": (vocab_size, C), "model.norm.weight": (C,), "lm_head.weight": (vocab_size, C)}
-    return {**blocks, **ends}
+    """Return the shape of every tensor of a model's state dict, without the memory for them."""
+    return {name: tuple(tensor.shape) for name, tensor in _without_memory(config, vocab_size).state_dict().items()}
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Return the number of a model's parameters, without building the model."""
-    shapes = weight_shapes(config, vocab_size)
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    return sum(map(math.prod, shapes.values()))
+    """Return the number of a model's parameters, a tied head's being the embedding's, without the memory for them."""
+    return sum(parameter.numel() for parameter in _without_memory(config, vocab_size).parameters())
+
+
+def _without_memory(config: ModelConfig, vocab_size: int) -> LanguageModel:
+    with torch.device("meta"):
+        return LanguageModel(config, vocab_size)

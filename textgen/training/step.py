@@ -84,7 +84,7 @@ class Stepper:
         return self.replica.no_sync() if stay and isinstance(self.replica, DistributedDataParallel) else nullcontext()
 
     def _update_average(self, step: int) -> None:
-        """Update the averaged weights, also after a refused step. At step 0 they equal the weights."""
+        """Update the averaged weights, also after a refused step. The first step copies the weights."""
         if self.state.averaged is not None and self.training.ema_decay is not None:
             decay = self.training.ema_decay if step else 0.0
             get_ema_multi_avg_fn(decay)(

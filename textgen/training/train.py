@@ -28,8 +28,6 @@ from textgen.training.launch import launch, processes_to_start
 from textgen.training.meters import Stopwatch, Throughput, flops_per_token, matrix_peak, memory_peak_bytes
 from textgen.training.out_of_memory import advice_on_memory
 from textgen.training.plan import Plan, plan_training
-from textgen.training.plan import total_steps as total_steps  # who trains asks for them too
-from textgen.training.plan import train_key as train_key
 from textgen.training.progress import Progress, Sum, Validation
 from textgen.training.start import find_state, is_done, new_state
 from textgen.training.state import (
@@ -107,44 +105,29 @@ class Run:
         device: torch.device,
         group: Group,
     ) -> None:
-        config = plan.config
-        check_share(group.size, config.training)
-        check_compiler(device, config.training.compile)
-        self.plan, self.tokens, self.config, self.training = plan, tokens, config, config.training
-        self.out, self.device, self.group = out, device, group
-        order = BatchOrder(
-            config.seed, load_stream(tokens, "train"), config.data.seq_length, self.training.random_offset
-        )
-        self.steps, self.pace = plan.steps, self.training.pace(plan.steps)
+        self.config = config = plan.config
+        self.training = training = config.training
+        check_share(group.size, training)
+        check_compiler(device, training.compile)
+        self.plan, self.tokens, self.out, self.device, self.group = plan, tokens, out, device, group
+        self.steps, self.pace = plan.steps, training.pace(plan.steps)
         self.state = new_state(plan, tokens, device)
         if group.is_main:
-            out.mkdir(exist_ok=True)
-            write_atomic(out / KEY_FILE, plan.key + "\n")
-            plan.origin(tokens).write(out)
+            self.prepare_folder()
         self.log = TrainingLog(out, on_metrics) if group.is_main else None
-        if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
-            log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
-        if device.type == "cpu" and uses_bf16(device, self.training.precision) and not has_amx() and group.is_main:
-            log.warning("training.precision=bf16: these cores have no AMX, and may be faster in fp32")
         self.restore()
-        self.disk_bytes, at_most = disk_bytes(self.state, self.training, self.pace, self.steps, tokens)
         if group.is_main:
-            self.disk_bytes -= (there := bytes_there(out))
-            check_room(out, at_most - there)
-        compiled = compiles(device, self.training.compile)
+            self.check_disk()
+        compiled = compiles(device, training.compile)
+        order = BatchOrder(config.seed, load_stream(tokens, "train"), config.data.seq_length, training.random_offset)
         self.stepper = Stepper(config, self.state, order, device, group, compiled)
         self.validator = Validator(tokens, config, device, group, compiled)
-        self.outcomes = Outcomes(self.training, order, out)
-        if group.is_main:
-            tokenizer = load_manifest_tokenizer(tokens)
-            self.description_files = write_description(
-                out, config.model, tokenizer, tokens.vocab_size, config.data.seq_length
-            )
+        self.outcomes = Outcomes(training, order, out)
         self.watch = Stopwatch(self.progress.seconds)
         self.energy = EnergyMeter(self.progress.joules, device, group.local_size)
         self.parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
         flops = flops_per_token(config.model, self.parameters, tokens.vocab_size, config.data.seq_length)
-        peak = matrix_peak(device, self.training.precision) * group.size
+        peak = matrix_peak(device, training.precision) * group.size
         self.timer = Timer(self.progress)
         self.throughput = Throughput(flops, peak, self.stepper.tokens_per_step, self.progress)
         self.signals = DeferredSignals()
@@ -153,6 +136,32 @@ class Run:
     @property
     def progress(self) -> Progress:
         return self.state.progress
+
+    def prepare_folder(self) -> None:
+        """Make the folder, with all that there is to say before there are weights, and say what to know of the run."""
+        config, tokens = self.config, self.tokens
+        self.out.mkdir(exist_ok=True)
+        write_atomic(self.out / KEY_FILE, self.plan.key + "\n")
+        self.plan.origin(tokens).write(self.out)
+        tokenizer = load_manifest_tokenizer(tokens)
+        self.description_files = write_description(
+            self.out, config.model, tokenizer, tokens.vocab_size, config.data.seq_length
+        )
+        if self.training.schedule == "wsd" and self.training.final_weight_decay is not None:
+            log.info("this training cannot be made longer: %s", FINAL_WEIGHT_DECAY)
+        if self.device.type == "cpu" and uses_bf16(self.device, self.training.precision) and not has_amx():
+            log.warning("training.precision=bf16: these cores have no AMX, and may be faster in fp32")
+
+    def check_disk(self) -> None:
+        """Check that the disk has room for what the training will write, and note how much that is.
+
+        Raises:
+            StateNotSaved: it has not.
+        """
+        left, at_most = disk_bytes(self.state, self.training, self.pace, self.steps, self.tokens)
+        there = bytes_there(self.out)
+        self.disk_bytes = left - there
+        check_room(self.out, at_most - there)
 
     def restore(self) -> None:
         """Go on from the furthest saved state, if there is one, in every process of the group."""
@@ -173,7 +182,7 @@ class Run:
                     at_the_end or progress.step % self.pace.eval_every == 0
                 )
                 if progress.step and (validation_due or self.save_due()):
-                    self.save()
+                    self.save()  # before validating: a training that is killed there repeats that from this state
                 if progress.step == self.plan.trunk_step:
                     self.keep_trunk()
                 if validation_due:
@@ -229,7 +238,7 @@ class Run:
         return self.progress.step % self.pace.checkpoint_every == 0
 
     def save(self) -> None:
-        """Save the state."""
+        """Save a state, after reading what became of every step, so that it depends on none that is still under way."""
         self.read_steps()
         self.energy.update()
         if self.group.is_main:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 LENGTH = ("max_steps", "epochs", "decay_fraction")  # settings that do not matter before the decay
 FINAL_WEIGHT_DECAY = "training.final_weight_decay moves over the whole length"
-INHERITED = ("warmup_steps", "eval_every", "eval_blocks")  # those that, where they are null, are the trunk's
+INHERITED = ("warmup_steps", "eval_every", "eval_blocks")  # null in a longer training: taken from the trunk
 
 
 class Trunk(Manifest):

@@ -1,4 +1,4 @@
-"""Validation while training: the loss of the weights on the validation split, or on its first blocks."""
+"""Validation while training: the loss on the validation split, or on `eval_blocks` of its blocks, spread evenly."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
