@@ -11,13 +11,14 @@ from flows.train_flow import summarize
 from tasks.report import compare
 from tests.publications import Publication, make, write_text
 from textgen.__main__ import main
-from textgen.evaluation.evaluate import EVALUATED, evaluate_split
+from textgen.evaluation.evaluate import evaluate_split
 from textgen.evaluation.scoring import SplitMetrics
 from textgen.files import read_json
 from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.card import CARD_FILE
 from textgen.publishing.version import LINEAGE_FILE, METRICS_FILE, Decision
+from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.text.corpus import read_rows
 from textgen.text.report import report_on
@@ -41,7 +42,7 @@ def case(request, publication, tmp_path_factory) -> Case:
     root = tmp_path_factory.mktemp("mine")
     shutil.copytree(publication.config.root, root / "data")
     (root / "data" / "models" / "textgen").rename(root / "data" / "models" / "mine")
-    halves = {split: "".join(list(read_rows(publication.raw, split))[::2]) for split in EVALUATED}
+    halves = {split: "".join(list(read_rows(publication.raw, split))[::2]) for split in HELD_OUT}
     text = {"train": "".join(read_rows(publication.raw, "train")), **halves}
     config = publication.config.model_copy(
         update={
@@ -56,7 +57,7 @@ def case(request, publication, tmp_path_factory) -> Case:
     made = make(config)
     v1 = made.published.folder.parent / "v1"
     loaded = load_model(v1)
-    true = {split: evaluate_split(loaded, made.raw, split, True, config.evaluation).metrics for split in EVALUATED}
+    true = {split: evaluate_split(loaded, made.raw, split, True, config.evaluation).metrics for split in HELD_OUT}
     return Case(made, request.param == PROMOTED, read_json(v1 / METRICS_FILE)["splits"], true)
 
 
@@ -64,7 +65,7 @@ def test_the_record_has_both_models_on_the_new_text(case):
     decision = case.made.published.decision
     assert (case.made.published.version, decision.promoted, decision.opponent) == ("v2", case.promoted, "v1")
     assert decision.scored_again
-    for split in EVALUATED:
+    for split in HELD_OUT:
         beside, ours = decision.splits[split], case.made.metrics.splits[split]
         assert beside.documents == 10
         assert beside.challenger.loss_nats == pytest.approx(ours.loss_nats)
@@ -112,7 +113,7 @@ def result_of(made: Publication) -> dict[str, Any]:
 def test_each_place_shows_the_champion_as_the_gate_scored_it(place, case, capsys):
     """The table had the champion's figures of its own text, and none at all once the new version was the champion."""
     shown = shown_in(place, case, capsys)
-    for split in EVALUATED:
+    for split in HELD_OUT:
         champion, ours = case.champion[split], case.made.metrics.splits[split]
         for figure, decimals in (("loss_nats", 4), ("token_perplexity", 2), ("bits_per_byte", 4)):
             pair = [f"{getattr(model, figure):.{decimals}f}" for model in (ours, champion)]

@@ -172,6 +172,9 @@ class Config(Section):
         return self.evaluation.stride or max(1, self.data.seq_length // 2)
 
 
+RECORDED = {"seed", "data", "tokenizer", "model", "training"}  # what a training and a version record of a configuration
+
+
 def find_config(name: str) -> Path:
     """Return the file of a configuration: a path, or the name of one that is shipped, as `wikitext2`.
 

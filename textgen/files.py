@@ -37,6 +37,11 @@ def expand_home(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such user
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: JSON and Python can spell half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

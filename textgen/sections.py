@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlia
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from textgen.files import is_utf8
 from textgen.terminal import brief
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -37,11 +38,7 @@ class Section(BaseModel):
         """Refuse what no file name and no machine number holds, wherever it stands in the field."""
         if isinstance(value, str) and "\0" in value:
             raise PydanticCustomError("nul", "a NUL character may not be in it")
-        if (
-            isinstance(value, str)
-            and not value.isascii()
-            and any("\ud800" <= character <= "\udfff" for character in value)
-        ):
+        if isinstance(value, str) and not is_utf8(value):
             raise PydanticCustomError("surrogate", "it has bytes that are not UTF-8")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise PydanticCustomError("bits", "64 bits do not hold it")
@@ -278,6 +275,7 @@ EMBEDDED_CORPUS = "python-docs"
 RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
 
 
 class DataConfig(Section):

@@ -11,7 +11,6 @@ from textgen.config import EvaluationConfig
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.evaluation.protocols import (
     DEFINITIONS,
-    WINDOWS,
     blocks,
     detokenize,
     read_as_lm_eval,
@@ -153,5 +152,4 @@ def test_the_scored_positions_are_the_last_targets_of_each_window(windows, posit
 
 
 def test_every_protocol_is_defined():
-    protocols = set(EvaluationConfig.model_fields["protocol"].annotation.__args__)
-    assert protocols == set(DEFINITIONS) == {*WINDOWS, "lm-eval"}
+    assert set(EvaluationConfig.model_fields["protocol"].annotation.__args__) == set(DEFINITIONS)

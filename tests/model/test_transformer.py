@@ -9,7 +9,7 @@ from torch import Tensor
 
 from textgen.model.loss import next_token_nats
 from textgen.model.pretrained import qwen3_config
-from textgen.model.transformer import Attention, LanguageModel, TypeDropout, rotary_tables
+from textgen.model.transformer import Attention, EmbeddingDropout, LanguageModel, rotary_tables
 from textgen.sections import ModelConfig
 
 VOCAB_SIZE = 67
@@ -155,7 +155,7 @@ def test_dropout_is_active_while_training_and_the_identity_after(option):
 
 def test_embedding_dropout_drops_every_occurrence_of_a_type():
     torch.manual_seed(0)
-    dropout, ids_BT = TypeDropout(0.5), random_ids(4, 50, vocab_size=10)
+    dropout, ids_BT = EmbeddingDropout(0.5), random_ids(4, 50, vocab_size=10)
     x_BT = dropout(torch.ones(4, 50, 3), ids_BT, vocab_size=10)
     kept = {int(type_id): set(x_BT[ids_BT == type_id].flatten().tolist()) for type_id in ids_BT.unique()}
     assert all(values in ({0.0}, {2.0}) for values in kept.values())

@@ -20,7 +20,7 @@ from tests.waiting import until
 from textgen.__main__ import main
 from textgen.config import Config, EvaluationConfig, StorageConfig
 from textgen.errors import Damaged, InputError, Refused
-from textgen.evaluation.evaluate import EVALUATED, evaluate, evaluate_split
+from textgen.evaluation.evaluate import evaluate, evaluate_split
 from textgen.evaluation.scoring import read_documents
 from textgen.files import sha256_file, write_atomic
 from textgen.model.find import NO_CHAMPION, read_champion, resolve
@@ -29,6 +29,7 @@ from textgen.publishing.contenders import expected_tokens, score_challenger, sco
 from textgen.publishing.publish import publish
 from textgen.publishing.registry import promote, prune, read_history, read_sound, rollback
 from textgen.publishing.version import PublishedManifest, Sample
+from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import load_manifest_tokenizer, load_stream
@@ -508,7 +509,7 @@ def test_the_champion_is_scored_again_where_the_protocol_differs(publication, ma
     other = scores_of_v1(publication, publication.config.model_copy(update={"evaluation": evaluation}))
     assert "v1, the champion, is scored again: its figures were measured otherwise" in caplog.text
     loaded = load_model(publication.published.folder)
-    for split in EVALUATED:
+    for split in HELD_OUT:
         stored = read_documents(publication.metrics, split)
         assert all(torch.equal(*pair) for pair in zip(kept.splits[split], stored, strict=True))
         expected = evaluate_split(loaded, publication.raw, split, True, evaluation).documents

@@ -346,7 +346,7 @@ def test_a_file_that_is_changed_between_two_readings_is_refused(tmp_path, monkey
     path.write_text(text)
     taken = splitting.take_census
 
-    def take_and_change(found: splitting.Documents) -> splitting.Census:
+    def take_and_change(found: splitting.SourceDocuments) -> splitting.Census:
         census = taken(found)
         match change:
             case "edited":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textgen.commands.arguments import MODEL_HELP, ROOT_HELP, Commands, add_mode, read_mode
 from textgen.config import StorageConfig
 from textgen.errors import InputError
-from textgen.files import expand_home
+from textgen.files import expand_home, is_utf8
 from textgen.terminal import one_line, printable, say
 
 if TYPE_CHECKING:
@@ -131,10 +131,8 @@ def _check_text(text: str, where: str) -> None:
     Raises:
         InputError: it did not.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: it has bytes that are not UTF-8") from None
+    if not is_utf8(text):
+        raise InputError(f"{where}: it has bytes that are not UTF-8")
 
 
 def _read_stdin() -> str:

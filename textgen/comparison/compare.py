@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from textgen.comparison.differences import Difference, differences_of
 from textgen.comparison.paired import Paired, pair
 from textgen.comparison.record import Record, read_record
-from textgen.evaluation.evaluate import EVALUATED
 from textgen.evaluation.scoring import SplitMetrics
 from textgen.publishing.curves import Curve, read_curve
 from textgen.publishing.index import read_index
 from textgen.publishing.runs import Run, Training
+from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest
@@ -80,7 +80,7 @@ def compare_runs(runs: Sequence[Run], storage: Storage) -> Comparison:
         runs=[_side(record, first, curve, storage) for record, curve in zip(records, curves, strict=True)],
         warnings=list(dict.fromkeys([*(line for other in others for line in _warnings(first, other)), *unlike])),
         differences=differences_of(records),
-        paired={split: [pair(first, other, split) for other in others] for split in EVALUATED},
+        paired={split: [pair(first, other, split) for other in others] for split in HELD_OUT},
         curve_unit=curve_unit,
         samples=_samples(records),
     )
@@ -140,7 +140,7 @@ def _warnings(first: Record, other: Record) -> list[str]:
     """Return what has to be known before the figures of two runs are read side by side."""
     ours, theirs = first.run.name, other.run.name
     lines = []
-    elsewhere = [split for split in EVALUATED if not first.same_text(other, split)]
+    elsewhere = [split for split in HELD_OUT if not first.same_text(other, split)]
     if elsewhere:
         lines.append(
             f"{ours} and {theirs} were scored on different text ({' and '.join(elsewhere)}): "

@@ -21,9 +21,9 @@ from textgen.comparison.words import (
     verdicts,
     what_differs,
 )
-from textgen.evaluation.evaluate import EVALUATED
 from textgen.files import write_atomic
 from textgen.publishing.curves import Point, smooth
+from textgen.sections import HELD_OUT
 
 TEMPLATE_FILE = "page.html"
 COLORS = 6  # of runs; then they begin again
@@ -205,7 +205,7 @@ def _plot(
 
 def _intervals(comparison: Comparison) -> Iterator[str]:
     """Yield a plot a split: how far each run is from the first, with its bounds."""
-    for split in reversed(EVALUATED):
+    for split in reversed(HELD_OUT):
         pairs = [(number, pair) for number, pair in enumerate(comparison.paired[split], start=1) if pair is not None]
         if pairs and len({pair.unit for _, pair in pairs}) == 1:
             yield _interval_plot(split, pairs, comparison.runs)

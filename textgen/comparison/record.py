@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from textgen.config import Config
+from textgen.config import RECORDED, Config
 from textgen.errors import Damaged
-from textgen.evaluation.evaluate import EVALUATED
 from textgen.evaluation.scoring import Documents, Metrics
 from textgen.files import Manifest, read_json
 from textgen.publishing.contenders import read_scores, score_challenger, spread_of
@@ -17,14 +16,13 @@ from textgen.publishing.gate import Scores
 from textgen.publishing.index import Index
 from textgen.publishing.runs import Run, Training, read_training
 from textgen.publishing.version import DOCUMENTS_FILE, LINEAGE_FILE, METRICS_FILE, PublishedManifest
+from textgen.sections import HELD_OUT
 from textgen.settings import flat
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 from textgen.text.tokenizer import TOKENIZER_FILE
 from textgen.text.tokens import TokensManifest
 from textgen.training.figures import LOG_FILE
-
-SECTIONS = {"seed", "data", "tokenizer", "model", "training"}  # that a training records
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,13 @@ class Record:
     def config(self) -> dict[str, Any]:
         """The configuration by `section.key`: what its commit did not know yet is as it is by default."""
         stored = self.training.config if self.training is not None else self.lineage.get("config", {})
-        return {**flat(Config().model_dump(mode="json", include=SECTIONS)), **flat(stored)}
+        return {**flat(Config().model_dump(mode="json", include=RECORDED)), **flat(stored)}
 
     def scores(self) -> Scores | None:
         """Return what the run made of each document, as the gate compares it; None where it was not evaluated."""
         if self.metrics is None or self.documents is None or TOKENIZER_FILE not in self.sha256:
             return None
-        spread = {split: spread_of(self.metrics.splits[split]) for split in EVALUATED}
+        spread = {split: spread_of(self.metrics.splits[split]) for split in HELD_OUT}
         return Scores(self.run.name, self.sha256[TOKENIZER_FILE], self.documents, spread)
 
     def same_text(self, other: "Record", split: str) -> bool:

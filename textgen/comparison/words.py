@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from textgen.comparison.compare import Comparison, Paired, Side
-from textgen.evaluation.evaluate import EVALUATED
 from textgen.publishing.curves import losses_at, smooth
 from textgen.publishing.markdown import inline, quote, table
+from textgen.sections import HELD_OUT
 from textgen.terminal import columns, counted
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the shortest training, at which the losses are written out
@@ -74,7 +74,7 @@ def what_differs(comparison: Comparison, everything: bool = False) -> Table:
 def figures(comparison: Comparison) -> Table:
     """Return the figures of the runs, with the intervals of what was compared."""
     rows = []
-    for split in reversed(EVALUATED):  # what the gate decides by is first
+    for split in reversed(HELD_OUT):  # what the gate decides by is first
         for name, words, form, unit in (
             ("loss_nats", "loss, nats a token", ".3f", "nats a token"),
             ("bits_per_byte", "bits a byte", ".3f", "bits a byte"),

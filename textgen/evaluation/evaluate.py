@@ -14,6 +14,7 @@ from textgen.files import content_key, sha256_file
 from textgen.model.device import autocast, choose_device, prepare_cpu
 from textgen.model.find import ModelManifest
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
+from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, find_raw, read_units
 from textgen.text.documents import mark_rows
@@ -22,7 +23,6 @@ from textgen.text.stream import encode_stream
 from textgen.text.tokens import TokensManifest
 
 EVALUATION_VERSION = 2  # of the protocols; a change makes every evaluation key new
-EVALUATED = ("validation", "test")
 
 
 def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metrics:
@@ -63,7 +63,7 @@ def evaluate_splits(
     """
     raw = find_raw(Storage.at(tokens.root), tokens.raw_sha256) if evaluation.protocol == "lm-eval" else None
     measured = {}
-    for name in EVALUATED:
+    for name in HELD_OUT:
         if raw is not None:
             text = read_as_lm_eval(loaded.tokenizer, list(read_units(raw, name)), loaded.seq_length)
         else:

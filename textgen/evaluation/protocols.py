@@ -38,7 +38,7 @@ DEFINITIONS = {
 }
 
 
-def blocks(tokens: int, seq_length: int, stride: int | None = None, limit: int | None = None) -> Iterator[Window]:
+def blocks(tokens: int, seq_length: int, limit: int | None = None) -> Iterator[Window]:
     """Yield the disjoint blocks of a stream, all of each scored; with a `limit`, that many spread over the stream."""
     count = block_count(tokens, seq_length)
     taken = count if limit is None else min(limit, count)
@@ -60,21 +60,23 @@ def sliding_windows(tokens: int, seq_length: int, stride: int) -> Iterator[Windo
         yield end - seq_length, seq_length, step
 
 
-WINDOWS = {"sliding": sliding_windows, "blocks": blocks}
+def windows_of(protocol: str, tokens: int, seq_length: int, stride: int) -> Iterator[Window]:
+    """Return the windows of `sliding` or `blocks`."""
+    return blocks(tokens, seq_length) if protocol == "blocks" else sliding_windows(tokens, seq_length, stride)
 
 
 def read_as_stream(stream: Stream, evaluation: EvaluationConfig, seq_length: int) -> Text:
     """Return a text as `sliding` and `blocks` read it, with the stride of `evaluation` or half of `seq_length`."""
     length = stream.counts.tokens
     seq_length = max(1, min(seq_length, length - 1))
-    windows = WINDOWS[evaluation.protocol](length, seq_length, evaluation.stride or max(1, seq_length // 2))
+    windows = windows_of(evaluation.protocol, length, seq_length, evaluation.stride or max(1, seq_length // 2))
     return Text(stream.ids_N, list(windows), stream.documents, stream.counts)
 
 
 def read_tokens_split(tokens: TokensManifest, split: str, protocol: str, seq_length: int, stride: int) -> Text:
     """Return a split as `sliding` and `blocks` read it, from the stream that is on the disk."""
     counts = tokens.splits[split]
-    windows = WINDOWS[protocol](counts.tokens, seq_length, stride)
+    windows = windows_of(protocol, counts.tokens, seq_length, stride)
     return Text(load_stream(tokens, split), list(windows), load_documents(tokens, split), counts)
 
 

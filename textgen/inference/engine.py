@@ -1,4 +1,4 @@
-"""The engine: several texts go on at once, a token each at a time; they join and leave between tokens."""
+"""The engine, with continuous batching: a token of each text at a time; texts join and leave between tokens."""
 
 import secrets
 from collections import deque

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from textgen.errors import InputError
+from textgen.files import is_utf8
 from textgen.inference.engine import Completion, Request, Token
 from textgen.inference.sampling import LogProbs, SamplingConfig
 from textgen.inference.text_stream import Vocabulary
@@ -34,7 +35,7 @@ HALF_A_CHARACTER = "half_a_character"
 
 def without_surrogates(text: str) -> str:
     """Return a text that is one: JSON can spell half of a character, which no tokenizer takes."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise PydanticCustomError(HALF_A_CHARACTER, "a lone surrogate is half of a character")
     return text
 

@@ -1,4 +1,4 @@
-"""A model that goes on from where it was: the keys and values of what it has read are kept, for several texts at once.
+"""The model with a KV cache: `read` is the prefill of a text, `step` decodes one token of each of several texts.
 
 Dimensions as in `transformer`, and N tokens of any texts, S rows of the cache, L places in each.
 """

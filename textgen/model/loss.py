@@ -44,7 +44,7 @@ class NextTokenLoss(nn.Module):
     def __init__(self, model: LanguageModel, compile_blocks: bool) -> None:
         super().__init__()
         self.model = model
-        if compile_blocks:  # which are of one code: it is compiled once, in half the time that all of four blocks take
+        if compile_blocks:  # one compilation serves all blocks; of four that takes half the time
             for block in model.model.layers:
                 block.compile()
 
@@ -89,6 +89,9 @@ class _CrossEntropySum(torch.autograd.Function):
 
     The idea is Liger Kernel's (Hsu et al. 2024, arXiv:2410.10989). torch 2.13's `linear_cross_entropy` does the same;
     this one is faster on a CPU, where the softmax overwrites the logits, and runs on older versions of torch.
+
+    d loss / d logits = softmax - onehot. In fp32, exp(logits) - sum * onehot is made in place, and it is the products
+    with it, [n, C], that are divided by the sums: they are narrower than [n, V].
     """
 
     @staticmethod
@@ -104,7 +107,7 @@ class _CrossEntropySum(torch.autograd.Function):
             for rows in chunks:
                 hidden_nC, y_n1 = hidden[rows], y_N[rows, None]
                 logits_nV = _logits(hidden_nC, weight, memory)
-                if dtype == torch.float32:  # in place, and not divided by its sums: what they multiply is narrower
+                if dtype == torch.float32:
                     target_n1 = logits_nV.gather(1, y_n1)
                     highest_n1, sums_n1 = _exponentiate(logits_nV, are_small)
                     nats += (sums_n1.log() + highest_n1 - target_n1).sum()

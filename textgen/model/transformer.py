@@ -104,7 +104,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
-class TypeDropout(nn.Module):
+class EmbeddingDropout(nn.Module):
     """Drop every occurrence of a type, a row of the embedding, in a batch (Gal & Ghahramani 2016, arXiv:1512.05287)."""
 
     def __init__(self, p: float) -> None:
@@ -128,10 +128,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.type_dropout = TypeDropout(config.embedding_dropout)
+        self.embedding_dropout = EmbeddingDropout(config.embedding_dropout)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        x = self.input_dropout(self.type_dropout(self.embed_tokens(ids_BT), ids_BT, self.embed_tokens.num_embeddings))
+        x = self.embedding_dropout(self.embed_tokens(ids_BT), ids_BT, self.embed_tokens.num_embeddings)
+        x = self.input_dropout(x)
         cos_T1D, sin_T1D = rotary_tables(self.config, ids_BT.shape[1], x.device, x.dtype)
         for layer in self.layers:
             x = layer(x, cos_T1D, sin_T1D)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from textgen.config import Config
 from textgen.errors import Damaged, InputError
-from textgen.evaluation.evaluate import EVALUATED, evaluate_split, evaluation_key
-from textgen.evaluation.protocols import WINDOWS, read_split, read_tokens_split
+from textgen.evaluation.evaluate import evaluate_split, evaluation_key
+from textgen.evaluation.protocols import read_split, read_tokens_split, windows_of
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_parts
 from textgen.files import write_atomic
 from textgen.model.device import autocast, choose_device, prepare_cpu
@@ -31,6 +31,7 @@ from textgen.publishing.version import (
     PublishedManifest,
     read_lineage,
 )
+from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.terminal import counted, shorten
 from textgen.text.corpus import RawManifest, document_hashes, read_parts
@@ -169,8 +170,8 @@ def _is_first(home: Path, checkpoint: CheckpointManifest) -> bool:
 
 def score_challenger(metrics: Metrics, tokenizer_sha256: str) -> Scores:
     """Return the scores of the model that `metrics` are of."""
-    documents = {split: read_documents(metrics, split) for split in EVALUATED}
-    spread = {split: spread_of(metrics.splits[split]) for split in EVALUATED}
+    documents = {split: read_documents(metrics, split) for split in HELD_OUT}
+    spread = {split: spread_of(metrics.splits[split]) for split in HELD_OUT}
     return Scores("this version", tokenizer_sha256, documents, spread)
 
 
@@ -192,7 +193,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
     ):
         metrics = Metrics.model_validate(stored)
         documents = read_scores(folder / DOCUMENTS_FILE)
-        spread = {split: spread_of(metrics.splits[split]) for split in EVALUATED}
+        spread = {split: spread_of(metrics.splits[split]) for split in HELD_OUT}
         return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
     log.info("%s, the champion, is scored again: its figures were measured otherwise", folder.name)
     prepare_cpu(1)
@@ -201,7 +202,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
     with autocast(device, config.training.precision):
         measured = {
             split: evaluate_split(loaded, candidate.raw, split, trained_with_ends(champion), evaluation)
-            for split in EVALUATED
+            for split in HELD_OUT
         }
     documents = {split: one.documents for split, one in measured.items()}
     spread = {split: spread_of(one.metrics) for split, one in measured.items()}
@@ -214,7 +215,7 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
     counts_V = count_ids(tokens, "train").double() + 1
     nats_V = counts_V.sum().log() - counts_V.log()
     documents = {}
-    for split in EVALUATED:
+    for split in HELD_OUT:
         if metrics.protocol == "lm-eval":
             tokenizer, evaluation = load_manifest_tokenizer(tokens), candidate.config.evaluation
             text = read_split(tokenizer, candidate.raw, split, tokens.end_of_document, evaluation, metrics.seq_length)
@@ -262,11 +263,11 @@ def trained_with_ends(champion: PublishedManifest) -> bool:
 def expected_tokens(metrics: Metrics, tokens: TokensManifest) -> dict[str, int]:
     """Return how many tokens of each split the protocol of `metrics` scores."""
     expected = {}
-    for split in EVALUATED:
+    for split in HELD_OUT:
         if metrics.protocol == "lm-eval":  # which reads the text otherwise, and scores all that it reads
             expected[split] = metrics.splits[split].tokens
         else:
-            windows = WINDOWS[metrics.protocol](tokens.splits[split].tokens, metrics.seq_length, metrics.stride)
+            windows = windows_of(metrics.protocol, tokens.splits[split].tokens, metrics.seq_length, metrics.stride)
             expected[split] = sum(scored for _, _, scored in windows)
     return expected
 

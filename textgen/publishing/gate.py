@@ -12,9 +12,10 @@ from textgen.config import Config, PublishConfig
 from textgen.evaluation.scoring import Documents
 from textgen.publishing.verdict import in_words
 from textgen.publishing.version import Beside, Decision, Figures, Guard
+from textgen.sections import HELD_OUT
 from textgen.terminal import counted
 from textgen.text.overlap import Overlaps
-from textgen.text.report import HELD_OUT, TextReport, overlap_in_words
+from textgen.text.report import TextReport, overlap_in_words
 
 MOVED = 3  # documents that became better, and that became worse, which are named
 RESAMPLES = 10_000

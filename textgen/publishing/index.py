@@ -21,6 +21,7 @@ from textgen.config import Config
 from textgen.errors import Damaged
 from textgen.files import Manifest, content_key, read_json, set_aside, write_atomic
 from textgen.publishing.version import LINEAGE_FILE, read_lineage
+from textgen.sections import HELD_OUT
 from textgen.settings import default_values, flat
 from textgen.storage import Folders, Storage
 from textgen.terminal import counted
@@ -192,7 +193,7 @@ def _text_in_words(raw: dict[str, Any]) -> str:
 
 
 def _losses_in_words(figures: dict[str, float]) -> str:
-    losses = {split: figures[split] for split in ("validation", "test") if split in figures}
+    losses = {split: figures[split] for split in HELD_OUT if split in figures}
     return ", ".join(f"{loss:.3f} nats a token on {split}" for split, loss in losses.items())
 
 

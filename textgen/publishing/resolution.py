@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from textgen.config import VERSION_NAME, Config, TokenizerConfig, parse_config
+from textgen.config import RECORDED, VERSION_NAME, Config, TokenizerConfig, parse_config
 from textgen.errors import Damaged, InputError
 from textgen.files import read_json
 from textgen.model.find import bring_version, find_named
@@ -21,7 +21,6 @@ from textgen.text.corpus import RawManifest
 
 log = logging.getLogger(__name__)
 
-SECTIONS = {"seed", "data", "tokenizer", "model", "training"}
 TOKENIZER, START = "tokenizer.path", "training.init_from"
 WITHOUT_CHAMPION = {TOKENIZER: "this run makes its own", START: "starting from zero"}
 
@@ -54,7 +53,7 @@ def resolve_champions(config: Config, raw: RawManifest, storage: Storage) -> tup
         key: before[key] if name == own and key in before else find_version_name(key, name, config, storage)
         for key, name in names.items()
     }
-    asked = config.model_dump(mode="json", include=SECTIONS)
+    asked = config.model_dump(mode="json", include=RECORDED)
     return with_versions(config, versions, storage), Resolution(asked=asked, versions=versions)
 
 

@@ -44,7 +44,7 @@ def upload(published: PublishedManifest, repo: str, storage: Storage) -> Uploade
     if last is not None and (last.repo, last.version, last.key) == (repo, published.version, published.key):
         return last
     verify(published.folder, published.sha256)
-    commit = _telling(repo, lambda: _commit(published, repo))
+    commit = _ask_hub_to_take(repo, lambda: _commit(published, repo))
     uploaded = Uploaded(repo=repo, version=published.version, key=published.key, commit=commit)
     write_atomic(file, uploaded.model_dump_json(indent=2) + "\n")
     storage.push_file(file)
@@ -63,10 +63,15 @@ def _commit(published: PublishedManifest, repo: str) -> str:
     return hub.create_commit(repo, additions, commit_message=message, parent_commit=parent).oid
 
 
-def _telling(repo: str, tell: Callable[[], T]) -> T:
+def _ask_hub_to_take(repo: str, ask: Callable[[], T]) -> T:
+    """Return `ask()`, which uploads to a repository.
+
+    Raises:
+        PushFailed: the Hub did not take it, or did not answer.
+    """
     show_no_bars()
     try:
-        return tell()
+        return ask()
     except Exception as error:
         if (found := find_cause(error)) is not None:
             cause, transient = found

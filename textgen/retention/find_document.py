@@ -17,7 +17,7 @@ from textgen.storage import Storage
 from textgen.text.corpus import RawManifest, document_hashes
 from textgen.text.local_files import SplitFile, find_files
 from textgen.text.report import DocumentList
-from textgen.text.splitting import Documents, take_census
+from textgen.text.splitting import SourceDocuments, take_census
 from textgen.text.tokenizer import GPT2_FOLDER
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Asked:
     def hashes(self, document: str, cut_words: int | None) -> np.ndarray:
         """Return the hashes of its documents, as a text of this `data.document` has them."""
         data = self.data.model_copy(update={"document": document})
-        census = take_census(Documents(self.files, data, cut_words))
+        census = take_census(SourceDocuments(self.files, data, cut_words))
         return census.hashes_D[census.words_D > 0]
 
     def cut_as(self, raw: RawManifest) -> np.ndarray:

@@ -14,7 +14,7 @@ from textgen.sections import SPLITS, DataConfig
 from textgen.text.documents import CUT_WORDS, Content, Part
 from textgen.text.local_files import LocalText
 from textgen.text.readers import check_row
-from textgen.text.splitting import Census, Documents, split_documents
+from textgen.text.splitting import Census, SourceDocuments, split_documents
 
 if TYPE_CHECKING:
     import pyarrow
@@ -75,7 +75,7 @@ def freeze_files(text: LocalText, data: DataConfig, folder: Path) -> tuple[dict[
     )  # fmt: skip
 
 
-def write_splits(documents: Documents, census: Census, folder: Path) -> dict[str, RawSplit]:
+def write_splits(documents: SourceDocuments, census: Census, folder: Path) -> dict[str, RawSplit]:
     """Write each split's text and the list of its documents, and return what they hold."""
     split_of = census.splits_D.tobytes()
     with ExitStack() as stack:

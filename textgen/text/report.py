@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from textgen.files import Manifest, content_key
-from textgen.sections import SPLITS
+from textgen.sections import HELD_OUT, SPLITS
 from textgen.storage import Storage
 from textgen.terminal import counted
 from textgen.text.corpus import RawManifest, list_documents, read_parts
@@ -18,7 +18,6 @@ from textgen.text.overlap import Overlaps, Runs, worst
 from textgen.text.splitting import FEW_DOCUMENTS
 
 REPORT_VERSION = 2  # of the figures; a change makes every report key new
-HELD_OUT = ("validation", "test")
 WORST = 5  # documents that are named
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from textgen.errors import InputError
-from textgen.sections import SPLITS, DataConfig
+from textgen.sections import HELD_OUT, SPLITS, DataConfig
 from textgen.terminal import brief
 from textgen.text.documents import (
     CUT_WORDS,
@@ -32,7 +32,7 @@ HASHES = 2**64
 
 
 @dataclass(frozen=True)
-class Documents:
+class SourceDocuments:
     """The documents of files, in order."""
 
     files: Sequence[SplitFile]
@@ -83,10 +83,10 @@ class Census:
     @property
     def held_out(self) -> int:
         """The documents of validation or of test, whichever has fewer."""
-        return min(self.count(SPLITS.index(split)) for split in ("validation", "test"))
+        return min(self.count(SPLITS.index(split)) for split in HELD_OUT)
 
 
-def split_documents(text: LocalText, data: DataConfig) -> tuple[Documents, Census]:
+def split_documents(text: LocalText, data: DataConfig) -> tuple[SourceDocuments, Census]:
     """Return the documents of local files, and in which split each of them is.
 
     Where validation or test would hold fewer than FEW_DOCUMENTS, long files are cut into documents of CUT_WORDS; where
@@ -95,11 +95,11 @@ def split_documents(text: LocalText, data: DataConfig) -> tuple[Documents, Censu
     Raises:
         InputError: a file cannot be read or was changed meanwhile, no file has the separator, or a split is empty.
     """
-    documents = Documents(text.files, data)
+    documents = SourceDocuments(text.files, data)
     census = take_census(documents)
     check_separator(documents, census)
     if data.document == "file" and census.long_files and census.held_out < FEW_DOCUMENTS:
-        tried: list[tuple[Documents, Census]] = []
+        tried: list[tuple[SourceDocuments, Census]] = []
         while len(tried) < len(CUTS) and (not tried or tried[-1][1].held_out < TOO_FEW_DOCUMENTS):
             shorter = replace(documents, cut_words=CUTS[len(tried)])
             tried.append((shorter, take_census(shorter)))
@@ -108,7 +108,7 @@ def split_documents(text: LocalText, data: DataConfig) -> tuple[Documents, Censu
     return documents, census
 
 
-def take_census(documents: Documents) -> Census:
+def take_census(documents: SourceDocuments) -> Census:
     """Read all documents and return in which split each of them is."""
     hashes, words, given = array("Q"), array("q"), array("b")
     long_files, cut_files, size, content, file = False, False, 0.0, Content(), None
@@ -153,7 +153,7 @@ def _own_split(hashes_D: np.ndarray, data: DataConfig) -> np.ndarray:
     return splits_D
 
 
-def check_separator(documents: Documents, census: Census) -> None:
+def check_separator(documents: SourceDocuments, census: Census) -> None:
     """Check that a separator between documents is in a file of plain text, if there are such files.
 
     Raises:

@@ -21,7 +21,7 @@ from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.terminal import one_line
 from textgen.text.corpus import RawManifest, read_excerpts, read_parts, read_unit_parts
-from textgen.text.documents import Part
+from textgen.text.documents import Part, utf8_length
 from textgen.text.stream import TextCounts, block_count, encode_stream
 from textgen.text.tokenizer import (
     TOKENIZER_FILE,
@@ -161,7 +161,7 @@ def write_split(tokenizer: Tokenizer, raw: RawManifest, split: str, ends: bool, 
 def _watched(parts: Iterable[Part], bar: Bar) -> Iterator[Part]:
     for part in parts:
         yield part
-        bar.update(len(part.text) if part.text.isascii() else len(part.text.encode()))
+        bar.update(utf8_length(part.text))
 
 
 def special_tokens_in_words(splits: Iterable[TokensSplit]) -> list[str]:

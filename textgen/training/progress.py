@@ -61,7 +61,7 @@ class Progress(BaseModel):
         """Return the validation with the lowest loss, the earliest of equals."""
         return min(self.curve, key=lambda validation: validation.loss_nats)
 
-    def has_no_patience(self, patience: int | None) -> bool:
+    def should_stop_early(self, patience: int | None) -> bool:
         """Return whether there were `patience` validations after the best one; with None there never are."""
         return (
             patience is not None and bool(self.curve) and len(self.curve) - 1 - self.curve.index(self.best) >= patience

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from textgen.bar import Bar
-from textgen.config import Config
+from textgen.config import RECORDED, Config
 from textgen.files import sha256_file, write_atomic
 from textgen.model.device import check_compiler, choose_device, compiles, device_name, has_amx, prepare_cpu, uses_bf16
 from textgen.model.pretrained import WEIGHTS_FILE, write_description, write_weights
@@ -187,7 +187,7 @@ class Run:
                     self.keep_trunk()
                 if validation_due:
                     self.validate()
-                if at_the_end or progress.has_no_patience(training.early_stopping_patience):
+                if at_the_end or progress.should_stop_early(training.early_stopping_patience):
                     break
                 self.step()
                 is_logged = progress.step % self.pace.log_every == 0 or progress.step == self.steps
@@ -294,7 +294,7 @@ def finish(run: Run) -> None:
     CheckpointManifest(
         key=run.plan.key,
         tokens_key=run.tokens.key,
-        config=config.model_dump(mode="json", include={"seed", "data", "tokenizer", "model", "training"}),
+        config=config.model_dump(mode="json", include=RECORDED),
         initial_sha256=run.plan.initial_sha256,
         device=device_name(run.device),
         devices=run.group.size,

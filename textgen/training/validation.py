@@ -23,7 +23,7 @@ class Validator:
     ) -> None:
         self.config, self.device, self.group, self.compiled = config, device, group, compiled
         self.stream_N = load_stream(tokens, "validation")
-        windows = blocks(len(self.stream_N), config.data.seq_length, limit=config.training.eval_blocks)
+        windows = blocks(len(self.stream_N), config.data.seq_length, config.training.eval_blocks)
         self.windows = list(windows)[group.rank :: group.size]
 
     def loss_nats(self, model: LanguageModel, between_batches: Callable[[], None]) -> float:
