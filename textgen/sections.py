@@ -302,7 +302,7 @@ class DataConfig(Section):
     test_fraction: float = Field(0.05, ge=1e-6, lt=1)
     """The share of the documents that becomes the test split where one set of files is split."""
     max_overlap: float = Field(0.05, ge=0, le=1)
-    """The largest share of the words of validation or test that may stand in train, in runs of 13, for a promotion."""
+    """The largest share of the words of a held-out split that may stand in train, as `textgen data` measures it."""
     seq_length: int = Field(128, ge=1)
     """How many tokens a training sequence has, which is how many the model can look at."""
 

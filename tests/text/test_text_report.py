@@ -100,9 +100,24 @@ def test_what_stands_in_train_is_told_with_the_documents_that_have_most_of_it(tm
     assert [(one.name, one.share) for one in found.splits["validation"].worst] == [("validation.txt:2", 1.0)]
     assert (found.splits["test"].overlap, found.splits["test"].worst, found.splits["train"].overlap) == (0, [], None)
     assert lines[-1] == (
-        "overlap: 50.0% of validation, 0.0% of test stands in train in runs of 13 words or more; "
-        "the longest run has 30 words"
+        "overlap: 50.0% of validation, 0.0% of test stands in train, in runs of 13 words or whole documents; "
+        "the longest has 30 words"
     )
+
+
+@pytest.mark.parametrize("kind", ["files", "path"])
+def test_a_short_document_that_stands_in_train_is_found_whole(tmp_path, kind):
+    """No run of 13 words is in it: one file of short rows as all three splits was measured as no overlap."""
+    rows = {"train": ["one two", "three"], "validation": ["four", "one  two"], "test": ["three"]}
+    (tmp_path / "mine").mkdir()
+    for split in SPLITS:
+        lines = [json.dumps({"text": row}) + "\n" for row in rows[split]]
+        (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(lines))
+    files = {split: str(tmp_path / "mine" / f"{split}.jsonl") for split in SPLITS}
+    found, lines = look(tmp_path, **({"files": files} if kind == "files" else {"path": str(tmp_path / "mine")}))
+    assert [found.splits[split].overlap for split in ("validation", "test")] == pytest.approx([2 / 3, 1])
+    assert [(one.share, one.longest) for one in found.splits["validation"].worst] == [(1, 2)]
+    assert "66.7% of validation, 100.0% of test" in lines[-1]
 
 
 def test_a_report_is_made_once_for_a_text(tmp_path, monkeypatch):

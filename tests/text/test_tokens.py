@@ -297,3 +297,33 @@ def test_wikitext_2_has_the_published_counts_of_words(tmp_path):
     assert word.vocab_size == 33_278
     counts = {name: (split.tokens, split.unknown) for name, split in word.splits.items()}
     assert counts == {"train": (2_088_628, 0), "validation": (217_646, 0), "test": (245_569, 0)}
+
+
+def test_a_row_of_words_is_a_line_as_evaluate_reads_a_file(tmp_path):
+    """A document was one row, though each of its lines ends with `<eos>`: word perplexity was too high."""
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text("the cat\nsat\n\non a mat\n")
+    files = {split: str(tmp_path / f"{split}.txt") for split in SPLITS}
+    raw = fetch(DataConfig(files=files), Storage.at(tmp_path))
+    manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
+    found = manifest.splits["test"]
+    assert (found.rows, found.words, found.tokens) == (4, 6, 10)
+    assert tokenize(raw, BPE, Storage.at(tmp_path)).splits["test"].rows == 1
+
+
+def test_no_word_of_train_is_unknown_whatever_python_takes_for_white_space(tmp_path):
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text("the\x1ccat sat\x1f on\x85a mat")
+    files = {split: str(tmp_path / f"{split}.txt") for split in SPLITS}
+    raw = fetch(DataConfig(files=files), Storage.at(tmp_path))
+    manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
+    assert [split.unknown for split in manifest.splits.values()] == [0, 0, 0]
+
+
+def test_an_unknown_word_of_the_text_itself_may_be_in_two_parts_of_it():
+    tokenizer = collect_words(["the cat <unk>s"])
+    text = "the <unk> cat <unk>s <unk>"
+    for size in range(1, len(text)):
+        parts = [Part(text[start : start + size], start == 0) for start in range(0, len(text), size)]
+        stream = encode_stream(tokenizer, parts, torch.int32, has_units=True)
+        assert (stream.counts.unknown, stream.counts.words) == (0, 5), size

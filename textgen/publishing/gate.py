@@ -239,7 +239,7 @@ def overlap_guard(split: str) -> str:
 
 
 def guard_overlap(report: TextReport, max_overlap: float) -> list[Guard]:
-    """Return the guards of the held-out splits: little enough of them stands in train, in runs of 13 words."""
+    """Return the guards of the held-out splits: little enough of them stands in train, as the report says."""
     guards = []
     for split in HELD_OUT:
         found = report.splits[split]

@@ -30,6 +30,15 @@ TRIES = 8
 WORD_END = re.compile(r"\S(?=[ \t\r\n])")
 
 
+NO_SPACE = re.compile(r"[\x1c-\x1f]")  # white space to Python, and none to Unicode and the tokenizers
+BETWEEN_SPACES = re.compile(r"[\S\x1c-\x1f]+")
+
+
+def words_between_spaces(text: str) -> list[str]:
+    """Return the words of a text as the word tokenizer finds them: between Unicode's white space."""
+    return BETWEEN_SPACES.findall(text) if NO_SPACE.search(text) else text.split()
+
+
 class Encoded(NamedTuple):
     """The ids [N] of some of the text, and where in them documents end, D places from 0 to N."""
 

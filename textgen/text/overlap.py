@@ -59,12 +59,20 @@ class Overlaps:
 
     words_D: Counts
     covered_D: Counts  # words that lie in a run that was found
-    longest_D: Counts  # words of the longest run that was found: 0, or at least 13
+    longest_D: Counts  # words of the longest run that was found: 0, or at least 13, or all of a whole document
 
     @property
     def share(self) -> float:
         """The share of all words that lie in a run that was found."""
         return float(self.covered_D.sum() / max(self.words_D.sum(), 1))
+
+    def with_copies(self, is_copy_D: NDArray[np.bool_]) -> "Overlaps":
+        """Return the same, with documents that stand whole in train found whole, however short they are."""
+        return Overlaps(
+            self.words_D,
+            np.where(is_copy_D, self.words_D, self.covered_D),
+            np.where(is_copy_D, np.maximum(self.longest_D, self.words_D), self.longest_D),
+        )
 
     @property
     def longest(self) -> int:
@@ -83,7 +91,7 @@ class Overlap(NamedTuple):
 class Runs:
     """The runs of 13 words of held-out texts, to be looked for in a training text.
 
-    A run lies within one document. A document of fewer than 13 words has none, so none of it is ever found. Memory is
+    A run lies within one document. A document of fewer than 13 words has none: see `Overlaps.with_copies`. Memory is
     about 3 bytes a byte of held-out text, 4 for a moment, and does not grow with the training text.
 
         runs = Runs({"validation": validation_parts, "test": test_parts})

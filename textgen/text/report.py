@@ -11,13 +11,13 @@ from textgen.files import Manifest, content_key
 from textgen.sections import HELD_OUT, SPLITS
 from textgen.storage import Storage
 from textgen.terminal import counted
-from textgen.text.corpus import RawManifest, list_documents, read_parts
+from textgen.text.corpus import RawManifest, document_hashes, list_documents, read_parts
 from textgen.text.documents import Part, WordCount
 from textgen.text.local_files import ending_of, in_words, read_kind
 from textgen.text.overlap import Overlaps, Runs, worst
 from textgen.text.splitting import FEW_DOCUMENTS
 
-REPORT_VERSION = 2  # of the figures; a change makes every report key new
+REPORT_VERSION = 3  # of the figures; a change makes every report key new
 WORST = 5  # documents that are named
 
 
@@ -51,13 +51,16 @@ class Shared(BaseModel):
 
 
 class SplitReport(Amount):
-    """One split. `overlap` is the share of its words in runs of 13 words that stand in train; null for train itself."""
+    """One split.
+
+    `overlap` is the share of its words that stand in train, in runs of 13 words or in whole documents; null for train.
+    """
 
     kinds: dict[str, Amount] = {}  # of local files, by ending
     longest: Sized
     shortest: Sized
     overlap: float | None = None
-    longest_overlap: int | None = None  # the longest run, in words
+    longest_overlap: int | None = None  # the longest of these, in words
     worst: list[Shared] = []
 
 
@@ -153,7 +156,11 @@ def report_on(raw: RawManifest, storage: Storage) -> TextReport:
         lists = {str(split): DocumentList(raw, split) for split in SPLITS}
         runs = Runs({split: lists[split].watch(read_parts(raw, split)) for split in HELD_OUT})
         runs.look_in(lists["train"].watch(read_parts(raw, "train")))
-        overlaps = runs.overlaps()
+        in_train = document_hashes(raw, "train")
+        overlaps = {
+            split: found.with_copies(np.isin(document_hashes(raw, split), in_train))
+            for split, found in runs.overlaps().items()
+        }
         splits = {split: one.report(overlaps.get(split)) for split, one in lists.items()}
         return TextReport(key=key, raw_key=raw.key, splits=splits)
 
@@ -181,7 +188,7 @@ def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
     shares = ", ".join(f"{report.splits[split].overlap:.1%} of {split}" for split in HELD_OUT)
     longest = max(report.splits[split].longest_overlap or 0 for split in HELD_OUT)
     lines.append(
-        f"overlap: {shares} stands in train in runs of 13 words or more; the longest run has {longest:,} words"
+        f"overlap: {shares} stands in train, in runs of 13 words or whole documents; the longest has {longest:,} words"
     )
     return lines
 
@@ -189,4 +196,4 @@ def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
 def overlap_in_words(split: str, report: SplitReport) -> str:
     """Return how much of a held-out split stands in train, and its worst documents."""
     named = "".join(f"; {one.name} {one.share:.0%}, {one.longest} words in a row" for one in report.worst)
-    return f"{report.overlap:.1%} of the words of {split} stand in train in runs of 13 or more{named}"
+    return f"{report.overlap:.1%} of the words of {split} stand in train, in runs of 13 or whole documents{named}"

@@ -11,7 +11,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textgen.text.documents import Part, WordCount
-from textgen.text.encoding import END_OF_ROW, UNKNOWN, Encoded, encode_documents, end_id, find_affixes, special_ids
+from textgen.text.encoding import (
+    END_OF_ROW,
+    UNKNOWN,
+    Encoded,
+    encode_documents,
+    end_id,
+    find_affixes,
+    special_ids,
+    words_between_spaces,
+)
 
 
 class TextCounts(BaseModel):
@@ -60,13 +69,13 @@ def encode_stream(
     end = end_id(tokenizer) if ends else None
     by_line = has_units and tokenizer.token_to_id(END_OF_ROW) is not None
     unknown_id = tokenizer.token_to_id(UNKNOWN)
-    unknown = forced_cuts = rest = 0
+    unknown = forced_cuts = rest = texts = 0
     units = array("q")  # the tokens of each
     for encoded in encode_documents(tokenizer, tally.watch(parts, has_units, unknown_id is not None), by_line):
         ids_N, ends_U = encoded.ids_N, encoded.ends_D
         if unknown_id is not None:
             unknown += int((ids_N == unknown_id).sum())
-        forced_cuts += encoded.forced_cuts
+        forced_cuts, texts = forced_cuts + encoded.forced_cuts, texts + encoded.texts
         specials.add(encoded)
         last = len(units)
         units.extend(np.diff(ends_U, prepend=-rest).tolist())
@@ -78,7 +87,7 @@ def encode_stream(
     counts = TextCounts(
         tokens=ids.length,
         unknown=unknown - tally.written_unknown,
-        rows=len(units),
+        rows=texts if by_line else len(units),
         words=int(documents["words"].sum()),
         text_bytes=int(documents["bytes"].sum()),
     )
@@ -117,18 +126,21 @@ class Tally:
 
     def watch(self, parts: Iterable[Part], has_units: bool, has_unknown: bool) -> Iterator[Part]:
         """Yield the parts, each with whether a unit begins there, and count what is in them."""
-        count = WordCount()
+        count, word = WordCount(), ""  # the beginning of a word that the next part may go on with
         for part in parts:
             if begins := part.begins or not has_units:
-                count = WordCount()
+                self.written_unknown += word == UNKNOWN
+                count, word = WordCount(), ""
                 self.begins.append(part.begins)
                 self.words.append(0)
                 self.bytes.append(0)
             count.add(part.text)
             self.words[-1], self.bytes[-1] = count.words, count.bytes
-            if has_unknown:
-                self.written_unknown += part.text.split().count(UNKNOWN)
+            if has_unknown and (words := words_between_spaces(word + part.text)):
+                word = "" if part.text[-1:].isspace() else words.pop()[: len(UNKNOWN) + 1]  # longer, it is another word
+                self.written_unknown += words.count(UNKNOWN)
             yield Part(part.text, begins)
+        self.written_unknown += word == UNKNOWN
 
     def ends(self, unit: int) -> bool:
         """Return whether a document ends with a unit; the unit after it was seen, if there is one."""

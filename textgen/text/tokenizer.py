@@ -18,7 +18,16 @@ from textgen.files import Manifest, expand_home, sha256_file, write_atomic
 from textgen.hub import ANSWER_SECONDS, PIN_FILE, ask_hub, pin, pinned
 from textgen.storage import Storage
 from textgen.text.documents import Part, by_document
-from textgen.text.encoding import END_OF_ROW, END_OF_TEXT, UNKNOWN, WINDOW, Cutter, cut_windows, end_token
+from textgen.text.encoding import (
+    END_OF_ROW,
+    END_OF_TEXT,
+    UNKNOWN,
+    WINDOW,
+    Cutter,
+    cut_windows,
+    end_token,
+    words_between_spaces,
+)
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +227,7 @@ def collect_words(rows: Iterable[str | Part]) -> Tokenizer:
     counts = Counter[str]()
     for document in by_document(as_parts(rows)):
         for piece in cut_windows(document, WINDOW, find_space):
-            counts.update(piece.text.split())
+            counts.update(words_between_spaces(piece.text))
     for special in (UNKNOWN, END_OF_ROW):
         counts.pop(special, None)
     words = sorted(counts, key=lambda word: (-counts[word], word))

@@ -36,6 +36,7 @@ from textgen.text.tokenizer import (
 log = logging.getLogger(__name__)
 
 ROWS_VERSION = 2  # of the algorithm for rows without ends of documents; a change makes their tokens keys new
+LINES_VERSION = 4  # of the algorithm for words line by line
 TOKENS_VERSION = 3  # of the algorithm for other text
 COUNTED_IDS = 1 << 22  # at once
 CHECKED = {"train": 512, "validation": 128, "test": 128}  # excerpts that a user's own tokenizer must give back,
@@ -89,7 +90,8 @@ def tokens_key(raw: RawManifest, config: TokenizerConfig, file: Path | None, end
     ends = ends_documents(config, end_of_document)
     if not (ends or raw.has_units):
         return content_key(ROWS_VERSION, text, definition)
-    return content_key(TOKENS_VERSION, text, definition, {"end_of_document": ends, "has_units": raw.has_units})
+    version = LINES_VERSION if config.kind == "word" and raw.has_units else TOKENS_VERSION
+    return content_key(version, text, definition, {"end_of_document": ends, "has_units": raw.has_units})
 
 
 def ends_documents(config: TokenizerConfig, end_of_document: bool) -> bool:
