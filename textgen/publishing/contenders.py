@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.gate import BY_HAND, Scores, decide, most_moved
-from textgen.publishing.registry import find_champion, trained_text
+from textgen.publishing.registry import earlier_texts, find_champion, trained_text
 from textgen.publishing.version import (
     DOCUMENTS_FILE,
     METRICS_FILE,
@@ -35,7 +35,7 @@ from textgen.sections import HELD_OUT
 from textgen.storage import Storage
 from textgen.terminal import counted, shorten
 from textgen.text.corpus import RawManifest, document_hashes, read_parts
-from textgen.text.documents import by_document, first_words
+from textgen.text.documents import Part, by_document, first_words
 from textgen.text.overlap import Runs
 from textgen.text.report import DocumentList
 from textgen.text.tokenizer import TOKENIZER_FILE
@@ -83,25 +83,28 @@ def hold_contest(
         storage: Where the champion's text is.
         guards: What the challenger must hold whatever it is compared with.
     """
-    policy, protocol, left_out = candidate.config.publish, candidate.metrics.protocol, list[str]()
+    policy, protocol = candidate.config.publish, candidate.metrics.protocol
     unknown: Damaged | None = None
     challenger = score_challenger(candidate.metrics, candidate.checkpoint.sha256[TOKENIZER_FILE])
     opponent = _score_opponent(home, champion, challenger, candidate)
     compared = list(range(len(challenger.splits["test"].tokens)))  # documents of test, by number
+    left_out: dict[str, list[str]] = {split: [] for split in HELD_OUT}
     if champion is not None and opponent is not None:
         try:
-            seen_D = seen_documents(champion, candidate.raw, storage)
+            seen = seen_documents(champion, candidate.raw, storage) or {}
         except Damaged as damage:
-            seen_D, unknown = None, damage
-        if seen_D is not None and len(seen_D) != len(challenger.splits["test"].tokens):
+            seen, unknown = {}, damage
+        if any(len(seen_D) != len(challenger.splits[split].tokens) for split, seen_D in seen.items()):
             log.warning(
-                "text that %s was trained on is not left out: %s cuts test otherwise", champion.version, protocol
+                "text that %s was trained on is not left out: %s cuts documents otherwise", champion.version, protocol
             )
-        elif seen_D is not None:
-            documents = DocumentList(candidate.raw, "test")
-            left_out = [documents.name(number) for number in seen_D.nonzero().flatten().tolist()]
-            challenger, opponent = without(challenger, seen_D), without(opponent, seen_D)
-            compared = (~seen_D).nonzero().flatten().tolist()
+            seen = {}
+        for split, seen_D in seen.items():
+            documents = DocumentList(candidate.raw, split)
+            left_out[split] = [documents.name(number) for number in seen_D.nonzero().flatten().tolist()]
+        if seen:
+            challenger, opponent = without(challenger, seen), without(opponent, seen)
+            compared = (~seen["test"]).nonzero().flatten().tolist()
     decision = decide(policy, challenger, opponent, guards, protocol)
     if opponent is not None and decision.splits:
         moved = [(compared[number], ours, theirs) for number, ours, theirs in most_moved(challenger, opponent)]
@@ -114,12 +117,16 @@ def hold_contest(
             f"cannot be looked at: {unknown}; {BY_HAND}"
         )
         return decision.model_copy(update={"promoted": False, "reason": reason})
-    if not left_out:
+    if not any(left_out.values()):
         return decision
-    named = ", ".join(left_out[:NAMED]) + ", …" * (len(left_out) > NAMED)
-    documents_of_test = f"{counted(len(left_out), 'document')} of test"
-    reason = f"{decision.reason}; {documents_of_test} left out, known to the champion: {named}"
-    return decision.model_copy(update={"left_out": left_out, "reason": reason})
+    reason = "; ".join([decision.reason, *(_left_out_in_words(*one) for one in left_out.items() if one[1])])
+    update = {"left_out": left_out["test"], "left_out_of_validation": left_out["validation"], "reason": reason}
+    return decision.model_copy(update=update)
+
+
+def _left_out_in_words(split: str, names: Sequence[str]) -> str:
+    named = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
+    return f"{counted(len(names), 'document')} of {split} left out, known to the champion: {named}"
 
 
 def name_moved(
@@ -228,29 +235,46 @@ def score_unigram(challenger: Scores, candidate: Candidate) -> Scores:
     return challenger._replace(name="unigram", splits=documents)
 
 
-def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Storage) -> Tensor | None:
-    """Return which documents of test the champion was trained on, or on much of them [D].
+def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Storage) -> dict[str, Tensor] | None:
+    """Return which documents of each held-out split the champion was trained on, or on much of them [D].
 
-    A document of fewer than 13 words has no run that could be found; one of any length is known by its content's hash.
-    None where its train split is this one, which is apart from test.
+    What it was trained on is its own text and those of the models that it started from. A document of fewer than 13
+    words has no run that could be found; one of any length is known by its content's hash. None where its train split
+    is this one, which is apart from the others, and it came from no other text.
 
     Raises:
-        Damaged: its text is no longer there, or is not what it was.
+        Damaged: a text of its is no longer there, or is not what it was.
     """
-    if champion.raw_sha256.get("train") == raw.splits["train"].sha256:
+    is_same_text = champion.raw_sha256.get("train") == raw.splits["train"].sha256
+    own = [] if is_same_text else [trained_text(champion, storage)]
+    if not (trained := [*own, *earlier_texts(champion, storage)]):
         return None
-    last = trained_text(champion, storage)
-    runs = Runs({"test": read_parts(raw, "test")})
-    runs.look_in(read_parts(last, "train"))
-    overlap = runs.overlaps()["test"]
-    is_same_D = np.isin(document_hashes(raw, "test"), document_hashes(last, "train"))
-    return torch.from_numpy(is_same_D | (overlap.covered_D > MOST_SEEN * overlap.words_D))
+    runs = Runs({split: read_parts(raw, split) for split in HELD_OUT})
+    known = np.empty(0, np.uint64) if own else document_hashes(raw, "train")
+    for text in trained:
+        hashes_D = document_hashes(text, "train")
+        runs.look_in(_documents_of(read_parts(text, "train"), ~np.isin(hashes_D, known)))
+        known = np.union1d(known, hashes_D)
+    seen = {}
+    for split, overlap in runs.overlaps().items():
+        is_same_D = np.isin(document_hashes(raw, split), known)
+        seen[split] = torch.from_numpy(is_same_D | (overlap.covered_D > MOST_SEEN * overlap.words_D))
+    return seen
 
 
-def without(scores: Scores, seen_D: Tensor) -> Scores:
-    """Return the scores without some documents of test."""
-    kept = Documents(*(array[~seen_D] for array in scores.splits["test"]))
-    return scores._replace(splits={**scores.splits, "test": kept})
+def _documents_of(parts: Iterable[Part], wanted_D: np.ndarray) -> Iterator[Part]:
+    """Yield the parts of the documents that are wanted."""
+    number = -1
+    for part in parts if wanted_D.any() else ():
+        number += part.begins
+        if wanted_D[number]:
+            yield part
+
+
+def without(scores: Scores, seen: Mapping[str, Tensor]) -> Scores:
+    """Return the scores without some documents of each split."""
+    kept = {split: Documents(*(array[~seen_D] for array in scores.splits[split])) for split, seen_D in seen.items()}
+    return scores._replace(splits={**scores.splits, **kept})
 
 
 def trained_with_ends(champion: PublishedManifest) -> bool:

@@ -228,6 +228,11 @@ def guard_validation(challenger: Scores, opponent: Scores) -> Guard:
     found = rates(challenger, opponent, "validation")
     if found is None:
         return Guard(name="difference on validation", passed=False, value=None, bound=VALIDATION_BOUND_NATS)
+    if not len(found.weight_D):
+        detail = "no document of validation is left"
+        return Guard(
+            name="difference on validation", passed=False, value=None, bound=VALIDATION_BOUND_NATS, detail=detail
+        )
     bound = VALIDATION_BOUND_NATS * found.per_token
     passed = found.difference <= bound
     return Guard(name="difference on validation", passed=passed, value=finite(found.difference), bound=bound)

@@ -25,6 +25,7 @@ from textgen.model.find import (
 from textgen.publishing.version import CLAIM_FILE, PublishedManifest, read_lineage
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
+from textgen.training.folder import texts_of
 
 log = logging.getLogger(__name__)
 
@@ -278,3 +279,19 @@ def trained_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
     folder = storage.inside(read_lineage(champion.folder, "raw", "folder"))
     storage.bring(folder, RawManifest)
     return RawManifest.read(folder)
+
+
+def earlier_texts(champion: PublishedManifest, storage: Storage) -> list[RawManifest]:
+    """Return the other texts that the champion came from: those of the models that its training started from.
+
+    Raises:
+        Damaged: one is no longer there, or is not what it was.
+    """
+    own, texts = champion.raw_sha256, list[RawManifest]()
+    for key in texts_of(champion.folder)[0][1:]:
+        remote = storage.folders(storage.raw(), f"*/{key}")
+        folder = next(iter([*storage.raw().glob(f"*/{key}"), *remote]), storage.raw("files") / key)
+        storage.bring(folder, RawManifest)
+        text = RawManifest.read(folder)
+        texts += [text] if own.get("train") != text.splits["train"].sha256 else []
+    return texts

@@ -47,7 +47,7 @@ def figure_rows(decision: Decision, version: str) -> list[tuple[str, ...]]:
     """Return a table, titles first, of both models' figures on the same documents; nothing where none were compared."""
     rows = []
     for split, beside in _splits(decision).items():
-        left_out = len(decision.left_out) if split == "test" else 0
+        left_out = len(decision.left_out if split == "test" else decision.left_out_of_validation)
         documents = f"{beside.documents:,} of {beside.documents + left_out:,}" if left_out else f"{beside.documents:,}"
         for name, (ours, theirs), decimals in _pairs(beside):
             if ours is not None and theirs is not None:

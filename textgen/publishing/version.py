@@ -97,6 +97,7 @@ class Decision(BaseModel):
     required_confidence: float | None = None
     guards: list[Guard] = []
     left_out: list[str] = []  # documents of test that the opponent was trained on much of
+    left_out_of_validation: list[str] = []  # and of validation
     # Versions from before these were kept have the figures above alone:
     scored_again: bool = False  # the champion, because it was measured on another text or by another protocol
     splits: dict[str, Beside] = {}  # both models on test and on validation
