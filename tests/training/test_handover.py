@@ -125,6 +125,21 @@ def test_a_finished_training_comes_whole_and_is_not_done_again(tokens, config, h
     assert train(tokens, config, folder(there), refuse).content() == made.content()
 
 
+def test_a_machine_that_came_less_far_leaves_what_another_one_finished(tokens, config, here, there):
+    """It pushed the log and the state that it had left: those of the finished training were gone."""
+    with pytest.raises(Interruption):
+        train_here(here, tokens, config, interrupt_at(6))
+    bring_training(there, folder(there))
+    finished = train_here(there, tokens, config, ignore)
+    there.push(folder(there), finished)
+    log, files = read_log(folder(there)), remote_files(there)
+    bring_training(here, folder(here))
+    assert not train_here(here, tokens, config, refuse).built
+    assert (read_log(folder(here)), remote_files(here)) == (log, files)
+    _, base = fsspec.url_to_fs(here.root)
+    assert MemoryFileSystem().cat_file(f"{base}/checkpoints/k/{LOG_FILE}") == (folder(there) / LOG_FILE).read_bytes()
+
+
 def test_nothing_there_brings_nothing(here):
     bring_training(here, folder(here))
     assert not folder(here).exists()

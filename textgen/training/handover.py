@@ -27,8 +27,11 @@ def bring_training(storage: Storage, out: Path) -> None:
         StorageUnavailable: the remote root did not answer.
     """
     bring_origin(storage, out)
+    was_finished = (out / CheckpointManifest.FILE).exists()
     storage.bring(out, CheckpointManifest)
     if (out / CheckpointManifest.FILE).exists():
+        if not was_finished:  # else the log here ends where this machine stopped
+            storage.bring_file(out / LOG_FILE)
         return
     here = {folder.name for folder in (out / STATES_FOLDER).glob(STATES)}
     for folder in reversed(storage.folders(out / STATES_FOLDER, STATES)):
@@ -62,9 +65,9 @@ def mirrored(storage: Storage, out: Path) -> Iterator[None]:
     """Push the states that a training saves in `out` while the block runs, in a thread that it does not wait for.
 
     The last one is pushed before the block ends, however it ends. A state that could not be pushed is a warning: the
-    next one may be.
+    next one may be. Of a training that is finished already nothing is: another machine may have finished it.
     """
-    if not storage.is_remote:
+    if not storage.is_remote or (out / CheckpointManifest.FILE).exists():
         yield
         return
     pushed = ""
