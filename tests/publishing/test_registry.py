@@ -194,6 +194,19 @@ def test_machines_that_share_a_root_promote_roll_back_and_delete_for_each_other(
     assert (ours / "champion").read_text() == "v2\n"  # until it asks
 
 
+def test_a_version_that_another_machine_deleted_is_neither_promoted_nor_rolled_back_to(remote):
+    """It became the champion of every machine, and was nowhere but here."""
+    (first, ours), (second, theirs) = remote
+    promote(theirs, "v2", second)
+    promote(theirs, "v4", second)
+    first.delete(ours / "v2")
+    first.delete(ours / "v3")
+    assert (theirs / "v3").is_dir()
+    with pytest.raises(InputError, match=r"base@v3: another machine deleted it from memory:"):
+        promote(theirs, "v3", second)
+    assert rollback(theirs, second).version == "v1"
+
+
 def test_a_machine_finds_the_models_of_a_shared_root(remote):
     _, (second, theirs) = remote
     assert resolve("base@champion", second) == theirs / "v4"

@@ -96,11 +96,13 @@ def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
     """Make a version the champion, by hand, and return its manifest.
 
     Raises:
-        InputError: there is no such version.
+        InputError: there is no such version, here or in the remote root.
         Damaged: it is not what was published.
     """
     with opened(home, storage):
         manifest = PublishedManifest.read(find_version(home, version))
+        if version not in _everywhere(home, storage):
+            raise InputError(f"{home.name}@{version}: another machine deleted it from {storage.root}")
         try:
             champion = read_champion(home)
             past = read_history(home).until(champion)
@@ -122,7 +124,8 @@ def rollback(home: Path, storage: Storage) -> PublishedManifest:
     """
     with opened(home, storage):
         champion = read_champion(home)
-        before = [version for version in read_history(home).until(champion) if (home / version).is_dir()]
+        there = _everywhere(home, storage)
+        before = [version for version in read_history(home).until(champion) if version in there]
         while before and before[-1] == champion:
             before.pop()
         if not before:
@@ -131,6 +134,12 @@ def rollback(home: Path, storage: Storage) -> PublishedManifest:
         history = History(champions=[*before, champion], settled=f"v{numbers(home)[-1]}")
         _write(home, history, before[-1], storage)
         return manifest
+
+
+def _everywhere(home: Path, storage: Storage) -> set[str]:
+    """Return the versions that are here and, with a remote root, there too: another machine may have deleted some."""
+    here = {f"v{number}" for number in numbers(home)}
+    return here & {folder.name for folder in storage.folders(home, "v*")} if storage.is_remote else here
 
 
 def settle(home: Path, manifest: PublishedManifest, storage: Storage) -> None:
