@@ -23,9 +23,9 @@ from tasks.train import train
 from tasks.upload import upload_champion
 from tasks.wandb_run import one_run
 from textgen.config import Config
-from textgen.model.find import read_champion
+from textgen.model.find import bring_champion, read_champion
 from textgen.publishing.resolution import resolve_champions
-from textgen.publishing.verdict import decision_of, headline
+from textgen.publishing.verdict import decision_of, headline, nothing_new
 from textgen.storage import Storage
 from textgen.training.plan import train_key
 
@@ -52,7 +52,11 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
         return ended_by(signal)
     metrics, reports["evaluate"] = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens, raw=raw)
     made = {"checkpoint": checkpoint, "metrics": metrics, "tokens": tokens, "raw": raw}
+    home = Storage(config.storage).models(config.name)
+    before = bring_champion(home, Storage(config.storage))
     published, reports["publish"] = run_stage(publish, config, **made, resolution=resolution)
+    if (champion := read_champion(home)) != before:  # of an old version too, where publish.policy has become always
+        reports["publish"] = reports["publish"].model_copy(update={"cached": False})
     track_champion(config, published)
     result = {
         "run_id": str(flow_run.id),
@@ -65,7 +69,7 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
-        "champion": read_champion(published.folder.parent),
+        "champion": champion,
         "hub_commit": upload_champion(config, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }
@@ -73,7 +77,7 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
     if not reports["publish"].cached:
         show_beside_champion(published, config)
     if all(report.cached for report in reports.values()):
-        reason = f"data, settings and code versions are those of {published.name} {published.version}"
+        reason = nothing_new(published, result["champion"], config.storage.root)
         return Completed(name="Nothing to do", message=reason, data=result)
     verdict = headline(decision_of(published))
     return Completed(message=f"{published.name} {published.version}: {verdict}", data=result)

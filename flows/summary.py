@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from textgen.config import StorageConfig
+from textgen.config import StorageConfig, root_option
 from textgen.terminal import bytes_in_words, columns, counted, printable, say, seconds_in_words
 
 PROMPT_WORDS = 4
@@ -18,15 +18,15 @@ NARROWEST = 40  # columns of a terminal that text is wrapped to
 def summarize(result: dict[str, Any]) -> None:
     """Print a run's summary: the verdict, the metrics, samples, how it went, and what to do next."""
     from textgen.evaluation.scoring import figure_in_words  # loads torch, as the flow has by now
-    from textgen.publishing.verdict import decision_of, headline, in_lines
+    from textgen.publishing.verdict import decision_of, headline, in_lines, nothing_new
     from textgen.publishing.version import PublishedManifest
 
     published = PublishedManifest.model_validate(result["published"])
     decision = decision_of(published)
     did_nothing = {stage["cached"] for stage in result["stages"].values()} == {True}
     if did_nothing:
-        reason = f"data, settings and code versions are those of {published.name} {published.version}."
-        _show(f"Nothing to do: {reason}\n", bold=True)
+        reason = nothing_new(published, result["champion"], result["config"]["storage"]["root"])
+        _show(f"Nothing to do: {reason}.\n", bold=True)
     _show(f"{published.name} {published.version}: {headline(decision)}; {_place(result)}", bold=True)
     beside = [*in_lines(decision, published.version)]
     for line in beside or ["", *_figure_lines(result)]:
@@ -121,12 +121,14 @@ def _next_lines(result: dict[str, Any], version: str) -> Iterator[str]:
     published, champion = result["published"], result["champion"]
     storage = StorageConfig.model_validate(result["config"]["storage"])
     root = storage.root if storage.is_remote else str(Path(published["path"]).parent.parent.parent)
-    where = "" if root == StorageConfig().root else f" --root {shlex.quote(root)}"
-    prompt = shlex.quote(" ".join(published["samples"][0]["prompt"].split()[:PROMPT_WORDS]) or "The")
+    where = root_option(root)
+    prompt = " ".join(published["samples"][0]["prompt"].split()[:PROMPT_WORDS]) or "The"
+    between = "=" if prompt.startswith("-") else " "  # else it would be another option
+    option = f"--prompt{between}{shlex.quote(prompt)}"
 
     def command(place: str) -> str:
         name = shlex.quote(f"{published['name']}@{place}")
-        return f"{_python()} -m textgen generate {name}{where} --prompt {prompt}"
+        return f"{_python()} -m textgen generate {name}{where} {option}"
 
     if champion == version:
         yield f"Next:  {command('champion')}"

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -170,6 +171,11 @@ class Config(Section):
     @property
     def stride(self) -> int:
         return self.evaluation.stride or max(1, self.data.seq_length // 2)
+
+
+def root_option(root: str) -> str:
+    """Return the option that names a storage root in a command, after a space; nothing where it is the default."""
+    return "" if root == StorageConfig().root else f" --root {shlex.quote(root)}"
 
 
 RECORDED = {"seed", "data", "tokenizer", "model", "training"}  # what a training and a version record of a configuration

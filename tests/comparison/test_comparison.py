@@ -1,13 +1,18 @@
 """Runs side by side: the gate's own figures, no figure of different text, and a page that stands alone."""
 
+import itertools
 import math
 import re
 import shutil
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from textgen.comparison import compare as module
 from textgen.comparison.compare import Comparison, compare_runs
 from textgen.comparison.page import write_page
+from textgen.comparison.record import Record
 from textgen.comparison.words import in_markdown, in_terminal, verdicts
 from textgen.publishing.curves import Point, losses_at, smooth
 from textgen.publishing.runs import find_run
@@ -57,6 +62,20 @@ def test_runs_scored_on_different_text_are_not_compared_and_that_is_said_first(s
     assert found.paired == {"validation": [None], "test": [None]}
     assert "scored on different text" in verdicts(found)[0]
     assert "scored on different text" in next(in_terminal(found, everything=False))
+
+
+def test_runs_scored_with_different_strides_are_not_compared_and_that_is_said(storage, monkeypatch):
+    """The same weights were surely better than themselves."""
+    read, strides = module.read_record, itertools.count(1)
+
+    def read_another(*arguments: Any) -> Record:
+        record = read(*arguments)
+        return replace(record, metrics=record.metrics.model_copy(update={"stride": next(strides)}))
+
+    monkeypatch.setattr(module, "read_record", read_another)
+    found = compare(storage, "v1", "v2")
+    assert found.paired == {"validation": [None], "test": [None]}
+    assert "measured with a stride of 1 and textgen v2 of 2" in found.warnings[0]
 
 
 def test_only_what_differs_is_shown_and_the_rest_is_counted(comparison):

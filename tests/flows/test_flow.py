@@ -107,6 +107,7 @@ def test_a_published_version_is_promoted_when_the_policy_becomes_always(folder, 
     always = run_flow(tiny(folder, publish={"policy": "always"}, **other))
     assert (always["published"]["version"], always["champion"]) == ("v2", "v2")
     assert (always["published"]["promoted"], always["published"]["reason"]) == (True, "publish.policy=always")
+    assert cached(always) == list(STAGES)[:-1], "it moved the champion, and so did something"
     again = run_flow(tiny(folder, publish={"policy": "always"}, **other))
     assert again["published"] == always["published"] and cached(again) == list(STAGES)
     assert "not believed" not in caplog.text, "though the folder says what was decided first"

@@ -96,8 +96,12 @@ def test_word_perplexity_is_shown_where_words_are_the_measure(changes, row, caps
 
 def test_a_run_that_did_nothing_says_so_first(capsys):
     lines = printed_of(capsys, stages={"fetch": {"seconds": 0.1, "cached": True}})
-    assert lines[0] == "Nothing to do: data, settings and code versions are those of textgen v1."
+    assert lines[0] == "Nothing to do: text, training settings and code versions are those of textgen v1."
     assert "Stages: fetch cached" in lines
+    published = {"promoted": False, "reason": "it is worse"}
+    cached = {"fetch": {"seconds": 0.1, "cached": True}}
+    said, *_ = printed_of(capsys, stages=cached, champion="v2", published=published)
+    assert said.endswith("gate are now: `textgen models promote v1 --name textgen` promotes it.")
     assert not [line for line in lines if line.startswith("Training: ")]
 
 
@@ -119,3 +123,8 @@ def test_what_to_do_next_is_a_command_that_can_be_pasted(champion, root, path, c
         python, *arguments = shlex.split(line, comments=True)
         assert shutil.which(python)
         assert arguments == [*shlex.split(f"-m textgen generate {model} --prompt"), "It's the first words"]
+
+
+def test_a_prompt_that_looks_like_an_option_is_none_when_pasted(capsys):
+    lines = printed_of(capsys, published={"samples": [{"prompt": "--x of it", "continuation": ""}]})
+    assert shlex.split(lines[-1].removeprefix("Next:"))[-1].startswith("--prompt=--x")

@@ -110,7 +110,7 @@ def test_the_champion_before_becomes_the_champion_again(find, storage):
     home = home_of(storage)
     (succession,) = withdrawal.champions
     assert succession[:3] == (home.name, "v2", "v1")
-    assert "v2, which goes: v1, the champion before it, becomes the champion again" in succession.in_words()
+    assert "v2, which goes: v1, the champion before it, becomes the champion again" in succession.in_words("data")
     carry_out_withdrawal(withdrawal, storage)
     assert read_champion(home) == "v1"
     assert read_history(home).champions == ["v1"]
@@ -132,7 +132,7 @@ def test_without_a_champion_before_there_is_none_until_a_run_promotes_one(find, 
     withdrawal = find()
     (succession,) = withdrawal.champions
     assert succession.successor is None
-    assert f"{home.name} has no champion until a run promotes one" in succession.in_words()
+    assert f"{home.name} has no champion until a run promotes one" in succession.in_words("data")
     carry_out_withdrawal(withdrawal, storage)
     assert read_champion(home) is None
     candidate = replace(made[1]["v1"].candidate, config=made[1]["v2"].config)
@@ -144,7 +144,7 @@ def test_a_clean_version_that_never_was_the_champion_is_named_and_not_promoted(f
     home = home_of(storage)
     (home / "history.json").write_text(json.dumps({"champions": ["v2"]}))
     withdrawal = find()
-    assert f"`textgen models promote v1 --name {home.name}`" in withdrawal.champions[0].in_words()
+    assert f"`textgen models promote v1 --name {home.name} --root r`" in withdrawal.champions[0].in_words("r")
     carry_out_withdrawal(withdrawal, storage)
     assert read_champion(home) is None
     assert promote(home, "v1", storage).version == "v1"

@@ -85,7 +85,7 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
     from textgen.retention.withdrawal import UNCLEAR, carry_out_withdrawal, running_in_words
 
     if not options.json:
-        for line in _withdrawal_lines(withdrawal):
+        for line in _withdrawal_lines(withdrawal, storage.root):
             say(line)
     wanted = options.yes or not options.json
     cannot = wanted and bool(withdrawal.running or withdrawal.unclear)
@@ -109,7 +109,7 @@ def _withdraw(options: argparse.Namespace, withdrawal: "Withdrawal", storage: "S
         raise Failure(running_in_words(withdrawal.running) if withdrawal.running else UNCLEAR)
 
 
-def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
+def _withdrawal_lines(withdrawal: "Withdrawal", root: str) -> Iterator[str]:
     """Yield where a document is, what goes with it, and what becomes of the champions."""
     from textgen.retention.withdrawal import KINDS
 
@@ -121,7 +121,7 @@ def _withdrawal_lines(withdrawal: "Withdrawal") -> Iterator[str]:
         yield "no text holds it"
     if withdrawal.items:
         yield from _table(withdrawal.items, KINDS, shown=None)
-    yield from (one.in_words() for one in withdrawal.champions)
+    yield from (one.in_words(root) for one in withdrawal.champions)
     yield from (f"note: {remark}" for remark in withdrawal.remarks)
     yield from (f"note: nothing can go until this is settled: {thing}" for thing in withdrawal.unclear)
     if withdrawal.places:

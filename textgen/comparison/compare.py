@@ -156,6 +156,11 @@ def _warnings(first: Record, other: Record) -> list[str]:
             f"{ours} was measured by {first.metrics.protocol} and {theirs} by {other.metrics.protocol}: "
             "their figures do not compare"
         )
+    elif not first.measured_like(other):
+        lines.append(
+            f"{ours} was measured with a stride of {first.metrics.stride} and {theirs} of {other.metrics.stride}: "
+            "their figures do not compare"
+        )
     elif not elsewhere and first.sha256.get(TOKENIZER_FILE) != other.sha256.get(TOKENIZER_FILE):
         lines.append(f"{ours} and {theirs} have different tokenizers: compare bits a byte, not nats a token")
     return lines

@@ -35,9 +35,9 @@ def pair(first: Record, other: Record, split: str) -> Paired | None:
     ours, theirs = other.scores(), first.scores()
     if ours is None or theirs is None or not first.same_text(other, split):
         return None
-    assert first.metrics is not None and other.metrics is not None
-    if first.metrics.protocol != other.metrics.protocol:
+    if not first.measured_like(other):
         return None
+    assert other.metrics is not None
     found = rates(ours, theirs, split)
     if found is None or not len(found.weight_D):
         return None

@@ -56,6 +56,13 @@ class Record:
         stored = self.training.config if self.training is not None else self.lineage.get("config", {})
         return {**flat(Config().model_dump(mode="json", include=RECORDED)), **flat(stored)}
 
+    def measured_like(self, other: "Record") -> bool:
+        """Return whether both were scored alike: by one protocol and, in the same context, with the same stride."""
+        ours, theirs = self.metrics, other.metrics
+        if ours is None or theirs is None or ours.protocol != theirs.protocol:
+            return False
+        return ours.seq_length != theirs.seq_length or ours.stride == theirs.stride
+
     def scores(self) -> Scores | None:
         """Return what the run made of each document, as the gate compares it; None where it was not evaluated."""
         if self.metrics is None or self.documents is None or TOKENIZER_FILE not in self.sha256:

@@ -45,7 +45,7 @@ def read_champion(home: Path) -> str | None:
     if version == NO_CHAMPION:
         return None
     if not VERSION.fullmatch(version):
-        mends = f"`textgen models promote VERSION --name {file.parent.name}` mends it"
+        mends = f"`textgen models promote VERSION --name {file.parent.name}`, with the --root of the runs, mends it"
         raise Damaged(f"{file} is damaged: {brief(version)} is no version; {mends}")
     return version
 

@@ -17,7 +17,7 @@ from textgen.evaluation.scoring import Metrics, arrays_file
 from textgen.files import new_folder, sha256_file, verify, write_atomic
 from textgen.inference.engine import Engine, Request, complete
 from textgen.inference.sampling import SamplingConfig
-from textgen.model.find import number_of
+from textgen.model.find import number_of, read_champion
 from textgen.model.pretrained import check_with_transformers, load_model
 from textgen.publishing.candidate import Candidate
 from textgen.publishing.card import write_card
@@ -76,16 +76,18 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
         published, champion = read_sound(home, storage)
         for manifest in published:
             if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
-                if config.publish.policy == "always":
-                    guards = manifest.decision.guards if manifest.decision is not None else []
-                    again = decide_without_comparison(config.publish, guards)
-                    update = {"promoted": again.promoted, "reason": again.reason, "decision": again}
-                    manifest = manifest.model_copy(update=update)
                 break
         else:
             manifest = _publish(_next_folder(home, storage), champion, candidate, storage, flow_run_id)
         storage.push(manifest.folder, manifest)
         settle(home, manifest, storage)
+        if not manifest.promoted and config.publish.policy == "always":  # it was published under another policy
+            guards = manifest.decision.guards if manifest.decision is not None else []
+            again = decide_without_comparison(config.publish, guards)
+            update = {"promoted": again.promoted, "reason": again.reason, "decision": again}
+            settle(home, promoted := manifest.model_copy(update=update), storage)
+            if read_champion(home) == manifest.version:
+                manifest = promoted
         for version in prune(home, config.publish.keep_versions, storage):
             log.info("%s %s was deleted: publish.keep_versions=%d", home.name, version, config.publish.keep_versions)
         return manifest

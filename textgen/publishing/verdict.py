@@ -1,8 +1,10 @@
 """A decision as people read it: the verdict in words, both models side by side, the documents that moved most."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 
+from textgen.config import root_option
 from textgen.publishing.markdown import inline, table
 from textgen.publishing.version import Beside, Decision, Figures, Moved, PublishedManifest
 from textgen.terminal import columns, counted, printable, shorten
@@ -41,6 +43,16 @@ def background(decision: Decision) -> str:
     again = ", scored again on this text" if decision.scored_again else ""
     _, _, rest = " ".join(decision.reason.split()).partition("; ")  # after the difference, which the verdict has
     return f"Against {_opponent(decision)}{again}: {rest}."
+
+
+def nothing_new(published: PublishedManifest, champion: str | None, root: str) -> str:
+    """Return why a run had nothing to do; `champion` is the version in use."""
+    version = f"{published.name} {published.version}"
+    same = f"text, training settings and code versions are those of {version}"
+    if published.promoted or champion == published.version:
+        return same
+    command = f"textgen models promote {published.version} --name {shlex.quote(published.name)}{root_option(root)}"
+    return f"{same}; that it was not promoted stays, whatever the settings of the gate are now: `{command}` promotes it"
 
 
 def figure_rows(decision: Decision, version: str) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from textgen.config import root_option
 from textgen.errors import Damaged, Failure
 from textgen.files import REMOVED, all_held, hide, read_json, remove
 from textgen.model.find import numbers, read_champion
@@ -55,12 +56,14 @@ class Succession(NamedTuple):
     successor: str | None
     others: list[str]  # versions that stay, where there is no champion any more
 
-    def in_words(self) -> str:
-        """Return it as a sentence."""
+    def in_words(self, root: str) -> str:
+        """Return it as a sentence, with a command for this storage root."""
         goes = f"{self.name}@champion is {self.champion}, which goes"
         if self.successor is not None:
             return f"{goes}: {self.successor}, the champion before it, becomes the champion again"
-        by_hand = f", or `textgen models promote {self.others[-1]} --name {self.name}`" if self.others else ""
+        by_hand = ""
+        if self.others:
+            by_hand = f", or `textgen models promote {self.others[-1]} --name {self.name}{root_option(root)}`"
         return f"{goes}, and no champion before it stays: {self.name} has no champion until a run promotes one{by_hand}"
 
 
