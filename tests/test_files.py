@@ -1,5 +1,6 @@
 """Files that can be trusted: atomic writes, manifests that notice a changed byte, folders built once."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -7,11 +8,14 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
 
 from tests.waiting import PATIENCE_SECONDS, until
 from textgen.errors import Damaged
-from textgen.files import Manifest, build_once, new_folder, remove, sha256_file, write_atomic
+from textgen.files import Manifest, build_once, naming, new_folder, remove, sha256_file, write_atomic
 
 
 class Notes(Manifest):
@@ -200,3 +204,23 @@ def test_a_folder_in_the_place_of_a_manifest_is_damage(tmp_path):
     (tmp_path / Notes.FILE).mkdir()
     with pytest.raises(Damaged, match="is no file"):
         Notes.parse(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: pyarrow.parquet.write_table(pyarrow.table({"a": list(range(100_000))}), file),
+        lambda file: torch.save(torch.zeros(100_000), file),
+    ],
+)
+def test_a_full_disk_names_the_file_whichever_library_writes(write):
+    full = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error, naming(full), full.open("wb", buffering=0) as file:
+        write(file)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(full))
+
+
+def test_an_error_that_is_not_of_the_disk_is_left_as_it_is():
+    with pytest.raises(RuntimeError, match=r"^another$"), naming(Path("file")):
+        raise RuntimeError("another")

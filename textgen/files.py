@@ -37,6 +37,24 @@ def expand_home(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such user
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name the file that the block writes: libraries leave it out, or hide the error.
+
+    Raises:
+        OSError: the disk is full, or failed otherwise.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno is not None):
+            cause = cause.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
+
+
 def is_utf8(text: str) -> bool:
     """Return whether UTF-8 can hold a text: JSON and Python can spell half of a surrogate pair."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

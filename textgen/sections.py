@@ -272,6 +272,7 @@ class TrainingConfig(Section):
 
 
 EMBEDDED_CORPUS = "python-docs"
+TEXT_COLUMN = "text"
 RENAMED_DATASETS = {"wikitext": "Salesforce/wikitext"}  # old names that the Hub has moved
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -291,7 +292,7 @@ class DataConfig(Section):
     """A local folder in the layout of a Hub dataset, in place of the Hub."""
     files: str | list[str] | dict[Split, str | list[str]] | None = None
     """Your own files: a folder, a file, a glob, a list of these, or {train, validation, test} of these."""
-    text_column: str = Field("text", min_length=1)
+    text_column: str = Field(TEXT_COLUMN, min_length=1)
     """The column that holds the text in tables: JSONL, CSV and parquet."""
     document: str = Field("file", min_length=1)
     """What one document of plain text is: file, paragraphs, line, or a text of your own that separates documents."""

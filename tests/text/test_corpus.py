@@ -129,6 +129,19 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         fetch(DataConfig(path=str(tmp_path / "nowhere")), Storage.at(tmp_path / "data"))
 
 
+def test_another_column_of_a_folder_in_hub_layout_is_read(tmp_path):
+    """The key was taken, and the column `text` was read."""
+    (tmp_path / "mine").mkdir()
+    for split in SPLITS:
+        rows = pyarrow.table({"text": ["a title"], "body": [f"{split} one\n"]})
+        pyarrow.parquet.write_table(rows, tmp_path / "mine" / f"{split}.parquet")
+    storage = Storage.at(tmp_path / "data")
+    of_body = fetch(DataConfig(path=str(tmp_path / "mine"), text_column="body"), storage)
+    of_text = fetch(DataConfig(path=str(tmp_path / "mine")), storage)
+    assert list(read_rows(of_body, "test")) == ["test one\n"] and list(read_rows(of_text, "test")) == ["a title"]
+    assert of_body.key != of_text.key
+
+
 @pytest.mark.parametrize(
     ("columns", "splits", "word"),
     [("text", ("train", "test"), "no validation split"), ("body", SPLITS, "no column `text`")],

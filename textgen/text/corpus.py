@@ -72,7 +72,7 @@ def fetch(data: DataConfig, storage: Storage, refresh: bool = False) -> RawManif
             if isinstance(text, LocalText):
                 splits, reading = freeze_files(text, data, temporary)
             else:
-                splits, reading = freeze_dataset(text, temporary), None
+                splits, reading = freeze_dataset(text, temporary, data.text_column), None
         return RawManifest(key=folder.name, name=folder.parent.name, source=identity, splits=splits, reading=reading)
 
     manifest = storage.build(folder, RawManifest, freeze)

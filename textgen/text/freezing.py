@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, ConfigDict
 
 from textgen.errors import InputError
-from textgen.files import sha256_file
-from textgen.sections import SPLITS, DataConfig
+from textgen.files import naming, sha256_file
+from textgen.sections import SPLITS, TEXT_COLUMN, DataConfig
 from textgen.text.documents import CUT_WORDS, Content, Part
 from textgen.text.local_files import LocalText
 from textgen.text.readers import check_row
@@ -144,11 +144,12 @@ class SplitWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._end_document()
-            self._write()
-        self._text.close()
-        self._list.close()
+        with naming(self.path):
+            if kind is None:
+                self._end_document()
+                self._write()
+            self._text.close()
+            self._list.close()
         if kind is None:
             for path in (self.path, self.documents_path):
                 path.chmod(0o444)
@@ -171,16 +172,17 @@ class SplitWriter:
         import pyarrow
 
         table = pyarrow.table({"text": self._texts, "begins": self._begins}, schema=text_schema())
-        self._text.write_table(table)
-        self._list.write_table(pyarrow.Table.from_pylist(self._rows, schema=documents_schema()))
+        with naming(self.path):
+            self._text.write_table(table)
+            self._list.write_table(pyarrow.Table.from_pylist(self._rows, schema=documents_schema()))
         self._texts, self._begins, self._rows, self._size = [], [], [], 0
 
 
-def freeze_dataset(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
-    """Write each split of a dataset as a read-only parquet file, a row as it is, and return what they hold.
+def freeze_dataset(dataset: "DatasetDict", folder: Path, column: str) -> dict[str, RawSplit]:
+    """Write a column of each split of a dataset, as it is, as a read-only parquet file, and return what they hold.
 
     Raises:
-        InputError: a split or the column `text` is missing, a split is empty, or a row is no text.
+        InputError: a split or the column is missing, a split is empty, or a row is no text.
     """
     from datasets import Value
 
@@ -189,18 +191,23 @@ def freeze_dataset(dataset: "DatasetDict", folder: Path) -> dict[str, RawSplit]:
     splits: dict[str, RawSplit] = {}
     for split in SPLITS:
         rows = dataset[split]
-        if "text" not in rows.column_names:
-            raise InputError(f"data: the {split} split has no column `text`; it has {', '.join(rows.column_names)}")
-        if rows.features["text"] not in (Value("string"), Value("large_string")):
-            kind = getattr(rows.features["text"], "dtype", "no plain column")
-            raise InputError(f"data: the {split} split, row 1: `text` is {kind}; a string is needed")
+        if column not in rows.column_names:
+            there = ", ".join(rows.column_names)
+            raise InputError(f"data: the {split} split has no column `{column}` (data.text_column); it has {there}")
+        if rows.features[column] not in (Value("string"), Value("large_string")):
+            kind = getattr(rows.features[column], "dtype", "no plain column")
+            raise InputError(f"data: the {split} split, row 1: `{column}` is {kind}; a string is needed")
+        rows = rows.select_columns(column)
+        if column != TEXT_COLUMN:
+            rows = rows.rename_column(column, TEXT_COLUMN)
         path = folder / f"{split}.parquet"
-        rows.select_columns("text").to_parquet(path)
+        with naming(path):
+            rows.to_parquet(path)
         number = words = text_bytes = 0
-        for batch in rows.select_columns("text").iter(READ_ROWS):
-            for text in batch["text"]:
+        for batch in rows.iter(READ_ROWS):
+            for text in batch[TEXT_COLUMN]:
                 number += 1
-                check_row(text, f"data: the {split} split, row {number}", "text")
+                check_row(text, f"data: the {split} split, row {number}", column)
                 words += len(text.split())
                 text_bytes += len(text.encode())
         if text_bytes == 0:

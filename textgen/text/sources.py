@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 from textgen.errors import InputError
 from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
-from textgen.sections import EMBEDDED_CORPUS, SPLITS, DataConfig, Split
+from textgen.sections import EMBEDDED_CORPUS, SPLITS, TEXT_COLUMN, DataConfig, Split
 from textgen.storage import Storage
 from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, find_path, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library
@@ -182,7 +182,7 @@ class HubFolder:
         kinds = {found[0] for path in self._files() if path.suffix != ".md" and (found := read_kind(path))}
         if "text" in kinds:  # which is read here
             source |= {"version": FILES_VERSION, "document": self.data.document}
-        return source
+        return source | _column(self.data.text_column)
 
     def _files(self) -> list[Path]:
         folder = Path(self.path)
@@ -237,12 +237,14 @@ class HubDataset:
     dataset_name: str
     dataset_config: str | None
     revision: str | None
+    text_column: str
     storage: Storage
     refresh: bool = False  # no pin counts but a commit that the configuration names
 
     def identity(self) -> Identity:
         """Return the dataset's name and its commit: None where the Hub has to be asked for it."""
         source = {"kind": self.KIND, "dataset_name": self.dataset_name, "dataset_config": self.dataset_config}
+        source |= _column(self.text_column)
         commit = pinned(self.home, self.revision)
         return {**source, "revision": None if self.refresh and commit != self.revision else commit}
 
@@ -281,6 +283,11 @@ class HubDataset:
         return About(name, sentence, "CC BY-SA 3.0 and GFDL", "en") if name == WIKITEXT else About(name, sentence)
 
 
+def _column(name: str) -> Identity:
+    """Return what a source says of the column that is read, which is `text` where it says nothing."""
+    return {} if name == TEXT_COLUMN else {"text_column": name}
+
+
 def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> Source:
     """Return the source that the configuration names."""
     if data.files is not None:
@@ -289,7 +296,7 @@ def choose_source(data: DataConfig, storage: Storage, refresh: bool = False) -> 
         return HubFolder(data)
     if data.dataset_name == EMBEDDED_CORPUS:
         return PythonDocs()
-    return HubDataset(data.dataset_name, data.dataset_config, data.revision, storage, refresh)
+    return HubDataset(data.dataset_name, data.dataset_config, data.revision, data.text_column, storage, refresh)
 
 
 def about(identity: Identity) -> About:

@@ -16,7 +16,7 @@ from torch import Tensor
 from textgen.bar import BYTE, Bar
 from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
-from textgen.files import Manifest, content_key, sha256_file, write_atomic
+from textgen.files import Manifest, content_key, naming, sha256_file, write_atomic
 from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.terminal import one_line
@@ -190,7 +190,7 @@ def dtype_for(vocab_size: int) -> torch.dtype:
 
 def save_tensor(tensor: Tensor, path: Path) -> None:
     """Save with `torch.save`; given a path and no file, it would write the file's name into its bytes."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         torch.save(tensor, file)
 
 
