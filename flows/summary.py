@@ -96,12 +96,12 @@ def _is_by_words(result: dict[str, Any]) -> bool:
 
 def _course_lines(result: dict[str, Any]) -> Iterator[str]:
     """Yield how a run went: its text beside the champion's, its training."""
-    from textgen.publishing.drift import Drift, changes_in_words
+    from textgen.publishing.drift import VERDICTS, Drift, changes_in_words
     from textgen.publishing.tokenizer_fit import TokenizerFit, fit_lines
 
     if (drift := result["drift"]) is not None:
         changes = changes_in_words(Drift.model_validate(drift))
-        yield f"Text: {drift['verdict']}, beside that of {drift['champion']}{changes}"
+        yield f"Text: {VERDICTS[drift['verdict']]} {drift['champion']}{changes}"
         yield from (f"  {reason}" for reason in drift["reasons"])
     if (fit := result["tokenizer"]) is not None:
         first, *rest = fit_lines(TokenizerFit.model_validate(fit))

@@ -5,7 +5,7 @@ import logging
 from prefect import task
 
 from textgen.config import Config
-from textgen.publishing.drift import Drift, changes_in_words, measure_drift
+from textgen.publishing.drift import VERDICTS, Drift, changes_in_words, measure_drift
 from textgen.storage import Storage
 from textgen.text.corpus import RawManifest
 
@@ -17,11 +17,11 @@ def drift(config: Config, raw: RawManifest) -> Drift | None:
     """Compare the text with the champion's and return the verdict; None where there is nothing new to compare."""
     found = measure_drift(raw, config, Storage(config.storage))
     if found is not None:
-        log.info("drift: %s", in_words(found))
+        log.info("%s", in_words(found))
     return found
 
 
 def in_words(found: Drift) -> str:
     """Return the verdict in a line."""
     because = f": {'; '.join(found.reasons)}" if found.reasons else ""
-    return f"against the text of {found.champion}, {found.verdict}{because}{changes_in_words(found)}"
+    return f"{VERDICTS[found.verdict]} {found.champion}{because}{changes_in_words(found)}"

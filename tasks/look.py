@@ -9,7 +9,7 @@ from textgen.config import Config
 from textgen.publishing.contenders import check_fractions
 from textgen.publishing.gate import gate_warnings
 from textgen.storage import Storage
-from textgen.text.corpus import RawManifest
+from textgen.text.corpus import RawManifest, left_out_now
 from textgen.text.report import TextReport, report_on, text_in_words
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def look(config: Config, raw: RawManifest) -> TextReport:
     storage.bring(raw.folder, RawManifest)
     check_fractions(raw, config, storage)
     report = report_on(raw, storage)
-    for line in text_in_words(raw, report):
+    for line in text_in_words(raw, report, left_out_now(config.data, raw, storage)):
         log.info("%s", line)
     for line in gate_warnings(report, config):
         log.warning("%s", line)

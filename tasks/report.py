@@ -28,7 +28,7 @@ from textgen.config import Config
 from textgen.evaluation.scoring import FIGURES, Metrics, figure_in_words
 from textgen.polling import every
 from textgen.publishing.card import CARD_FILE, without_folded
-from textgen.publishing.drift import Drift, TextFigures
+from textgen.publishing.drift import VERDICTS, Drift, TextFigures
 from textgen.publishing.markdown import inline, table
 from textgen.publishing.tokenizer_fit import TokenizerFit, fit_in_words
 from textgen.publishing.verdict import background, decision_of, figure_rows, headline, moved_in_markdown
@@ -161,7 +161,7 @@ def show_text(name: str, report: TextReport) -> None:
 
 def show_drift(name: str, drift: Drift, fit: TokenizerFit | None = None) -> None:
     """Show the figures of new text beside those of the champion's, the verdict, and how a kept tokenizer fits."""
-    verdict = f"New text beside that of {drift.champion}: {drift.verdict}"
+    verdict = f"The text is {VERDICTS[drift.verdict]} {drift.champion}"
     said = [verdict, *drift.reasons, *([f"tokenizer: {fit_in_words(fit)}"] if fit is not None else [])]
     rows = [
         {"figure": figure.replace("_", " "), f"text of {drift.champion}": _estimate(drift.last, figure),

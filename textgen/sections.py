@@ -1,5 +1,6 @@
 """The sections that shape the weights, data, model and training, and what every section of the configuration shares."""
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -319,9 +320,13 @@ class DataConfig(Section):
         named = [value for some in values for value in (some if isinstance(some, list) else [some])]
         known = not isinstance(files, dict) or set(files) <= set(SPLITS)
         if files is not None and not (named and known and all(isinstance(value, str) and value for value in named)):
+            unknown = next((name for name in files if name not in SPLITS), None) if isinstance(files, dict) else None
+            close = difflib.get_close_matches(str(unknown), SPLITS, n=1, cutoff=0.4) if unknown is not None else []
+            hint = f"; {brief(unknown)} is no split" if unknown is not None else ""
+            hint += f"; did you mean {close[0]}?" if close else ""
             raise rule(
                 f"data.files={brief(files)}: a folder, a file or a glob was expected, a list of these, or "
-                "{train, validation, test} of these"
+                f"{{train, validation, test}} of these{hint}"
             )
         return files
 

@@ -240,7 +240,7 @@ def test_a_broken_line_of_jsonl_is_named(tmp_path, line, said):
         ('text\n"a"b\n', ", line 2: not CSV: ',' expected after '\"'"),
         ("id,text\n1,a\n2\n", ", line 3: 1 fields where the first line has 2"),
         ("id,text\n1,a,b\n", ", line 2: 3 fields where the first line has 2"),
-        ("text\ra\rb\r", ", line 1: not CSV: new-line character seen in unquoted field"),
+        ("text\ra\rb\r", ", line 1: not CSV: a carriage return alone ends no line"),
     ],
 )
 def test_a_broken_table_of_csv_is_named(tmp_path, text, said):

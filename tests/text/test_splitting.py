@@ -230,6 +230,13 @@ def test_an_article_of_wikitext_is_a_document_and_is_never_cut_by_our_split(tmp_
     assert split_of(raw).keys() == {"".join(article) for article in articles}
 
 
+def test_rows_of_an_article_are_on_lines_of_their_own():
+    """Rows without line ends ran into one another: `= One =lamp`. Those that have them stay as they are."""
+    rows = ["= One =", "lamp", "", "= = Two = =", " stone \n", "", " light \n"]
+    found = "".join(part.text for part in documents.on_lines(documents.mark_rows(rows)))
+    assert found == "= One =\nlamp\n= = Two = =\n stone \n light \n"
+
+
 def test_long_files_are_cut_where_the_splits_would_be_small_and_join_to_the_file(tmp_path):
     text = "\n\n".join(some_text(150, number) for number in range(1200)) + "\n"
     (tmp_path / "book.txt").write_text(text)
@@ -288,6 +295,12 @@ def test_a_long_row_of_a_table_is_not_cut(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     raw = freeze(tmp_path, files=str(tmp_path / "a.jsonl"))
     assert not raw.reading.cut and split_of(raw).keys() == set(texts)
+
+
+def test_an_empty_split_says_that_copies_were_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("the same\n" * 500)
+    said = refusal(tmp_path, files=str(tmp_path / "a.txt"), document="line")
+    assert "split is empty: 1 document (499 more with the same words left out) and none of them in it" in said
 
 
 def test_an_empty_split_says_how_many_documents_are_missing(tmp_path):

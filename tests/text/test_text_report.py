@@ -11,7 +11,7 @@ import pytest
 from textgen.sections import SPLITS, DataConfig
 from textgen.storage import Storage
 from textgen.text import report
-from textgen.text.corpus import fetch
+from textgen.text.corpus import fetch, left_out_now
 from textgen.text.report import TextReport, report_on, text_in_words
 
 
@@ -19,7 +19,7 @@ def look(root: Path, **data: Any) -> tuple[TextReport, list[str]]:
     storage = Storage.at(root / "data")
     raw = fetch(DataConfig(**data), storage)
     found = report_on(raw, storage)
-    return found, text_in_words(raw, found)
+    return found, text_in_words(raw, found, left_out_now(DataConfig(**data), raw, storage))
 
 
 def given(root: Path, **texts: str) -> dict[str, str]:
@@ -80,6 +80,10 @@ def test_what_was_left_out_is_told(tmp_path):
     assert "empty: 1 document without a word, left out" in lines
     assert "left out of folders: 2 .jpg, 1 hidden" in lines
     assert not [line for line in lines if "were cut" in line]
+    (folder / "letter.docx").touch()
+    (folder / "p.jpg").unlink()
+    _, lines = look(tmp_path, files=str(folder), validation_fraction=0.3, test_fraction=0.3)
+    assert "left out of folders: 1 .docx, 1 .jpg, 1 hidden" in lines, "as it is now: no key of a text has it"
 
 
 def test_that_long_files_were_cut_is_told(tmp_path):

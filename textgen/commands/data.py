@@ -70,7 +70,11 @@ def _run(options: argparse.Namespace) -> None:
         say(json.dumps(_as_json(raw, report, tokens), indent=2))
         return
     refusals = _refusals(raw, config, storage)
-    for line in [*_lines(config, raw, report), *refusals, *(_token_lines(raw, tokens) if tokens is not None else ())]:
+    for line in [
+        *_lines(config, raw, report, storage),
+        *refusals,
+        *(_token_lines(raw, tokens) if tokens is not None else ()),
+    ]:
         say(line)
 
 
@@ -79,11 +83,12 @@ def _as_json(raw: "RawManifest", report: "TextReport", tokens: "TokensManifest |
     return made if tokens is None else {**made, "tokens": tokens.model_dump(mode="json")}
 
 
-def _lines(config: Config, raw: "RawManifest", report: "TextReport") -> Iterator[str]:
+def _lines(config: Config, raw: "RawManifest", report: "TextReport", storage: "Storage") -> Iterator[str]:
     from textgen.publishing.gate import gate_warnings
+    from textgen.text.corpus import left_out_now
     from textgen.text.report import text_in_words
 
-    yield from text_in_words(raw, report)
+    yield from text_in_words(raw, report, left_out_now(config.data, raw, storage))
     yield ""
     rows: list[tuple[str, ...]] = [
         ("split", "documents", "words", "bytes", "longest", "shortest", "stands in train"),

@@ -34,6 +34,7 @@ BOUNDS = {"words_per_document": 1.5, "word_coverage": 1.02, "bytes_per_token": 1
 STANDARD_ERRORS = 3.0
 
 Verdict = Literal["same", "shifted", "not compared"]
+VERDICTS = {"same": "like that of", "shifted": "other than that of", "not compared": "not compared with that of"}
 
 
 class Estimate(BaseModel):

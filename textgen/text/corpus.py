@@ -2,7 +2,7 @@
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from textgen.storage import Storage
 from textgen.text.documents import Content, Part, by_document, mark_rows
 from textgen.text.freezing import RawSplit, Reading, freeze_dataset, freeze_files
 from textgen.text.local_files import LocalText
-from textgen.text.sources import HubDataset, choose_source, raw_home
+from textgen.text.sources import Files, HubDataset, choose_source, raw_home
 
 if TYPE_CHECKING:
     import pyarrow
@@ -161,6 +161,18 @@ def _excerpts(text: str, begins: bool, most: int, characters: int, turn: int) ->
     places = [last * (turn % 3) // 2] if count == 1 else [last * number // (count - 1) for number in range(count)]
     for place in places:
         yield Part(text[place : place + characters], begins and place == 0)
+
+
+def left_out_now(data: DataConfig, raw: RawManifest, storage: Storage) -> Mapping[str, int]:
+    """Return what is left out of the folders of local files as they are now, by reason; nothing of other sources.
+
+    The text that was frozen may be from before some of it came or went.
+    """
+    source = choose_source(data, storage)
+    try:
+        return source.left_out() if isinstance(source, Files) else {}
+    except InputError:  # the folder is gone: as it was then
+        return raw.reading.left_out if raw.reading is not None else {}
 
 
 def list_documents(manifest: RawManifest, split: str) -> "pyarrow.Table | None":

@@ -251,6 +251,6 @@ def _why(left_out: Counter[str]) -> str:
     return f"; left out: {in_words(left_out)}" if left_out else ""
 
 
-def in_words(left_out: Counter[str] | dict[str, int]) -> str:
+def in_words(left_out: Mapping[str, int]) -> str:
     """Return what was left out, as `3 hidden, 2 .jpg`."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))

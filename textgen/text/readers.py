@@ -168,7 +168,8 @@ def _read_csv(file: LocalFile, sha256: str | None, column: str) -> Iterator[obje
                 raise InputError(f"{where}: {len(row)} fields where the first line has {len(names)}")
             yield row[place]
     except csv.Error as error:
-        raise InputError(f"{file}, line {rows.line_num}: not {file.kind.upper()}: {error}") from None
+        said = "a carriage return alone ends no line" if "universal-newline" in str(error) else error
+        raise InputError(f"{file}, line {rows.line_num}: not {file.kind.upper()}: {said}") from None
 
 
 def _read_parquet(file: LocalFile, sha256: str | None, column: str) -> Iterator[object]:

@@ -1,7 +1,7 @@
 """A look at a frozen text before training: its documents by split and kind, and how much of it stands in train."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -167,24 +167,24 @@ def report_on(raw: RawManifest, storage: Storage) -> TextReport:
     return storage.build(storage.report(key), TextReport, build)
 
 
-def text_in_words(raw: RawManifest, report: TextReport) -> list[str]:
-    """Return what is in a text and what was left out, in a few lines."""
+def text_in_words(raw: RawManifest, report: TextReport, left_out: Mapping[str, int]) -> list[str]:
+    """Return what is in a text and what was left out, in a few lines; `left_out` of folders, by reason."""
     amounts = ", ".join(f"{one.documents:,} in {split}" for split, one in report.splits.items())
     documents, words = (sum(getattr(one, what) for one in report.splits.values()) for what in ("documents", "words"))
     lines = [f"text: {counted(documents, 'document')} ({amounts}), {counted(words, 'word')}"]
     if (reading := raw.reading) is not None:
         if reading.cut:
             lines.append(
-                "long files were cut, at blank lines where there are any, into documents of about "
-                f"{reading.cut_words:,} words: "
+                "long files were cut into documents, at a blank line after "
+                f"{reading.cut_words:,} words, at a line end after twice as many: "
                 f"uncut, validation or test would have fewer than {FEW_DOCUMENTS} documents"
             )
         if reading.copies:
             lines.append(f"copies: {counted(reading.copies, 'document')} with the words of another one, left out")
         if reading.empty:
             lines.append(f"empty: {counted(reading.empty, 'document')} without a word, left out")
-        if reading.left_out:
-            lines.append(f"left out of folders: {in_words(reading.left_out)}")
+    if left_out:
+        lines.append(f"left out of folders: {in_words(left_out)}")
     shares = ", ".join(f"{report.splits[split].overlap:.1%} of {split}" for split in HELD_OUT)
     longest = max(report.splits[split].longest_overlap or 0 for split in HELD_OUT)
     lines.append(

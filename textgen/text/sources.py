@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
@@ -16,7 +16,7 @@ from textgen.files import content_key, sha256_file
 from textgen.hub import ANSWER_SECONDS, ask_hub, pinned
 from textgen.sections import EMBEDDED_CORPUS, SPLITS, TEXT_COLUMN, DataConfig, Split
 from textgen.storage import Storage
-from textgen.text.local_files import LocalFile, LocalText, SplitFile, find_files, find_path, read_kind, shown
+from textgen.text.local_files import Found, LocalFile, LocalText, SplitFile, find_files, find_path, read_kind, shown
 from textgen.text.python_docs import python_docs, standard_library
 from textgen.text.readers import check_start
 
@@ -134,24 +134,33 @@ class Files:
             raise InputError("data.files: the files were changed while they were read; start again")
         return LocalText(files, left_out)
 
+    def left_out(self) -> Counter[str]:
+        """Return what is left out of the folders now, by reason: no key has it."""
+        return sum((found.left_out for _, _, found in self._named()), Counter[str]())
+
     def _find(self) -> tuple[list[SplitFile], Counter[str]]:
-        named = self.data.files
-        assert named is not None
-        by_split: dict[Split | None, str | list[str]] = {None: named} if not isinstance(named, dict) else {}
-        if isinstance(named, dict):
-            by_split |= {split: named[split] for split in SPLITS}
         files: list[SplitFile] = []
         left_out: Counter[str] = Counter()
-        for split, values in by_split.items():
-            key = "data.files" if split is None else f"data.files.{split}"
-            found = find_files(key, [values] if isinstance(values, str) else values, self.storage.local)
+        for split, key, found in self._named():
             if not any(file.path.stat().st_size for file in found.files):
-                raise InputError(f"{key}={values!r}: the split is empty")
+                raise InputError(f"{key}: the split is empty")
             for file in found.files:
                 files.append(SplitFile(file, _sha256_source(file.path), split))
                 _check_start(file, self.data.text_column, files[-1].sha256)
             left_out += found.left_out
         return files, left_out
+
+    def _named(self) -> Iterator[tuple[Split | None, str, Found]]:
+        """Yield the files of each split that is given, or of all, and the key that names them, with its value."""
+        named = self.data.files
+        assert named is not None
+        by_split: dict[Split | None, str | list[str]] = {None: named} if not isinstance(named, dict) else {}
+        if isinstance(named, dict):
+            by_split |= {split: named[split] for split in SPLITS}
+        for split, values in by_split.items():
+            key = "data.files" if split is None else f"data.files.{split}"
+            found = find_files(key, [values] if isinstance(values, str) else values, self.storage.local)
+            yield split, f"{key}={values!r}", found
 
     @staticmethod
     def about(identity: Identity) -> About:

@@ -10,7 +10,7 @@ import numpy as np
 
 from textgen.errors import InputError
 from textgen.sections import HELD_OUT, SPLITS, DataConfig
-from textgen.terminal import brief
+from textgen.terminal import brief, counted
 from textgen.text.documents import (
     CUT_WORDS,
     LONG_WORDS,
@@ -19,6 +19,7 @@ from textgen.text.documents import (
     Part,
     cut_text,
     mark_rows,
+    on_lines,
     parts_of,
     size_in_words,
 )
@@ -53,7 +54,7 @@ class SourceDocuments:
         for one in self.files:
             if one.file.has_rows:
                 rows = mark_rows(read_table(one.file, one.sha256, self.data.text_column))
-                found = rows if self.by_row else chain.from_iterable(parts_of(*row) for row in rows)
+                found = rows if self.by_row else chain.from_iterable(parts_of(*row) for row in on_lines(rows))
             else:
                 pieces = read_text(one.file, one.sha256)
                 found = cut_text(pieces, self.data.document, self.cut_words)
@@ -187,12 +188,14 @@ def check_splits(census: Census, data: DataConfig) -> None:
             raise InputError(f"data.files.{split}: the split is empty")
         if kept == 0:
             raise InputError("data.files: the files hold no text")
+        copies = census.count(Census.COPY)
+        but = f" ({copies:,} more with the same words left out)" if copies else ""
         fractions = {"validation": data.validation_fraction, "test": data.test_fraction}
         fraction = fractions.get(split, 1 - sum(fractions.values()))
         named = " and ".join(
             f"data.{name}_fraction={value:g}" for name, value in fractions.items() if split in (name, "train")
         )
         raise InputError(
-            f"data.files: the {split} split is empty: {kept} document{'s' * (kept != 1)} and none of them in it; with "
+            f"data.files: the {split} split is empty: {counted(kept, 'document')}{but} and none of them in it; with "
             f"{named} about {round(1 / fraction):,} more are needed"
         )
