@@ -30,3 +30,10 @@ def test_an_argument_that_is_not_known_is_refused(monkeypatch, capsys, arguments
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_a_root_for_a_command_with_a_configuration_is_a_setting(capsys):
+    """Other commands take `--root`, and the hints of a run have it."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["clean", "--root", "elsewhere"])
+    assert "for another root write storage.root=ROOT" in capsys.readouterr().err

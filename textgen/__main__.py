@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = "; for another root write storage.root=ROOT" if any(one.startswith("--root") for one in rest) else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:  # overrides after an option that stands between them
         options.overrides += rest
     return carry_out(lambda: options.run(options))

@@ -100,6 +100,10 @@ def test_a_run_is_found_by_each_of_its_names(storage, rivals):
         assert find_run(name, storage, "textgen") == expected, name
 
 
+def test_a_training_of_several_versions_is_found_by_its_name_in_the_list(storage):
+    assert find_run("textgen v2, other v1", storage, "textgen") == find_run("textgen@v2", storage, "textgen")
+
+
 def test_a_training_by_force_is_found_by_its_name_in_the_list(storage, rivals):
     """It had the beginning of its key alone, which another training has too."""
     training = storage.training(rivals[0].checkpoint.folder.name)

@@ -53,7 +53,7 @@ def _list(options: argparse.Namespace) -> None:
         raise InputError(f"{options.root}: there is no training")
     for line in columns([("run", "when", "text", "steps", "validation", "test", "changed"), *map(_cells, rows)]):
         say(line)
-    say("Losses are in nats a token; those of different text or tokenizers do not compare.")
+    say("Losses are in nats a token; those of another text, tokenizer or protocol do not compare.")
     if not all(row.evaluated for row in rows):
         say("~ best on validation while training: the run was not evaluated.")
 

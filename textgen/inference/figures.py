@@ -19,8 +19,12 @@ class Figures:
         self.registry = CollectorRegistry()
         self.running = Gauge("textgen_num_requests_running", "Texts that are being written", registry=self.registry)
         self.waiting = Gauge("textgen_num_requests_waiting", "Texts that wait to be begun", registry=self.registry)
-        self.prompt_tokens = Counter("textgen_prompt_tokens", "Tokens of prompts", registry=self.registry)
-        self.generation_tokens = Counter("textgen_generation_tokens", "Tokens written", registry=self.registry)
+        self.prompt_tokens = Counter(
+            "textgen_prompt_tokens", "Tokens of prompts, once for each text", registry=self.registry
+        )
+        self.generation_tokens = Counter(
+            "textgen_generation_tokens", "Tokens written, ends of texts with them", registry=self.registry
+        )
         self.success = Counter(
             "textgen_request_success", "Texts that ended, by why", ["finished_reason"], registry=self.registry
         )

@@ -120,8 +120,8 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     """Return the run of a version, of a training or of a flow run.
 
     Args:
-        name: `NAME@v3`, `NAME v3` as in the list, `NAME@champion`, `v3` or `champion` of `model`, a folder, or the
-            beginning of a training's key or of a flow run's id.
+        name: `NAME@v3`, `NAME v3` as in the list, which may have several, `NAME@champion`, `v3` or `champion` of
+            `model`, a folder, or the beginning of a training's key or of a flow run's id.
         storage: Where the runs are.
         model: The name of the model that a version without a name is of.
 
@@ -132,7 +132,7 @@ def find_run(name: str, storage: Storage, model: str) -> Run:
     """
     if name == "champion" or VERSION.fullmatch(name):
         name = f"{model}@{name}"
-    if listed := LISTED.fullmatch(name):
+    if listed := LISTED.fullmatch(name.split(", ")[0]):  # several versions of one training
         name = f"{listed[1]}@{listed[2]}"
     base, at, version = name.rpartition("@")
     if (folder := expand_home(name)).is_dir():
