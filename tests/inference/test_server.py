@@ -20,12 +20,21 @@ from textgen.inference.figures import Figures
 from textgen.inference.sampling import SamplingConfig
 from textgen.inference.worker import Job, Probe, Served, Version, check_probe
 from textgen.model.pretrained import LoadedModel
+from textgen.text.encoding import end_id
 
 
 @pytest.fixture(scope="module")
-def running(loaded) -> Iterator[Running]:
+def shared(loaded) -> Iterator[Running]:
     with serve(Shelf(v1=loaded)) as running:
         yield running
+
+
+@pytest.fixture
+def running(shared, loaded) -> Iterator[Running]:
+    """Return the server that the tests share, as it was, whatever the test before made of its engine."""
+    yield shared
+    for served in shared.state.worker.served.values():
+        served.engine.end = end_id(loaded.tokenizer)
 
 
 def client_of(running: Running, key: str = "none") -> openai.OpenAI:
