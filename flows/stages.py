@@ -23,7 +23,7 @@ from tasks.train import train
 from tasks.upload import upload_champion
 from tasks.wandb_run import one_run
 from textgen.config import Config
-from textgen.model.find import bring_champion, read_champion
+from textgen.model.find import read_champion
 from textgen.publishing.resolution import resolve_champions
 from textgen.publishing.verdict import decision_of, headline, nothing_new
 from textgen.storage import Storage
@@ -52,11 +52,7 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
         return ended_by(signal)
     metrics, reports["evaluate"] = run_stage(evaluate, config, checkpoint=checkpoint, tokens=tokens, raw=raw)
     made = {"checkpoint": checkpoint, "metrics": metrics, "tokens": tokens, "raw": raw}
-    home = Storage(config.storage).models(config.name)
-    before = bring_champion(home, Storage(config.storage))
     published, reports["publish"] = run_stage(publish, config, **made, resolution=resolution)
-    if (champion := read_champion(home)) != before:  # of an old version too, where publish.policy has become always
-        reports["publish"] = reports["publish"].model_copy(update={"cached": False})
     track_champion(config, published)
     result = {
         "run_id": str(flow_run.id),
@@ -69,7 +65,7 @@ def _run_stages(config: Config, run: RunChoices) -> Any:
         "checkpoint": checkpoint.model_dump(mode="json"),
         "metrics": {name: split.model_dump(mode="json") for name, split in metrics.splits.items()},
         "published": published.model_dump(mode="json"),
-        "champion": champion,
+        "champion": read_champion(published.folder.parent),
         "hub_commit": upload_champion(config, published),
         "stages": {name: report.model_dump() for name, report in reports.items()},
     }

@@ -160,7 +160,7 @@ def run_stage(stage_task: Task[..., Any], config: Config, **arguments: Any) -> t
     if cached:
         mark_used(manifest.folder)
         try:
-            if type(manifest).read(manifest.folder) != manifest:
+            if not manifest.says_the_same(type(manifest).read(manifest.folder)):
                 raise Damaged(f"{manifest.folder}: its manifest says something else than the cached record")
         except Damaged as damage:
             log.warning("%s: the cached result of %s is not believed", damage, stage_task.name)

@@ -15,7 +15,7 @@ import torch
 
 from tests.waiting import PATIENCE_SECONDS, until
 from textgen.errors import Damaged
-from textgen.files import Manifest, build_once, naming, new_folder, remove, sha256_file, write_atomic
+from textgen.files import Manifest, build_once, naming_the_file, new_folder, remove, sha256_file, write_atomic
 
 
 class Notes(Manifest):
@@ -216,11 +216,15 @@ def test_a_folder_in_the_place_of_a_manifest_is_damage(tmp_path):
 )
 def test_a_full_disk_names_the_file_whichever_library_writes(write):
     full = Path("/dev/full")
-    with pytest.raises(OSError, match="No space left") as error, naming(full), full.open("wb", buffering=0) as file:
+    with (
+        pytest.raises(OSError, match="No space left") as error,
+        naming_the_file(full),
+        full.open("wb", buffering=0) as file,
+    ):
         write(file)
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(full))
 
 
 def test_an_error_that_is_not_of_the_disk_is_left_as_it_is():
-    with pytest.raises(RuntimeError, match=r"^another$"), naming(Path("file")):
+    with pytest.raises(RuntimeError, match=r"^another$"), naming_the_file(Path("file")):
         raise RuntimeError("another")

@@ -38,8 +38,8 @@ def expand_home(name: str) -> Path:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an error of the disk name the file that the block writes: libraries leave it out, or hide the error.
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Have an error of the disk name the file that the block writes: libraries omit the name, or wrap the error.
 
     Raises:
         OSError: the disk is full, or failed otherwise.
@@ -252,6 +252,10 @@ class Manifest(BaseModel):
     def __eq__(self, other: object) -> bool:
         """Return whether both say the same of the same folder, whoever made it."""
         return type(other) is type(self) and (self.path, self.content()) == (other.path, other.content())
+
+    def says_the_same(self, stored: "Manifest") -> bool:
+        """Return whether a record of this manifest, as Prefect keeps one, is of what the folder says."""
+        return self == stored
 
     def as_built(self) -> Self:
         """Return the manifest of what was made just now."""

@@ -101,7 +101,7 @@ def test_a_run_that_did_nothing_says_so_first(capsys):
     published = {"promoted": False, "reason": "it is worse"}
     cached = {"fetch": {"seconds": 0.1, "cached": True}}
     said, *_ = printed_of(capsys, stages=cached, champion="v2", published=published)
-    assert said.endswith("gate are now: `textgen models promote v1 --name textgen` promotes it.")
+    assert said.endswith("the gate does not decide twice; `textgen models promote v1 --name textgen` promotes it.")
     assert not [line for line in lines if line.startswith("Training: ")]
 
 

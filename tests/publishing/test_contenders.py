@@ -32,8 +32,9 @@ def write_lines(path: Path, words: int) -> Path:
 def champion_of(raw: RawManifest, storage: Storage, folder: Path, *earlier: RawManifest) -> PublishedManifest:
     """Return a version that was trained on a text, from models of earlier ones."""
     folder.mkdir()
+    texts = {"earlier_texts": [text.key for text in earlier], "names_all_texts": True}
     own = {"folder": storage.name(raw.folder), "key": raw.key}
-    (folder / LINEAGE_FILE).write_text(json.dumps({"raw": own, "earlier_texts": [text.key for text in earlier]}))
+    (folder / LINEAGE_FILE).write_text(json.dumps({"raw": own, **texts}))
     return PublishedManifest(
         key="1", name="textgen", version="v1", promoted=True, reason="", checkpoint_sha256="1", tokens_key="1",
         raw_sha256={split: text.sha256 for split, text in raw.splits.items()}, bits_per_byte=None, samples=[],
@@ -57,7 +58,7 @@ def seen(champion: PublishedManifest, raw: RawManifest, storage: Storage) -> dic
     return None if found is None else {split: seen_D.tolist() for split, seen_D in found.items()}
 
 
-def test_documents_of_each_text_that_the_champion_came_from_are_seen(tmp_path, storage):
+def test_documents_of_each_text_that_the_champion_came_from_are_seen(tmp_path, storage, caplog):
     """What the model before it was trained on counted as new to the champion that started from it."""
     words = [" ".join(random.Random(number).choices(WORDS, k=30)) for number in range(8)]
 
@@ -80,8 +81,12 @@ def test_documents_of_each_text_that_the_champion_came_from_are_seen(tmp_path, s
     }  # fmt: skip
     assert seen(champion_of(last, storage, tmp_path / "v3"), last, storage) is None
     shutil.rmtree(first.folder)
-    with pytest.raises(Damaged, match=first.key):
-        seen_documents(champion_of(last, storage, tmp_path / "v4", first), new, storage)
+    without_first = seen(champion_of(last, storage, tmp_path / "v4", first), new, storage)
+    assert without_first == {"validation": [False, False], "test": [True, False, True]}
+    assert f"v1 started from a model of the text {first.key}, which is not here" in caplog.text
+    shutil.rmtree(last.folder)
+    with pytest.raises(Damaged, match=last.key):
+        seen_documents(champion_of(last, storage, tmp_path / "v5"), new, storage)
 
 
 def test_documents_of_a_text_without_a_list_of_them_are_seen_too(tmp_path, storage):

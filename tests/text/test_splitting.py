@@ -230,13 +230,6 @@ def test_an_article_of_wikitext_is_a_document_and_is_never_cut_by_our_split(tmp_
     assert split_of(raw).keys() == {"".join(article) for article in articles}
 
 
-def test_rows_of_an_article_are_on_lines_of_their_own():
-    """Rows without line ends ran into one another: `= One =lamp`. Those that have them stay as they are."""
-    rows = ["= One =", "lamp", "", "= = Two = =", " stone \n", "", " light \n"]
-    found = "".join(part.text for part in documents.on_lines(documents.mark_rows(rows)))
-    assert found == "= One =\nlamp\n= = Two = =\n stone \n light \n"
-
-
 def test_long_files_are_cut_where_the_splits_would_be_small_and_join_to_the_file(tmp_path):
     text = "\n\n".join(some_text(150, number) for number in range(1200)) + "\n"
     (tmp_path / "book.txt").write_text(text)

@@ -321,9 +321,9 @@ def test_no_word_of_train_is_unknown_whatever_python_takes_for_white_space(tmp_p
 
 
 def test_an_unknown_word_of_the_text_itself_may_be_in_two_parts_of_it():
-    tokenizer = collect_words(["the cat <unk>s"])
-    text = "the <unk> cat <unk>s <unk>"
+    tokenizer = collect_words(["the cat\x1c<unk>s"])
+    text = "the <unk> cat\x1c<unk>s <unk>"
     for size in range(1, len(text)):
         parts = [Part(text[start : start + size], start == 0) for start in range(0, len(text), size)]
         stream = encode_stream(tokenizer, parts, torch.int32, has_units=True)
-        assert (stream.counts.unknown, stream.counts.words) == (0, 5), size
+        assert (stream.counts.unknown, stream.counts.tokens) == (0, 5), size

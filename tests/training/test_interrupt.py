@@ -270,12 +270,13 @@ def test_a_signal_that_nobody_delivered_comes_at_the_end_of_the_context(number):
     assert reached == [number]
 
 
-def test_a_signal_comes_before_an_exception_of_the_context_which_it_shows(number):
+def test_a_signal_comes_before_an_exception_of_the_context_which_is_told(number, caplog):
     """Otherwise a training that failed would be tried again by a process that was told to end."""
     with pytest.raises(Termination) as ended, DeferredSignals():
         signal.raise_signal(number)
-        raise ZeroDivisionError
+        raise ZeroDivisionError("of this")
     assert isinstance(ended.value.__context__, ZeroDivisionError)
+    assert "ZeroDivisionError: of this" in caplog.text, "the signal may end the process at once"
 
 
 def test_without_a_signal_nothing_is_raised():

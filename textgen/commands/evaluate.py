@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> None:
     from textgen.evaluation.protocols import DEFINITIONS
     from textgen.evaluation.scoring import figure_in_words
     from textgen.model.cached import CachedModel
-    from textgen.model.device import choose_device, prepare_cpu
+    from textgen.model.device import choose_device, share_cores
     from textgen.model.ensemble import join
     from textgen.model.find import resolve
     from textgen.model.pretrained import load_finite_model
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
 
     storage = Storage.at(options.root)
     folders = [resolve(name, storage) for name in options.models]
-    prepare_cpu(1)
+    share_cores()
     models = [load_finite_model(folder, choose_device("auto")) for folder in folders]
     if options.weights == "int8":
         rows = EvaluationConfig().batch_size

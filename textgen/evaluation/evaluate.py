@@ -11,7 +11,7 @@ from textgen.errors import Damaged, InputError
 from textgen.evaluation.protocols import DEFINITIONS, read_as_lm_eval, read_as_stream, read_split, read_tokens_split
 from textgen.evaluation.scoring import Measured, Metrics, arrays_file, measure
 from textgen.files import content_key, sha256_file
-from textgen.model.device import autocast, choose_device, prepare_cpu
+from textgen.model.device import autocast, choose_device, share_cores
 from textgen.model.find import ModelManifest
 from textgen.model.pretrained import WEIGHTS_FILE, LoadedModel, load_model
 from textgen.sections import HELD_OUT
@@ -32,7 +32,7 @@ def evaluate(checkpoint: Path, tokens: TokensManifest, config: Config) -> Metric
     stride = config.stride if config.evaluation.protocol == "sliding" else config.data.seq_length
 
     def build(temporary: Path) -> Metrics:
-        prepare_cpu(1)
+        share_cores()
         device = choose_device(config.training.device)
         with autocast(device, config.training.precision):
             measured = evaluate_splits(load_model(checkpoint, device), tokens, config.evaluation, stride)

@@ -62,6 +62,7 @@ def sliding_windows(tokens: int, seq_length: int, stride: int) -> Iterator[Windo
 
 def windows_of(protocol: str, tokens: int, seq_length: int, stride: int) -> Iterator[Window]:
     """Return the windows of `sliding` or `blocks`."""
+    assert protocol in ("blocks", "sliding"), protocol
     return blocks(tokens, seq_length) if protocol == "blocks" else sliding_windows(tokens, seq_length, stride)
 
 

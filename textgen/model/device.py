@@ -93,14 +93,21 @@ def check_compiler(device: torch.device, setting: bool | str) -> None:
 def prepare_cpu(local_processes: int) -> None:
     """Share the cores among the processes of this host, and keep freed memory instead of returning it.
 
-    OMP_NUM_THREADS overrides the share of a process that is alone (torchrun sets it to 1 for several, unasked).
     Tensors of some MB are made and freed at every step: returned to the system, each is paid for in page faults anew.
     """
-    if local_processes > 1 or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, usable_cores() // local_processes))
+    share_cores(local_processes)
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc only
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def share_cores(local_processes: int = 1) -> None:
+    """Share the cores that a container may use among the processes of this host.
+
+    OMP_NUM_THREADS overrides the share of a process that is alone (torchrun sets it to 1 for several, unasked).
+    """
+    if local_processes > 1 or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // local_processes))
 
 
 def read_bandwidth(device: torch.device) -> float:

@@ -33,7 +33,6 @@ SIZES = {"vocab_size": MAX_VOCAB_SIZE, "max_position_embeddings": 2**31}  # of a
 # What else a description may say of a model, and all that can be read of it.
 ONLY = {
     "model_type": MODEL_TYPE, "attention_bias": False, "hidden_act": "silu", "use_sliding_window": False,
-    "rope_scaling": None,
 }  # fmt: skip
 ONLY_ROPE = "default"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
@@ -194,10 +193,11 @@ def _read_description(path: Path) -> tuple[ModelConfig, int, int]:
     """
     stored = read_json(path)
     for key, only in ONLY.items():
-        if (value := stored.get(key, only)) != only:
+        if (value := stored.get(key)) not in (None, only):
             raise InputError(f"{path}: {key}={brief(value)}; only {only} can be read")
-    rope = stored.get("rope_parameters")  # all that transformers 5 writes
-    if isinstance(rope, dict):
+    for key in ("rope_parameters", "rope_scaling"):  # transformers 5 writes the first alone, older releases the second
+        if not isinstance(rope := stored.get(key), dict):
+            continue
         if (kind := rope.get("rope_type", ONLY_ROPE)) != ONLY_ROPE:
             raise InputError(f"{path}: rope_type={brief(kind)}; only {ONLY_ROPE} can be read")
         theta = rope.get("rope_theta", stored.get("rope_theta"))

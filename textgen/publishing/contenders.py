@@ -16,7 +16,7 @@ from textgen.evaluation.evaluate import evaluate_split, evaluation_key
 from textgen.evaluation.protocols import read_split, read_tokens_split, windows_of
 from textgen.evaluation.scoring import Documents, Metrics, SplitMetrics, read_documents, scored_parts
 from textgen.files import write_atomic
-from textgen.model.device import autocast, choose_device, prepare_cpu
+from textgen.model.device import autocast, choose_device, share_cores
 from textgen.model.find import read_champion
 from textgen.model.pretrained import load_model
 from textgen.publishing.candidate import Candidate
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 NAMED = 5  # documents that were left out
 OPENING_WORDS, OPENING_CHARACTERS = 8, 60  # of a document that moved
-MOST_SEEN = 0.2  # of a document's words in runs of 13 that the champion was trained on; others are left out
+MOST_SEEN = 0.2  # of a document's words, in runs of 13, may be of the champion's text; a document with more is left out
 
 
 def check_fractions(raw: RawManifest, config: Config, storage: Storage) -> None:
@@ -203,7 +203,7 @@ def score_champion(champion: PublishedManifest, candidate: Candidate) -> Scores:
         spread = {split: spread_of(metrics.splits[split]) for split in HELD_OUT}
         return Scores(folder.name, sha256[TOKENIZER_FILE], documents, spread)
     log.info("%s, the champion, is scored again: its figures were measured otherwise", folder.name)
-    prepare_cpu(1)
+    share_cores()
     device = choose_device(config.training.device)
     loaded = load_model(folder, device)
     with autocast(device, config.training.precision):

@@ -14,7 +14,7 @@ from textgen.config import Config, EvaluationConfig
 from textgen.errors import Damaged
 from textgen.evaluation.evaluate import evaluate_rows
 from textgen.files import Manifest, content_key
-from textgen.model.device import choose_device, prepare_cpu
+from textgen.model.device import choose_device, share_cores
 from textgen.model.pretrained import LoadedModel, load_model
 from textgen.publishing.registry import find_champion, trained_text
 from textgen.publishing.version import PublishedManifest
@@ -34,7 +34,7 @@ BOUNDS = {"words_per_document": 1.5, "word_coverage": 1.02, "bytes_per_token": 1
 STANDARD_ERRORS = 3.0
 
 Verdict = Literal["same", "shifted", "not compared"]
-VERDICTS = {"same": "like that of", "shifted": "other than that of", "not compared": "not compared with that of"}
+VERDICTS = {"same": "like that of", "shifted": "different from that of", "not compared": "not compared with that of"}
 
 
 class Estimate(BaseModel):
@@ -104,7 +104,7 @@ def measure_drift(raw: RawManifest, config: Config, storage: Storage) -> Drift |
 
 
 def _compare(key: str, champion: PublishedManifest, raw: RawManifest, config: Config, storage: Storage) -> Drift:
-    prepare_cpu(1)
+    share_cores()
     try:
         last_raw = trained_text(champion, storage)
         loaded = load_model(champion.folder, choose_device(config.training.device))

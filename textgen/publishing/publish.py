@@ -73,6 +73,7 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
     checkpoint, config = candidate.checkpoint, candidate.config
     home = storage.models(config.name)
     with opened(home, storage):
+        in_use = read_champion(home)
         published, champion = read_sound(home, storage)
         for manifest in published:
             if manifest.checkpoint_sha256 == checkpoint.weights_sha256:
@@ -88,6 +89,8 @@ def publish(candidate: Candidate, storage: Storage, flow_run_id: str | None = No
             settle(home, promoted := manifest.model_copy(update=update), storage)
             if read_champion(home) == manifest.version:
                 manifest = promoted
+        if read_champion(home) != in_use:
+            manifest = manifest.as_built()  # the run did something
         for version in prune(home, config.publish.keep_versions, storage):
             log.info("%s %s was deleted: publish.keep_versions=%d", home.name, version, config.publish.keep_versions)
         return manifest

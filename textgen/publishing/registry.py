@@ -102,7 +102,10 @@ def promote(home: Path, version: str, storage: Storage) -> PublishedManifest:
     with opened(home, storage):
         manifest = PublishedManifest.read(find_version(home, version))
         if version not in _everywhere(home, storage):
-            raise InputError(f"{home.name}@{version}: another machine deleted it from {storage.root}")
+            raise InputError(
+                f"{home.name}@{version}: it is not in {storage.root}: another machine deleted it, or the run that made "
+                "it did not end; the same command of that run goes on"
+            )
         try:
             champion = read_champion(home)
             past = read_history(home).until(champion)
@@ -293,14 +296,24 @@ def trained_text(champion: PublishedManifest, storage: Storage) -> RawManifest:
 def earlier_texts(champion: PublishedManifest, storage: Storage) -> list[RawManifest]:
     """Return the other texts that the champion came from: those of the models that its training started from.
 
+    A text that is not here, as that of a model from elsewhere, is left out, and the log says so.
+
     Raises:
-        Damaged: one is no longer there, or is not what it was.
+        Damaged: one is not what it was.
     """
-    own, texts = champion.raw_sha256, list[RawManifest]()
-    for key in texts_of(champion.folder)[0][1:]:
-        remote = storage.folders(storage.raw(), f"*/{key}")
-        folder = next(iter([*storage.raw().glob(f"*/{key}"), *remote]), storage.raw("files") / key)
-        storage.bring(folder, RawManifest)
-        text = RawManifest.read(folder)
-        texts += [text] if own.get("train") != text.splits["train"].sha256 else []
+    texts, (keys, are_all) = list[RawManifest](), texts_of(champion.folder)
+    missing = [] if are_all else ["a text that it does not name"]
+    for key in keys[1:]:
+        found = [*storage.raw().glob(f"*/{key}"), *storage.folders(storage.raw(), f"*/{key}")]
+        if not found:
+            missing.append(f"the text {key}")
+            continue
+        storage.bring(found[0], RawManifest)
+        text = RawManifest.read(found[0])
+        texts += [text] if champion.raw_sha256.get("train") != text.splits["train"].sha256 else []
+    if missing:
+        log.warning(
+            "%s started from a model of %s, which is not here: documents that it was trained on there are not left out",
+            champion.version, " and ".join(missing),
+        )  # fmt: skip
     return texts

@@ -52,7 +52,7 @@ def nothing_new(published: PublishedManifest, champion: str | None, root: str) -
     if published.promoted or champion == published.version:
         return same
     command = f"textgen models promote {published.version} --name {shlex.quote(published.name)}{root_option(root)}"
-    return f"{same}; that it was not promoted stays, whatever the settings of the gate are now: `{command}` promotes it"
+    return f"{same}; it stays unpromoted: the gate does not decide twice; `{command}` promotes it"
 
 
 def figure_rows(decision: Decision, version: str) -> list[tuple[str, ...]]:

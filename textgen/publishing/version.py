@@ -133,12 +133,13 @@ class PublishedManifest(Manifest):
     def sha256_by_file(self) -> dict[str, str]:
         return self.sha256
 
-    def __eq__(self, other: object) -> bool:
-        """Return whether both are of the same files: a later policy may promote a version, and its folder stays."""
-        if not isinstance(other, PublishedManifest):
-            return False
-        decided = {"promoted", "reason", "decision", "built"}
-        return self.model_dump(exclude=decided) == other.model_dump(exclude=decided)
+    def says_the_same(self, stored: "Manifest") -> bool:
+        """Return whether both are of one version: a later policy may promote it, and what is stored stays."""
+        decided = {"promoted", "reason", "decision"}
+        return super().says_the_same(
+            stored.model_copy(update={name: getattr(self, name) for name in decided})
+            if isinstance(stored, PublishedManifest) else stored
+        )  # fmt: skip
 
 
 def published_stride(folder: Path) -> int | None:

@@ -271,16 +271,6 @@ def mark_rows(rows: Iterable[str]) -> Iterator[Part]:
         before = before and not has_text
 
 
-def on_lines(rows: Iterable[Part]) -> Iterator[Part]:
-    """Yield rows so that one with text that goes on a document begins a line, though no line end is before it."""
-    is_open = False
-    for text, begins in rows:
-        if text.strip() and is_open and not begins:
-            text = f"\n{text}"
-        is_open = not text.endswith("\n") if text else is_open
-        yield Part(text, begins)
-
-
 def cut(rows: Sequence[str]) -> list[slice]:
     """Return the documents of a text, in order, as slices of its rows, by the rule of `mark_rows`."""
     starts = [number for number, part in enumerate(mark_rows(rows)) if part.begins]

@@ -39,6 +39,11 @@ def words_between_spaces(text: str) -> list[str]:
     return BETWEEN_SPACES.findall(text) if NO_SPACE.search(text) else text.split()
 
 
+def ends_in_space(text: str) -> bool:
+    """Return whether a text ends with Unicode's white space."""
+    return text[-1:].isspace() and not NO_SPACE.match(text[-1])
+
+
 class Encoded(NamedTuple):
     """The ids [N] of some of the text, and where in them documents end, D places from 0 to N."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, ConfigDict
 
 from textgen.errors import InputError
-from textgen.files import naming, sha256_file
+from textgen.files import naming_the_file, sha256_file
 from textgen.sections import SPLITS, TEXT_COLUMN, DataConfig
 from textgen.text.documents import CUT_WORDS, Content, Part
 from textgen.text.local_files import LocalText
@@ -144,7 +144,7 @@ class SplitWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with naming(self.path):
+        with naming_the_file(self.path):
             if kind is None:
                 self._end_document()
                 self._write()
@@ -172,7 +172,7 @@ class SplitWriter:
         import pyarrow
 
         table = pyarrow.table({"text": self._texts, "begins": self._begins}, schema=text_schema())
-        with naming(self.path):
+        with naming_the_file(self.path):
             self._text.write_table(table)
             self._list.write_table(pyarrow.Table.from_pylist(self._rows, schema=documents_schema()))
         self._texts, self._begins, self._rows, self._size = [], [], [], 0
@@ -201,7 +201,7 @@ def freeze_dataset(dataset: "DatasetDict", folder: Path, column: str) -> dict[st
         if column != TEXT_COLUMN:
             rows = rows.rename_column(column, TEXT_COLUMN)
         path = folder / f"{split}.parquet"
-        with naming(path):
+        with naming_the_file(path):
             rows.to_parquet(path)
         number = words = text_bytes = 0
         for batch in rows.iter(READ_ROWS):

@@ -19,7 +19,6 @@ from textgen.text.documents import (
     Part,
     cut_text,
     mark_rows,
-    on_lines,
     parts_of,
     size_in_words,
 )
@@ -54,7 +53,7 @@ class SourceDocuments:
         for one in self.files:
             if one.file.has_rows:
                 rows = mark_rows(read_table(one.file, one.sha256, self.data.text_column))
-                found = rows if self.by_row else chain.from_iterable(parts_of(*row) for row in on_lines(rows))
+                found = rows if self.by_row else chain.from_iterable(parts_of(*row) for row in rows)
             else:
                 pieces = read_text(one.file, one.sha256)
                 found = cut_text(pieces, self.data.document, self.cut_words)

@@ -17,6 +17,7 @@ from textgen.text.encoding import (
     Encoded,
     encode_documents,
     end_id,
+    ends_in_space,
     find_affixes,
     special_ids,
     words_between_spaces,
@@ -137,7 +138,7 @@ class Tally:
             count.add(part.text)
             self.words[-1], self.bytes[-1] = count.words, count.bytes
             if has_unknown and (words := words_between_spaces(word + part.text)):
-                word = "" if part.text[-1:].isspace() else words.pop()[: len(UNKNOWN) + 1]  # longer, it is another word
+                word = "" if ends_in_space(part.text) else words.pop()[: len(UNKNOWN) + 1]  # longer, it is another word
                 self.written_unknown += words.count(UNKNOWN)
             yield Part(part.text, begins)
         self.written_unknown += word == UNKNOWN

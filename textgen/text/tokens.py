@@ -16,7 +16,7 @@ from torch import Tensor
 from textgen.bar import BYTE, Bar
 from textgen.config import MAX_VOCAB_SIZE, TokenizerConfig
 from textgen.errors import InputError
-from textgen.files import Manifest, content_key, naming, sha256_file, write_atomic
+from textgen.files import Manifest, content_key, naming_the_file, sha256_file, write_atomic
 from textgen.sections import SPLITS
 from textgen.storage import Storage
 from textgen.terminal import one_line
@@ -36,7 +36,7 @@ from textgen.text.tokenizer import (
 log = logging.getLogger(__name__)
 
 ROWS_VERSION = 2  # of the algorithm for rows without ends of documents; a change makes their tokens keys new
-LINES_VERSION = 4  # of the algorithm for words line by line
+LINES_VERSION = 4  # of that for words line by line, of which each line is a row since
 TOKENS_VERSION = 3  # of the algorithm for other text
 COUNTED_IDS = 1 << 22  # at once
 CHECKED = {"train": 512, "validation": 128, "test": 128}  # excerpts that a user's own tokenizer must give back,
@@ -190,7 +190,7 @@ def dtype_for(vocab_size: int) -> torch.dtype:
 
 def save_tensor(tensor: Tensor, path: Path) -> None:
     """Save with `torch.save`; given a path and no file, it would write the file's name into its bytes."""
-    with naming(path), path.open("wb") as file:
+    with naming_the_file(path), path.open("wb") as file:
         torch.save(tensor, file)
 
 

@@ -30,7 +30,7 @@ def bring_training(storage: Storage, out: Path) -> None:
     was_finished = (out / CheckpointManifest.FILE).exists()
     storage.bring(out, CheckpointManifest)
     if (out / CheckpointManifest.FILE).exists():
-        if not was_finished:  # else the log here ends where this machine stopped
+        if not was_finished or not (out / LOG_FILE).exists():  # the log here ends where this machine stopped
             storage.bring_file(out / LOG_FILE)
         return
     here = {folder.name for folder in (out / STATES_FOLDER).glob(STATES)}

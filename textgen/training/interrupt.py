@@ -1,9 +1,12 @@
 """Signals that wait for a place where a training can be left: a step is never cut in two."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+log = logging.getLogger(__name__)
 
 DEFERRED = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,6 +36,8 @@ class DeferredSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if self.pending is not None:  # also after an error: what failed is not to be tried again
+                if error is not None and not isinstance(error, KeyboardInterrupt):  # which nobody else will tell
+                    log.error("%s: %s", type(error).__name__, error)
                 self.deliver()
         finally:
             self._restore()

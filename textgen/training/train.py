@@ -138,7 +138,7 @@ class Run:
         return self.state.progress
 
     def prepare_folder(self) -> None:
-        """Make the folder, with all that there is to say before there are weights, and say what to know of the run."""
+        """Write the key, the origin, the configuration and the tokenizer, and log what a user should know."""
         config, tokens = self.config, self.tokens
         self.out.mkdir(exist_ok=True)
         write_atomic(self.out / KEY_FILE, self.plan.key + "\n")
