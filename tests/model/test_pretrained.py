@@ -245,7 +245,7 @@ def test_a_model_of_somebody_else_that_lies_is_one_short_line(damage, checkpoint
         ({"attention_bias": True}, "attention_bias=True; only False"),
         ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True; only False"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}}, "rope_type='linear'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'; only default"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn'; only default"),
     ],
 )
 def test_a_model_of_another_kind_is_named(checkpoint, tmp_path, changes, named):

@@ -198,7 +198,7 @@ def _read_description(path: Path) -> tuple[ModelConfig, int, int]:
     for key in ("rope_parameters", "rope_scaling"):  # transformers 5 writes the first alone, older releases the second
         if not isinstance(rope := stored.get(key), dict):
             continue
-        if (kind := rope.get("rope_type", ONLY_ROPE)) != ONLY_ROPE:
+        if (kind := rope.get("rope_type", rope.get("type", ONLY_ROPE))) != ONLY_ROPE:
             raise InputError(f"{path}: rope_type={brief(kind)}; only {ONLY_ROPE} can be read")
         theta = rope.get("rope_theta", stored.get("rope_theta"))
         if stored.setdefault("rope_theta", theta) != theta:
