@@ -299,12 +299,15 @@ def test_wikitext_2_has_the_published_counts_of_words(tmp_path):
     assert counts == {"train": (2_088_628, 0), "validation": (217_646, 0), "test": (245_569, 0)}
 
 
+def fetch_thrice(folder: Path, text: str) -> RawManifest:
+    """Return a corpus of which each split is the same file of text."""
+    (folder / "text.txt").write_text(text)
+    return fetch(DataConfig(files={split: str(folder / "text.txt") for split in SPLITS}), Storage.at(folder))
+
+
 def test_a_row_of_words_is_a_line_as_evaluate_reads_a_file(tmp_path):
     """A document was one row, though each of its lines ends with `<eos>`: word perplexity was too high."""
-    for split in SPLITS:
-        (tmp_path / f"{split}.txt").write_text("the cat\nsat\n\non a mat\n")
-    files = {split: str(tmp_path / f"{split}.txt") for split in SPLITS}
-    raw = fetch(DataConfig(files=files), Storage.at(tmp_path))
+    raw = fetch_thrice(tmp_path, "the cat\nsat\n\non a mat\n")
     manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
     found = manifest.splits["test"]
     assert (found.rows, found.words, found.tokens) == (4, 6, 10)
@@ -312,10 +315,7 @@ def test_a_row_of_words_is_a_line_as_evaluate_reads_a_file(tmp_path):
 
 
 def test_no_word_of_train_is_unknown_whatever_python_takes_for_white_space(tmp_path):
-    for split in SPLITS:
-        (tmp_path / f"{split}.txt").write_text("the\x1ccat sat\x1f on\x85a mat")
-    files = {split: str(tmp_path / f"{split}.txt") for split in SPLITS}
-    raw = fetch(DataConfig(files=files), Storage.at(tmp_path))
+    raw = fetch_thrice(tmp_path, "the\x1ccat sat\x1f on\x85a mat")
     manifest = tokenize(raw, TokenizerConfig(kind="word"), Storage.at(tmp_path))
     assert [split.unknown for split in manifest.splits.values()] == [0, 0, 0]
 

@@ -243,7 +243,7 @@ def seen_documents(champion: PublishedManifest, raw: RawManifest, storage: Stora
     is this one, which is apart from the others, and it came from no other text.
 
     Raises:
-        Damaged: a text of its is no longer there, or is not what it was.
+        Damaged: its own text is no longer there, or one of the texts is not what it was.
     """
     is_same_text = champion.raw_sha256.get("train") == raw.splits["train"].sha256
     own = [] if is_same_text else [trained_text(champion, storage)]
